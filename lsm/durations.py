@@ -1,0 +1,78 @@
+"""Durations: how long something lasts, in steps, epochs, examples or per cent of the run.
+
+    300              300 steps
+    "2 epochs"       also "0.5epoch"
+    "50_000 examples"
+    "10%"            of the whole run
+"""
+
+import dataclasses
+import re
+
+from lsm.errors import ConfigError, nearest
+
+Duration = int | str
+"""A number of steps, or a string such as "2 epochs", "50_000 examples", "300 steps", "10%"."""
+
+_FORM = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:e[0-9]+)?)\s*([a-z]+|%)\s*", re.IGNORECASE)
+_UNITS = ("steps", "epochs", "examples", "%")
+
+
+@dataclasses.dataclass(frozen=True)
+class Horizon:
+    """What a duration is measured against.
+
+    Attributes:
+      steps: length of the whole run, in optimiser steps.
+      batch_size: examples in one step, over all devices and accumulated micro-batches.
+      examples: examples in one epoch.
+    """
+
+    steps: int
+    batch_size: int
+    examples: int
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in one epoch; not whole where the batch does not divide the epoch."""
+        return self.examples / self.batch_size
+
+
+def to_steps(duration: Duration, horizon: Horizon, field: str = "duration") -> int:
+    """Returns `duration` as a whole number of steps, rounded to the nearest, at least 0.
+
+    Raises:
+      ConfigError: the string is not a number and a unit; names `field`.
+    """
+    if isinstance(duration, int):
+        return _at_least_zero(duration, field)
+    amount, unit = parse(duration, field)
+    per_unit = {
+        "steps": 1.0,
+        "epochs": horizon.steps_per_epoch,
+        "examples": 1 / horizon.batch_size,
+        "%": horizon.steps / 100,
+    }[unit]
+    steps = round(amount * per_unit)
+    return max(steps, 1) if amount else 0
+
+
+def parse(duration: str, field: str = "duration") -> tuple[float, str]:
+    """Splits "2 epochs" into (2.0, "epochs"); the unit is one of steps, epochs, examples, %."""
+    found = _FORM.fullmatch(duration)
+    unit = found and found[2].lower()
+    if unit and unit != "%" and not unit.endswith("s"):
+        unit += "s"
+    if unit not in _UNITS:
+        hint = nearest(unit, _UNITS) if unit else ""
+        raise ConfigError(
+            f"{field}: {duration!r} is not a duration; give steps (300) or a string like "
+            f"'2 epochs', '50_000 examples', '300 steps', '10%'.{hint}"
+        )
+    return float(found[1]), unit
+
+
+def _at_least_zero(steps: int, field: str) -> int:
+    if steps < 0:
+        raise ConfigError(f"{field}: {steps} is negative; a duration is 0 or more.")
+    return steps

@@ -1,0 +1,46 @@
+"""The errors a user can cause, each told in one readable line.
+
+Everything that is the user's to mend (a config, a dataset, a checkpoint, a mesh) raises a
+subclass of `LsmError`. `lsm.cli.run` prints it as one line and exits with status 1; a library
+user catches it. Anything else that escapes is a bug in lsm and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LsmError(Exception):
+    """Something the user can mend. The message is one line: what, given, allowed, how to go on."""
+
+
+class ConfigError(LsmError):
+    """A field of the experiment is unknown, of the wrong type, or out of range."""
+
+
+class DataError(LsmError):
+    """A dataset, split or feature is not there, or not what the task expects."""
+
+
+class MeshError(LsmError):
+    """A mesh or a sharding rule does not fit the devices or the arrays."""
+
+
+class CheckpointError(LsmError):
+    """A checkpoint cannot be written, is damaged, or belongs to another model."""
+
+
+class TrainingError(LsmError):
+    """Training cannot go on, for example because the loss is not finite."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the closest of `allowed`, or "" where nothing is close."""
+    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """Returns "a, b, c" for an error message, cut after `most` names."""
+    names = list(names)
+    tail = f", ... ({len(names) - most} more)" if len(names) > most else ""
+    return ", ".join(names[:most]) + tail
