@@ -1,9 +1,9 @@
 """Durations: how long something lasts, in steps, epochs, examples or per cent of the run.
 
-    300              300 steps
-    "2 epochs"       also "0.5epoch"
-    "50_000 examples"
-    "10%"            of the whole run
+300              300 steps
+"2 epochs"       also "0.5epoch"
+"50_000 examples"
+"10%"            of the whole run
 """
 
 import dataclasses
@@ -44,8 +44,9 @@ def to_steps(duration: Duration, horizon: Horizon, field: str = "duration") -> i
     Raises:
       ConfigError: the string is not a number and a unit; names `field`.
     """
+    check_duration(duration, field)
     if isinstance(duration, int):
-        return _at_least_zero(duration, field)
+        return duration
     amount, unit = parse(duration, field)
     per_unit = {
         "steps": 1.0,
@@ -72,7 +73,9 @@ def parse(duration: str, field: str = "duration") -> tuple[float, str]:
     return float(found[1]), unit
 
 
-def _at_least_zero(steps: int, field: str) -> int:
-    if steps < 0:
-        raise ConfigError(f"{field}: {steps} is negative; a duration is 0 or more.")
-    return steps
+def check_duration(duration: Duration, field: str = "duration") -> None:
+    """Raises ConfigError, which names `field`, where `duration` is negative or has no meaning."""
+    if isinstance(duration, str):
+        parse(duration, field)
+    elif duration < 0:
+        raise ConfigError(f"{field}: {duration} given; a duration is 0 or more.")

@@ -1,0 +1,1 @@
+"""Reproductions: `python -m experiments.NAME --config=FILE --workdir=DIR`."""

@@ -1,0 +1,37 @@
+"""CIFAR-10 with batch norm, augmentation, label smoothing and a cosine schedule.
+
+python -m experiments.cifar --config=experiments/configs/cifar/modern.py --workdir=runs/modern
+"""
+
+from lsm import Data, Evaluation, Experiment, Train
+from lsm.data import RandomCrop, RandomFlip, Tfds
+from lsm.models import CNN
+from lsm.optim import Cosine, Momentum, WarmUp
+from lsm.tasks import Classification
+
+
+def get_config(arg=None):
+    return Experiment(
+        name="cifar_modern",
+        task=Classification(
+            model=CNN(widths=(32, 64, 128)),
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+            label_smoothing=0.1,
+        ),
+        data=Data(
+            source=Tfds("cifar10"),
+            train="train[:45000]",
+            validation="train[45000:]",
+            test="test",
+            augment=(RandomFlip(), RandomCrop(padding=4)),
+        ),
+        optimizer=Momentum(
+            learning_rate=0.1,
+            nesterov=True,
+            weight_decay=5e-4,
+            schedule=WarmUp("1 epoch", then=Cosine()),
+        ),
+        train=Train(epochs=10, batch_size=128),
+        evaluation=Evaluation(monitor="accuracy"),
+    )

@@ -1,0 +1,21 @@
+"""Handwritten digits, 8x8 pixels, bundled with scikit-learn: the embedded default.
+
+python -m experiments.digits --workdir=runs/digits
+"""
+
+from lsm import Data, Evaluation, Experiment, Train
+from lsm.data import Digits
+from lsm.models import CNN
+from lsm.optim import AdamW, Cosine, WarmUp
+from lsm.tasks import Classification
+
+
+def get_config(arg=None):
+    return Experiment(
+        name="digits",
+        task=Classification(model=CNN(widths=(32, 64), convs=1)),
+        data=Data(source=Digits(), train="train[:90%]", validation="train[90%:]", test="test"),
+        optimizer=AdamW(learning_rate=3e-3, schedule=WarmUp("1 epoch", then=Cosine())),
+        train=Train(epochs=20, batch_size=64, log_every=20),
+        evaluation=Evaluation(monitor="accuracy"),
+    )

@@ -1,0 +1,20 @@
+"""lsm: train large-scale models in JAX. An experiment is a typed value, a step a pure function."""
+
+from lsm.config import Checkpoint, EarlyStopping, Evaluation, Experiment, Train
+from lsm.data import Data
+from lsm.errors import LsmError
+from lsm.sharding import Mesh
+from lsm.train import evaluate_run, fit
+
+__all__ = [
+    "Checkpoint",
+    "Data",
+    "EarlyStopping",
+    "Evaluation",
+    "Experiment",
+    "LsmError",
+    "Mesh",
+    "Train",
+    "evaluate_run",
+    "fit",
+]

@@ -1,0 +1,195 @@
+"""Checkpoints: atomic, asynchronous, checked before they are read back (Orbax underneath)."""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from lsm.errors import CheckpointError
+from lsm.sharding import path_name
+
+_TEMPORARY = "*.orbax-checkpoint-tmp*"
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `directory/STEP/`; the latest few and the best are kept.
+
+    A checkpoint appears under its final name only when it is whole. Beside the arrays it holds
+    `meta`: the path, shape and dtype of every leaf, and the progress of the run as JSON.
+    """
+
+    def __init__(self, directory: os.PathLike | str, keep: int = 2, *, read_only: bool = False):
+        """Opens or makes `directory`; removes what an interrupted save left behind."""
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers as policies
+
+        self.directory = pathlib.Path(directory).absolute()
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
+        )  # fmt: skip
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            create=not read_only,
+            read_only=read_only,
+        )
+        if not read_only:
+            self._remove_partial()
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_names=("state", "meta")
+        )
+
+    def steps(self) -> list[int]:
+        """Returns the steps that can be restored, in order."""
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """Returns the newest step, or None."""
+        return max(self.steps(), default=None)
+
+    def save(
+        self, step: int, state: Any, progress: Mapping[str, Any], score: float | None = None
+    ) -> None:
+        """Starts saving `state` in the background; does nothing where `step` is saved already.
+
+        Args:
+          step: name of the checkpoint.
+          state: pytree of arrays; its buffers may be donated as soon as this returns.
+          progress: JSON that `restore` gives back.
+          score: where evaluated: higher is better; the best one is kept.
+
+        Raises:
+          CheckpointError: this save or an earlier background one could not be written.
+        """
+        import orbax.checkpoint as ocp
+
+        if step in self._manager.all_steps():
+            return
+        meta = {"spec": spec_of(state), "progress": dict(progress)}
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+                ),
+                metrics=None if score is None else {"score": score},
+            )
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """Returns the progress saved at `step`."""
+        return self._meta(step)["progress"]
+
+    def restore(self, abstract_state: Any, step: int) -> Any:
+        """Returns the state saved at `step`, placed as `abstract_state` says.
+
+        Args:
+          abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings.
+          step: one of `steps()`.
+
+        Raises:
+          CheckpointError: the checkpoint is damaged, or is of another model: the first leaf that
+            differs in path, shape or dtype is named.
+        """
+        import orbax.checkpoint as ocp
+
+        _check_spec(self._meta(step)["spec"], spec_of(abstract_state), self.directory / str(step))
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+            )
+        except Exception as error:
+            raise self._damaged(step, error) from error
+        return restored["state"]
+
+    def wait(self) -> None:
+        """Waits for background saves, and raises CheckpointError where one failed."""
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits, then frees the background threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        import orbax.checkpoint as ocp
+
+        try:
+            return self._manager.restore(
+                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+            )["meta"]
+        except Exception as error:
+            raise self._damaged(step, error) from error
+
+    def _damaged(self, step: int, error: Exception) -> CheckpointError:
+        earlier = [s for s in self.steps() if s < step]
+        way = f"continue from step {earlier[-1]}" if earlier else "start again"
+        reason = " ".join(str(error).split())[:160]
+        return CheckpointError(
+            f"checkpoint {self.directory / str(step)} cannot be read "
+            f"({type(error).__name__}: {reason}); remove that folder to {way}."
+        )
+
+    def _writing(self) -> "_Writing":
+        return _Writing(self)
+
+    def _remove_partial(self) -> None:
+        for partial in self.directory.glob(_TEMPORARY):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+class _Writing:
+    """Turns any failure to write into a CheckpointError, and removes what was half written."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self.checkpoints = checkpoints
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, Exception):
+            self.checkpoints._remove_partial()
+            steps = self.checkpoints.steps()
+            kept = (
+                f"the checkpoint of step {steps[-1]} is intact"
+                if steps
+                else "there is no earlier one"
+            )  # noqa: E501
+            reason = " ".join(str(error).split())[:160]
+            raise CheckpointError(
+                f"cannot save to {self.checkpoints.directory}: {reason}; {kept}."
+            ) from error
+
+
+def spec_of(state: Any) -> dict[str, list]:
+    """Returns {path: [shape, dtype]} of every leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {path_name(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
+
+
+def _check_spec(saved: dict[str, list], wanted: dict[str, list], where: pathlib.Path) -> None:
+    if saved == wanted:
+        return
+    missing = [path for path in wanted if path not in saved]
+    extra = [path for path in saved if path not in wanted]
+    changed = [path for path in wanted if path in saved and saved[path] != wanted[path]]
+    parts = []
+    if changed:
+        (old_shape, old_dtype), (new_shape, new_dtype) = saved[changed[0]], wanted[changed[0]]
+        parts.append(
+            f"{changed[0]!r} is {tuple(old_shape)} {old_dtype} there and "
+            f"{tuple(new_shape)} {new_dtype} here"
+        )
+    parts += [f"{path!r} is not in it" for path in missing[:1]]
+    parts += [f"it has {path!r}, which this model has not" for path in extra[:1]]
+    count = len(missing) + len(extra) + len(changed)
+    raise CheckpointError(
+        f"checkpoint {where} is of another model: {'; '.join(parts)} ({count} leaves differ); "
+        "use its own config, or another --workdir."
+    )

@@ -1,0 +1,121 @@
+"""The command line of every experiment: `python -m experiments.NAME --config=... --workdir=...`."""
+
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+from absl import app, flags, logging
+
+from lsm import flags as config_flags
+from lsm.config import Experiment
+from lsm.errors import ConfigError, LsmError, listed, nearest
+from lsm.report import Result
+from lsm.train import evaluate_run, fit
+
+_CONFIG = flags.DEFINE_string("config", None, "config file, FILE.py or FILE.py:arg")
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default runs/NAME")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "where datasets are; default TFDS's own place")
+_MODE = flags.DEFINE_string("mode", "train", "train, or eval: evaluate the run in --workdir")
+_HELP = flags.DEFINE_bool("config_help", False, "print every field of the config, and exit")
+_CHANGE = flags.DEFINE_bool("allow_config_change", False, "continue a run with another config")
+_PROFILE = flags.DEFINE_string("profile", "", "FIRST:LAST steps to trace into WORKDIR/profile")
+_OWN = ("config", "workdir", "data_dir", "mode", "config_help", "allow_config_change", "profile")
+
+
+def main(default: str | os.PathLike) -> None:
+    """Runs the experiment of `--config` (or the file `default`) and exits.
+
+    Exit status: 0 when done, or when interrupted and saved; 1 after one line on stderr for
+    anything that the user can mend.
+    """
+    overrides: dict[str, str] = {}
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        rest, found = split_overrides(argv)
+        overrides.update(found)
+        return _parse_flags(rest)
+
+    app.run(lambda _: sys.exit(_one_line(lambda: _run(default, overrides))), flags_parser=parse)
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.a.b=value` and `--config.a.b value` out of `argv`.
+
+    Returns:
+      What is left, and the overrides {"a.b": "value"}.
+    """
+    rest, found = [], {}
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        path, equals, text = word.removeprefix("--config.").partition("=")
+        if not equals:
+            text = next(words, None)
+            if text is None or text.startswith("--"):
+                _fail(f"{word}: a value is needed, as in {word}=VALUE.")
+        found[path] = text
+    return rest, found
+
+
+def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
+    experiment = config_flags.load(_CONFIG.value or str(default), overrides)
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/{experiment.name}")
+    if _HELP.value:
+        print("\n".join(config_flags.describe(experiment)))
+    elif _MODE.value == "eval":
+        step, figures = evaluate_run(experiment, workdir, data_dir=_DATA_DIR.value)
+        print(f"{experiment.name}: step {step}, {summary(figures)}")
+    elif _MODE.value == "train":
+        result = fit(
+            experiment,
+            workdir,
+            data_dir=_DATA_DIR.value,
+            allow_config_change=_CHANGE.value,
+            profile=_PROFILE.value,
+        )
+        print(_closing_line(experiment, result, workdir))
+    else:
+        raise ConfigError(f"--mode: {_MODE.value!r} given; allowed: train, eval.{nearest(_MODE.value, ('train', 'eval'))}")  # fmt: skip  # noqa: E501
+
+
+def summary(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """Returns "test loss 0.0712, test accuracy 0.9810, ..." for the last of the splits."""
+    parts = [f"{split} {name} {v:.4f}" for split, row in figures.items() for name, v in row.items()]
+    return ", ".join(parts) or "nothing to evaluate"
+
+
+def _closing_line(experiment: Experiment, result: Result, workdir: pathlib.Path) -> str:
+    name = f"{experiment.name}: {result.stopped} at step {result.step}"
+    if result.stopped == "interrupted":
+        return f"{name}, saved; the same command continues."
+    return f"{name}, {summary(result.metrics)}, {result.wall_time:.1f} s, {workdir}"
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    logging.set_verbosity(logging.WARNING)
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        _fail(f"--{error.flagname}: there is no such flag; there are {listed('--' + f for f in _OWN)} and --config.FIELD.{nearest(error.flagname, _OWN)}")  # fmt: skip  # noqa: E501
+    except flags.Error as error:
+        _fail(" ".join(str(error).split()))
+    if rest[1:]:
+        _fail(f"{rest[1]!r}: only flags are taken, such as --config=FILE.")
+    return rest
+
+
+def _one_line(run) -> int:
+    try:
+        run()
+    except LsmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)

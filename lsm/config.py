@@ -1,0 +1,181 @@
+"""The vocabulary of an experiment: frozen dataclasses that hold the objects themselves.
+
+A config is a Python file whose `get_config(arg=None)` returns an `Experiment`. `lsm.flags` loads
+it, applies `--config.a.b=value`, and checks every field against its type.
+"""
+
+import dataclasses
+
+from lsm.data import Data
+from lsm.durations import Duration, Horizon, check_duration
+from lsm.errors import ConfigError
+from lsm.optim import Optimizer
+from lsm.sharding import Mesh
+from lsm.tasks import Task
+from lsm.writers import Console, Jsonl, TensorBoard, WriterConfig
+
+LENGTHS = ("steps", "epochs", "examples")
+COSMETIC = {"alters_run": False}
+"""Metadata of fields that may change between a run and its continuation."""
+
+
+def _length(unit: str):
+    others = tuple(name for name in LENGTHS if name != unit)
+    return dataclasses.field(default=None, metadata={"replaces": others})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """How long and in what portions; give exactly one of steps, epochs and examples.
+
+    Attributes:
+      steps: length of the run in optimiser steps.
+      epochs: length of the run in passes over the training data; may be a fraction.
+      examples: length of the run in examples.
+      batch_size: examples in one step, over all devices and micro-batches.
+      seed: of the parameters, the order of the data, augmentation and dropout.
+      accumulation: micro-batches that one step's gradient is summed over.
+      skip_nonfinite: skip an update with a NaN or infinite loss or parameter, instead of stopping.
+      log_every: time between rows of training metrics.
+    """
+
+    steps: int | None = _length("steps")
+    epochs: int | float | None = _length("epochs")
+    examples: int | None = _length("examples")
+    batch_size: int = 128
+    seed: int = 0
+    accumulation: int = 1
+    skip_nonfinite: bool = False
+    log_every: Duration = dataclasses.field(default=100, metadata=COSMETIC)
+
+    def __post_init__(self):
+        given = {name: getattr(self, name) for name in LENGTHS if getattr(self, name) is not None}
+        if len(given) != 1:
+            shown = ", ".join(f"{k}={v}" for k, v in given.items()) or "none"
+            raise ConfigError(f"train: exactly one of steps, epochs, examples is needed; {shown} given.")  # fmt: skip  # noqa: E501
+        for name, value in given.items() | {
+            ("batch_size", self.batch_size),
+            ("accumulation", self.accumulation),
+        }:
+            if value <= 0:
+                raise ConfigError(f"train.{name}: {value} given; it must be above 0.")
+        if self.batch_size % self.accumulation:
+            raise ConfigError(
+                f"train.accumulation: {self.accumulation} does not divide "
+                f"train.batch_size={self.batch_size}."
+            )
+        check_duration(self.log_every, "train.log_every")
+
+    def horizon(self, examples_per_epoch: int) -> Horizon:
+        """Returns the run's length in steps, and what other durations are measured against."""
+        if self.steps is not None:
+            steps = self.steps
+        elif self.epochs is not None:
+            steps = round(self.epochs * examples_per_epoch / self.batch_size)
+        else:
+            steps = round(self.examples / self.batch_size)
+        return Horizon(max(steps, 1), self.batch_size, examples_per_epoch)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EarlyStopping:
+    """Stop when the monitored validation metric no longer improves.
+
+    Attributes:
+      patience: evaluations without improvement before the run stops.
+      min_delta: smallest change that counts as an improvement.
+      restore_best: end with the parameters of the best evaluation instead of the last step's.
+    """
+
+    patience: int = 3
+    min_delta: float = 0.0
+    restore_best: bool = True
+
+    def __post_init__(self):
+        if self.patience < 1:
+            raise ConfigError(f"evaluation.early_stopping.patience: {self.patience} given; it must be 1 or more.")  # fmt: skip  # noqa: E501
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """When to evaluate, and which metric says that a model is better.
+
+    While training the validation split is evaluated, or the test split where there is none
+    (then for monitoring alone: nothing is chosen by it). The test split is evaluated at the end.
+
+    Attributes:
+      every: time between evaluations.
+      batch_size: examples in one evaluation batch; None takes the training batch size.
+      monitor: validation metric that defines the best checkpoint; "loss" and "perplexity" are
+        better when lower, other metrics when higher.
+      early_stopping: None trains to the end.
+    """
+
+    every: Duration = "1 epoch"
+    batch_size: int | None = dataclasses.field(default=None, metadata=COSMETIC)
+    monitor: str = "loss"
+    early_stopping: EarlyStopping | None = None
+
+    def __post_init__(self):
+        check_duration(self.every, "evaluation.every")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"evaluation.batch_size: {self.batch_size} given; it must be 1 or more.")  # fmt: skip  # noqa: E501
+
+    @property
+    def sign(self) -> int:
+        """-1 where a lower value of the monitored metric is better, else 1."""
+        return -1 if any(n in self.monitor for n in ("loss", "perplexity", "error")) else 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """When to save. The last step, an interruption and each new best are saved in any case.
+
+    Attributes:
+      every: time between checkpoints; 0 for none in between.
+      keep: how many of the latest are kept, beside the best.
+    """
+
+    every: Duration = dataclasses.field(default="1 epoch", metadata=COSMETIC)
+    keep: int = dataclasses.field(default=2, metadata=COSMETIC)
+
+    def __post_init__(self):
+        check_duration(self.every, "checkpoint.every")
+        if self.keep < 1:
+            raise ConfigError(f"checkpoint.keep: {self.keep} given; it must be 1 or more.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One training run, as a value.
+
+    Attributes:
+      name: of the run, for logs and trackers.
+      task: what is learnt: a model, a loss, metrics.
+      data: what it is learnt from.
+      optimizer: how: an optimiser with its schedule.
+      train: how long.
+      evaluation: how often it is measured.
+      checkpoint: how often it is saved.
+      mesh: how it is spread over devices.
+      writers: where the metrics go.
+    """
+
+    name: str = dataclasses.field(metadata=COSMETIC)
+    task: Task
+    data: Data
+    optimizer: Optimizer
+    train: Train
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    mesh: Mesh = dataclasses.field(default=Mesh(), metadata=COSMETIC)
+    writers: tuple[WriterConfig, ...] = dataclasses.field(
+        default=(Console(), Jsonl(), TensorBoard()), metadata=COSMETIC
+    )
+
+    def __post_init__(self):
+        if self.evaluation.early_stopping and not self.data.validation:
+            raise ConfigError(
+                "evaluation.early_stopping: data.validation is None; stopping on the test split "
+                "would be fitting to it. Name a validation split, such as 'train[90%:]'."
+            )

@@ -1,0 +1,42 @@
+"""Data: sources, the order of examples, augmentation, prefetching."""
+
+from lsm.data.batches import Data, EvalBatches, TrainBatches
+from lsm.data.dataset import ArrayDataset, Arrays, Columns, Dataset, Source, Spec, SplitSource
+from lsm.data.digits import Digits
+from lsm.data.folder import Folder
+from lsm.data.prefetch import Prefetcher
+from lsm.data.text import CharText, CharWindows
+from lsm.data.tfds import Tfds
+from lsm.data.transforms import (
+    Cutout,
+    RandomCrop,
+    RandomFlip,
+    RandomRotate,
+    RandomScale,
+    Transform,
+)
+
+__all__ = [
+    "ArrayDataset",
+    "Arrays",
+    "CharText",
+    "CharWindows",
+    "Columns",
+    "Cutout",
+    "Data",
+    "Dataset",
+    "Digits",
+    "EvalBatches",
+    "Folder",
+    "Prefetcher",
+    "RandomCrop",
+    "RandomFlip",
+    "RandomRotate",
+    "RandomScale",
+    "Source",
+    "Spec",
+    "SplitSource",
+    "Tfds",
+    "TrainBatches",
+    "Transform",
+]

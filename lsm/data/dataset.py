@@ -1,0 +1,246 @@
+"""What a source is and what it opens: a dataset read by random access over whole columns."""
+
+import abc
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from lsm.data import splits
+from lsm.errors import ConfigError, DataError
+
+Columns = dict[str, np.ndarray]
+"""A batch: column name -> array whose leading dimension counts the examples."""
+
+Spec = dict[str, jax.ShapeDtypeStruct]
+"""Column name -> shape and dtype of one example (without the batch dimension)."""
+
+PathLike = str | os.PathLike[str]
+
+
+class Dataset(abc.ABC):
+    """Examples by number. Reading has no state: `take` of the same indices gives the same batch."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    @abc.abstractmethod
+    def take(self, indices: np.ndarray) -> Columns:
+        """Returns the examples `indices` (N,) as columns (N, ...), in that order; new arrays."""
+
+    @property
+    @abc.abstractmethod
+    def spec(self) -> Spec:
+        """Shape and dtype of one example of each column; ragged columns have dtype object."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes that the labels number, or None where there are none."""
+        return None
+
+    def evaluation(self) -> "Dataset":
+        """Returns the form that is read once from first to last; itself unless windows overlap."""
+        return self
+
+    def rows(self, start: int, stop: int) -> "Dataset":
+        """Returns the examples from `start` up to `stop` as a dataset, without reading them."""
+        return self if (start, stop) == (0, len(self)) else _Rows(self, start, stop)
+
+
+class ArrayDataset(Dataset):
+    """Columns held in memory or in memory maps."""
+
+    def __init__(self, columns: Mapping[str, np.ndarray], classes: Sequence[str] | None = None):
+        """Takes columns of equal length (N, ...), which it does not copy."""
+        # A memory map's own class makes every indexing slower; its plain view does not.
+        self.columns = {name: np.asarray(column) for name, column in columns.items()}
+        self._classes = None if classes is None else tuple(classes)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def take(self, indices: np.ndarray) -> Columns:
+        """See `Dataset.take`."""
+        return {name: column[indices] for name, column in self.columns.items()}
+
+    @property
+    def spec(self) -> Spec:
+        """See `Dataset.spec`."""
+        return {
+            name: jax.ShapeDtypeStruct(column.shape[1:], column.dtype)
+            for name, column in self.columns.items()
+        }
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """See `Dataset.classes`."""
+        return self._classes
+
+    def rows(self, start: int, stop: int) -> Dataset:
+        """See `Dataset.rows`."""
+        views = {name: column[start:stop] for name, column in self.columns.items()}
+        return ArrayDataset(views, self._classes)
+
+
+class _Rows(Dataset):
+    """The rows from `start` up to `stop` of another dataset."""
+
+    def __init__(self, dataset: Dataset, start: int, stop: int):
+        self._dataset, self._start, self._length = dataset, start, stop - start
+
+    def __len__(self) -> int:
+        return self._length
+
+    def take(self, indices: np.ndarray) -> Columns:
+        return self._dataset.take(np.asarray(indices) + self._start)
+
+    @property
+    def spec(self) -> Spec:
+        return self._dataset.spec
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return self._dataset.classes
+
+
+class _Joined(Dataset):
+    """Datasets of one kind, one after the other."""
+
+    def __init__(self, parts: Sequence[Dataset]):
+        self._parts = tuple(parts)
+        self._stops = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._stops[-1])
+
+    def take(self, indices: np.ndarray) -> Columns:
+        indices = np.asarray(indices)
+        part_of = np.searchsorted(self._stops, indices, side="right")
+        batch = {
+            name: np.empty((len(indices), *one.shape), one.dtype) for name, one in self.spec.items()
+        }
+        for number, part in enumerate(self._parts):
+            where = np.flatnonzero(part_of == number)
+            if len(where):
+                inside = indices[where] - (self._stops[number] - len(part))
+                for name, column in part.take(inside).items():
+                    batch[name][where] = column
+        return batch
+
+    @property
+    def spec(self) -> Spec:
+        return self._parts[0].spec
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return self._parts[0].classes
+
+
+class Source(abc.ABC):
+    """Where examples come from; a frozen dataclass, so that a config can hold it."""
+
+    @abc.abstractmethod
+    def open(self, split: str, data_dir: PathLike | None = None) -> Dataset:
+        """Returns the examples of `split` (TFDS's slicing syntax, such as "train[:90%]").
+
+        Raises:
+          DataError: the data is not there, or it has no such split.
+        """
+
+
+class SplitSource(Source):
+    """A source with named splits; it gets the slicing syntax from here."""
+
+    @abc.abstractmethod
+    def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
+        """Returns split name -> number of examples of each of its shards."""
+
+    @abc.abstractmethod
+    def open_split(self, name: str, data_dir: PathLike | None = None) -> Dataset:
+        """Returns the whole of the split `name`, one of the keys of `shards`."""
+
+    def open(self, split: str, data_dir: PathLike | None = None) -> Dataset:
+        """See `Source.open`."""
+        return select(
+            split, self.shards(data_dir), lambda name: self.open_split(name, data_dir), str(self)
+        )
+
+
+def select(
+    split: str,
+    shards: Mapping[str, Sequence[int]],
+    open_split: Callable[[str], Dataset],
+    source: str,
+) -> Dataset:
+    """Returns the dataset of a split specification; opens each split that it names once."""
+    ranges = splits.resolve(split, shards, source)
+    whole = {name: open_split(name) for name in dict.fromkeys(part.name for part in ranges)}
+    parts = [whole[part.name].rows(part.start, part.stop) for part in ranges]
+    return parts[0] if len(parts) == 1 else _Joined(parts)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Arrays(SplitSource):
+    """Arrays that are already in memory, for use from Python.
+
+    64-bit integers and floats are delivered as 32-bit ones, which is what JAX computes in.
+
+    Attributes:
+      train: columns (N, ...) of the split "train", by name.
+      validation: columns of the split "validation", if there is one.
+      test: columns of the split "test", if there is one.
+      classes: names of the classes that the labels number.
+    """
+
+    train: Mapping[str, np.ndarray]
+    validation: Mapping[str, np.ndarray] | None = None
+    test: Mapping[str, np.ndarray] | None = None
+    classes: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        for split, columns in self._splits().items():
+            lengths = {name: len(column) for name, column in columns.items()}
+            if len(set(lengths.values())) != 1:
+                raise ConfigError(
+                    f"Arrays.{split}: columns have lengths {lengths}; all must be equal."
+                )
+
+    def _splits(self) -> dict[str, Mapping[str, np.ndarray]]:
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {split: columns for split, columns in named.items() if columns is not None}
+
+    def __repr__(self) -> str:
+        return f"Arrays({', '.join(self.train)})"
+
+    def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
+        """See `SplitSource.shards`."""
+        return {
+            split: [len(next(iter(columns.values())))] for split, columns in self._splits().items()
+        }
+
+    def open_split(self, name: str, data_dir: PathLike | None = None) -> Dataset:
+        """See `SplitSource.open_split`."""
+        columns = self._splits()[name]
+        return ArrayDataset(
+            {key: narrowed(np.asarray(column), key) for key, column in columns.items()},
+            self.classes,
+        )
+
+
+def narrowed(column: np.ndarray, name: str) -> np.ndarray:
+    """Returns `column` with 64-bit numbers as 32-bit ones, in which JAX computes.
+
+    Raises:
+      DataError: an integer does not fit.
+    """
+    if column.dtype == np.float64:
+        return column.astype(np.float32)
+    if column.dtype not in (np.int64, np.uint64):
+        return column
+    small = np.int32 if column.dtype == np.int64 else np.uint32
+    if column.size and (column.max() > np.iinfo(small).max or column.min() < np.iinfo(small).min):
+        raise DataError(f"column {name!r} holds integers beyond 32 bits; leave it out of columns.")
+    return column.astype(small)

@@ -1,0 +1,138 @@
+"""A tree of pictures, one folder a class."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from lsm.data import cache, images
+from lsm.data.dataset import ArrayDataset, Columns, Dataset, PathLike, Spec, SplitSource
+from lsm.errors import ConfigError, DataError
+
+_CHUNK = 100  # pictures decoded at a time; bounds the memory of a first decode
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder(SplitSource):
+    """Pictures in `path/SPLIT/CLASS/*.jpg`, or in `path/CLASS/*.jpg` (all of it split "train").
+
+    Columns `image` uint8 (height, width, 3), resized to `size` whatever the aspect ratio, and
+    `label` int32, the place of the class in the sorted names of all splits. The order within a
+    split is by a hash of the file's path in the tree, so that a slice is a random sample.
+
+    Attributes:
+      path: the tree; a relative path is looked for in the data directory, or where none is given
+        in the working directory.
+      size: pictures are resized to this, N or (height, width).
+    """
+
+    path: str
+    size: int | tuple[int, int] = 224
+
+    def __post_init__(self):
+        if images.as_size(self.size, "Folder.size") is None:
+            raise ConfigError("Folder.size: None is not a size; give N or (height, width).")
+
+    def __str__(self) -> str:
+        return f"folder {self.path}"
+
+    def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
+        """See `SplitSource.shards`."""
+        return {split: [len(files)] for split, files in self._tree(data_dir)[0].items()}
+
+    def open_split(self, name: str, data_dir: PathLike | None = None) -> Dataset:
+        """See `SplitSource.open_split`."""
+        splits, classes = self._tree(data_dir)
+        pictures = _Pictures(splits[name], classes, images.as_size(self.size, "Folder.size"))
+        if not cache.fits(pictures.spec, len(pictures)):
+            return pictures
+        # The paths are facts too: files of two classes can have the same names, sizes and times.
+        paths = [file.as_posix() for file in splits[name]]
+        key = cache.fingerprint(splits[name], paths, classes, self.size)
+        label = f"{pathlib.Path(self.path).name}-{name}"
+        columns = cache.columns(label, key, pictures.spec, len(pictures), pictures.chunks)
+        return ArrayDataset(columns, classes)
+
+    def _tree(
+        self, data_dir: PathLike | None
+    ) -> tuple[dict[str, list[pathlib.Path]], tuple[str, ...]]:
+        return tree(pathlib.Path(data_dir or ".") / pathlib.Path(self.path).expanduser())
+
+
+class _Pictures(Dataset):
+    """Files read and decoded when they are taken."""
+
+    def __init__(self, files: list[pathlib.Path], classes: tuple[str, ...], size: tuple[int, int]):
+        self._files, self._classes, self._size = files, classes, size
+        numbers = {name: number for number, name in enumerate(classes)}
+        self._label = np.array([numbers[file.parent.name] for file in files], np.int32)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def take(self, indices: np.ndarray) -> Columns:
+        pictures = [read(self._files[i], self._size) for i in np.asarray(indices).tolist()]
+        return {"image": np.stack(pictures), "label": self._label[indices]}
+
+    @property
+    def spec(self) -> Spec:
+        return {
+            "image": jax.ShapeDtypeStruct((*self._size, 3), np.uint8),
+            "label": jax.ShapeDtypeStruct((), np.int32),
+        }
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._classes
+
+    def chunks(self) -> Iterator[Columns]:
+        for start in range(0, len(self), _CHUNK):
+            yield self.take(np.arange(start, min(start + _CHUNK, len(self))))
+
+
+def read(file: pathlib.Path, size: tuple[int, int] | None) -> np.ndarray:
+    """Returns the picture in `file` as uint8 (height, width, 3).
+
+    Raises:
+      DataError: it cannot be read as a picture.
+    """
+    try:
+        return images.decode(file, 3, size)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each for a damaged file
+        raise DataError(f"picture {file} cannot be read: {error}") from error
+
+
+def tree(root: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], tuple[str, ...]]:
+    """Returns (split name -> files, class names sorted) of a class-per-folder tree.
+
+    Raises:
+      DataError: there is no such folder, or no picture one or two folders down.
+    """
+    if not root.is_dir():
+        raise DataError(
+            f"folder {root} is not there; give the folder that holds the class folders."
+        )
+    direct = _pictures(root, "*/*")
+    found = {"train": direct} if direct else {}
+    if not direct:
+        for file in _pictures(root, "*/*/*"):
+            found.setdefault(file.relative_to(root).parts[0], []).append(file)
+    if not found:
+        raise DataError(
+            f"folder {root} holds no picture as CLASS/FILE or SPLIT/CLASS/FILE "
+            f"({', '.join(images.SUFFIXES)})."
+        )
+    classes = sorted({file.parent.name for files in found.values() for file in files})
+    return found, tuple(classes)
+
+
+def _pictures(root: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+    files = [file for file in root.glob(pattern) if file.suffix.lower() in images.SUFFIXES]
+    return sorted(files, key=lambda file: _hash(file.relative_to(root)))
+
+
+def _hash(path: pathlib.PurePath) -> bytes:
+    return hashlib.sha256(path.as_posix().encode()).digest()

@@ -1,0 +1,261 @@
+"""Datasets of TensorFlow Datasets, read without TensorFlow."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from lsm.data import cache, images
+from lsm.data.dataset import (
+    ArrayDataset,
+    Columns,
+    Dataset,
+    PathLike,
+    Spec,
+    SplitSource,
+    narrowed,
+)
+from lsm.errors import ConfigError, DataError, listed, nearest
+
+_CHUNK = 1000  # examples decoded at a time; bounds the memory of a first decode
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds(SplitSource):
+    """A dataset of TensorFlow Datasets, prepared as ArrayRecord.
+
+    Pictures come as uint8 (height, width, channels), labels as int32, texts as bytes in a column of
+    dtype object; 64-bit numbers as 32-bit ones. Splits of fixed shape and moderate size
+    (`lsm.data.cache.MAX_BYTES`) are decoded once into the cache, the others read at random.
+    A dataset that is not there is fetched where TFDS and the network allow.
+
+    Attributes:
+      name: name in TFDS, with config and version if wanted: "mnist", "glue/sst2", "mnist:3.0.1".
+      columns: features to deliver; None is the dataset's (input, target) pair where it
+        declares one, else all.
+      size: pictures are resized to this, N or (height, width); None keeps their size. Needed where
+        they differ in size.
+    """
+
+    name: str
+    columns: tuple[str, ...] | None = None
+    size: int | tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if not self.name:
+            raise ConfigError("Tfds.name: is empty; give the name of a dataset, such as 'mnist'.")
+        if isinstance(self.columns, str):
+            raise ConfigError(f"Tfds.columns: {self.columns!r} is one string; give a tuple.")
+        images.as_size(self.size, "Tfds.size")
+
+    def __str__(self) -> str:
+        return self.name
+
+    def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
+        """See `SplitSource.shards`."""
+        info = builder(self.name, data_dir).info
+        return {name: list(split.shard_lengths) for name, split in info.splits.items()}
+
+    def open_split(self, name: str, data_dir: PathLike | None = None) -> Dataset:
+        """See `SplitSource.open_split`."""
+        records = _Records(builder(self.name, data_dir), name, self.columns, self.size)
+        if not cache.fits(records.spec, len(records)):
+            return records
+        key = cache.fingerprint(records.files, records.features, self.columns, self.size)
+        label = f"{records.name}-{name}"
+        columns = cache.columns(label, key, records.spec, len(records), records.chunks)
+        return ArrayDataset(columns, records.classes)
+
+
+def builder(name: str, data_dir: PathLike | None = None) -> Any:
+    """Returns the `tfds.core.DatasetBuilder` of a prepared dataset; fetches it where that can be.
+
+    Raises:
+      DataError: no such dataset, or it is not prepared and cannot be fetched, or not with random
+        access.
+    """
+    from lsm.data import download
+
+    found = _find(name, data_dir)
+    if not found.is_prepared():
+        download.fetch(name, found)
+        found = _find(name, data_dir)
+    file_format = found.info.file_format
+    if file_format is None or file_format.value not in ("array_record", "parquet"):
+        raise DataError(
+            f"dataset {name!r} in {found.data_dir} is stored as {file_format and file_format.value}"
+            f", which has no random access; {download.how(name, found.data_dir_root)}"
+        )
+    return found
+
+
+def _find(name: str, data_dir: PathLike | None) -> Any:
+    import tensorflow_datasets as tfds
+
+    place = {} if data_dir is None else {"data_dir": str(data_dir)}
+    try:
+        return tfds.builder(name, **place)
+    except tfds.core.DatasetNotFoundError:
+        known = set(tfds.list_builders(with_community_datasets=False)) | _prepared(data_dir)
+        bare = name.split(":")[0]
+        hint = nearest(bare, known) or nearest(bare.split("/")[0], known)
+        raise DataError(
+            f"dataset {name!r} is neither in TFDS's catalogue nor prepared in "
+            f"{data_dir or tfds.core.constants.DATA_DIR}.{hint}"
+        ) from None
+    except (ValueError, AssertionError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"dataset {name!r} cannot be opened: {reason}") from None
+
+
+def _prepared(data_dir: PathLike | None) -> set[str]:
+    """Names of the folders, and of their configs, in which prepared datasets lie."""
+    if data_dir is None or not pathlib.Path(data_dir).is_dir():
+        return set()
+    root = pathlib.Path(data_dir)
+    versions = [path.parent.parent for path in root.glob("*/*/dataset_info.json")]
+    versions += [path.parent.parent for path in root.glob("*/*/*/dataset_info.json")]
+    return {path.relative_to(root).as_posix() for path in versions}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    """One feature: the shape and dtype of an example, and how a stored value becomes one.
+
+    Attributes:
+      one: what an example looks like; dtype object where shapes differ or the value is text.
+      encoded: whether TFDS is to hand over the stored bytes, which `decode` takes.
+      decode: from the value that TFDS hands over.
+    """
+
+    one: jax.ShapeDtypeStruct
+    encoded: bool
+    decode: Callable[[Any], Any]
+
+    def stack(self, values: list[Any], name: str) -> np.ndarray:
+        decoded = [self.decode(value) for value in values]
+        if self.one.dtype != object:
+            stacked = narrowed(np.asarray(decoded), name)
+            return stacked.astype(self.one.dtype, copy=False).reshape(-1, *self.one.shape)
+        column = np.empty(len(decoded), object)
+        column[:] = decoded
+        return column
+
+
+class _Records(Dataset):
+    """One split of a prepared dataset, read and decoded at random."""
+
+    def __init__(
+        self,
+        builder: Any,
+        split: str,
+        columns: tuple[str, ...] | None,
+        size: int | tuple[int, int] | None,
+    ):
+        import tensorflow_datasets as tfds
+
+        info = builder.info
+        names = columns or _default_columns(info)
+        for name in names:
+            if name not in info.features:
+                raise DataError(
+                    f"Tfds.columns: {builder.name} has no feature {name!r}; it has "
+                    f"{listed(info.features)}.{nearest(name, info.features)}"
+                )
+        self.name = f"{info.full_name}"
+        self.features = {name: info.features[name] for name in names}
+        self.files = [pathlib.Path(path) for path in info.splits[split].filepaths]
+        pair = images.as_size(size, "Tfds.size")
+        self._columns = {name: _column(self.features[name], pair) for name in names}
+        # The features asked for, and no others: parsing is the larger part of reading an example.
+        self._parser = tfds.features.FeaturesDict(self.features)
+        self._skip = {
+            name: tfds.decode.SkipDecoding() for name, c in self._columns.items() if c.encoded
+        }
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        with _readable(self.name, self.files):
+            self._records = builder.as_data_source(split=split, deserialize_method=raw)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def spec(self) -> Spec:
+        return {name: column.one for name, column in self._columns.items()}
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        import tensorflow_datasets as tfds
+
+        labels = [f for f in self.features.values() if isinstance(f, tfds.features.ClassLabel)]
+        return tuple(labels[0].names) if labels and labels[0].num_classes else None
+
+    def take(self, indices: np.ndarray) -> Columns:
+        wanted = np.asarray(indices).tolist()
+        with _readable(self.name, self.files):
+            examples = [
+                self._parser.deserialize_example_np(record, decoders=self._skip)
+                for record in self._records.__getitems__(wanted)
+            ]
+            return {
+                name: column.stack([example[name] for example in examples], name)
+                for name, column in self._columns.items()
+            }
+
+    def chunks(self) -> Iterator[Columns]:
+        """Yields the whole split, in order, some examples at a time."""
+        for start in range(0, len(self), _CHUNK):
+            yield self.take(np.arange(start, min(start + _CHUNK, len(self))))
+
+
+class _readable:
+    """Tells of a record file that cannot be read, or read as what features.json says, in a line."""
+
+    def __init__(self, name: str, files: list[pathlib.Path]):
+        self._name, self._files = name, files
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, (OSError, RuntimeError, ValueError, IndexError, KeyError)):
+            reason = (str(error).strip().splitlines() or [kind.__name__])[0]
+            where = f"{self._files[0].parent} ({listed(file.name for file in self._files)})"
+            raise DataError(
+                f"dataset {self._name}: {where} is damaged or incomplete: {reason}"
+            ) from error
+
+
+def _default_columns(info: Any) -> tuple[str, ...]:
+    """The (input, target) pair that the dataset declares, or every feature."""
+    pair = info.supervised_keys
+    if pair and all(isinstance(key, str) for key in pair):
+        return tuple(pair)
+    return tuple(info.features)
+
+
+def _column(feature: Any, size: tuple[int, int] | None) -> _Column:
+    """How one TFDS feature is delivered."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8:
+        shape = (*(size or feature.shape[:2]), feature.shape[2])
+        fixed = None not in shape
+        one = jax.ShapeDtypeStruct(shape if fixed else (), np.uint8 if fixed else object)
+        return _Column(one, True, functools.partial(images.decode, channels=shape[2], size=size))
+    dtype = getattr(feature, "np_dtype", object)
+    plain = isinstance(feature, tfds.features.Tensor) and dtype is not object
+    if not plain or None in feature.shape or np.dtype(dtype).kind not in "biuf":
+        return _Column(jax.ShapeDtypeStruct((), object), False, _as_is)
+    if isinstance(feature, tfds.features.ClassLabel):
+        return _Column(jax.ShapeDtypeStruct((), np.int32), False, _as_is)
+    delivered = narrowed(np.zeros(0, dtype), "").dtype
+    return _Column(jax.ShapeDtypeStruct(tuple(feature.shape), delivered), False, _as_is)
+
+
+def _as_is(value: Any) -> Any:
+    return value

@@ -1,0 +1,218 @@
+"""Augmentation of pictures: vectorised NumPy on uint8 batches, uint8 out.
+
+A transform draws its random numbers apart from applying them. The draw is for the whole global
+batch, from a generator keyed by (seed, step); each process applies its own rows of it. So a batch
+does not depend on how many processes share it.
+"""
+
+import abc
+import dataclasses
+
+import numpy as np
+
+from lsm.data.dataset import Columns
+from lsm.errors import ConfigError
+
+_IMAGE = "image"
+
+
+class Transform(abc.ABC):
+    """A random change of a batch; a frozen dataclass, so that a config can hold it."""
+
+    @abc.abstractmethod
+    def draw(self, rng: np.random.Generator, examples: int) -> Columns:
+        """Returns random numbers for `examples` examples, as arrays (examples, ...) by name."""
+
+    @abc.abstractmethod
+    def apply(self, batch: Columns, drawn: Columns) -> Columns:
+        """Returns the changed batch; `drawn` has its rows. Does not write into `batch`."""
+
+    def __call__(self, batch: Columns, rng: np.random.Generator) -> Columns:
+        """Draws for the rows of `batch` and applies."""
+        return self.apply(batch, self.draw(rng, len(next(iter(batch.values())))))
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomFlip(Transform):
+    """Mirrors column `image` (B, H, W, C) left to right.
+
+    Attributes:
+      probability: of mirroring an example, 0 to 1.
+    """
+
+    probability: float = 0.5
+
+    def __post_init__(self):
+        if not 0 <= self.probability <= 1:
+            raise ConfigError(f"RandomFlip.probability: {self.probability} is not in 0 to 1.")
+
+    def draw(self, rng: np.random.Generator, examples: int) -> Columns:
+        """See `Transform.draw`."""
+        return {"mirror": rng.random(examples) < self.probability}
+
+    def apply(self, batch: Columns, drawn: Columns) -> Columns:
+        """See `Transform.apply`."""
+        image = batch[_IMAGE].copy()
+        mirror = drawn["mirror"]
+        image[mirror] = image[mirror, :, ::-1]
+        return batch | {_IMAGE: image}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop(Transform):
+    """Pads column `image` (B, H, W, C) on every side and cuts H x W out at a random place.
+
+    The usual augmentation of CIFAR (He et al., 2016, section 4.2: 4 pixels of zeros).
+
+    Attributes:
+      padding: pixels added on every side, at least 1.
+      reflect: whether the padding mirrors the picture at its border; else it is zero.
+    """
+
+    padding: int = 4
+    reflect: bool = False
+
+    def __post_init__(self):
+        if self.padding < 1:
+            raise ConfigError(f"RandomCrop.padding: {self.padding} is below 1.")
+
+    def draw(self, rng: np.random.Generator, examples: int) -> Columns:
+        """See `Transform.draw`."""
+        return {"corner": rng.integers(0, 2 * self.padding + 1, (examples, 2))}
+
+    def apply(self, batch: Columns, drawn: Columns) -> Columns:
+        """See `Transform.apply`."""
+        image = batch[_IMAGE]
+        b, h, w, c = image.shape
+        if self.reflect and self.padding >= min(h, w):
+            raise ConfigError(
+                f"RandomCrop.padding: {self.padding} cannot mirror pictures of {h} x {w}; "
+                f"the padding must be smaller."
+            )
+        padded = _pad(image, self.padding, self.reflect)
+        # Rows of W * C numbers instead of W pixels: the copies are longer, hence fewer.
+        lines = padded.reshape(b, h + 2 * self.padding, -1)
+        windows = np.lib.stride_tricks.sliding_window_view(lines, (h, w * c), axis=(1, 2))
+        y, x = drawn["corner"].T
+        return batch | {_IMAGE: windows[np.arange(b), y, x * c].reshape(b, h, w, c)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cutout(Transform):
+    """Sets a square of column `image` (B, H, W, C) to one value (DeVries and Taylor, 2017).
+
+    As in the paper, the centre is anywhere in the picture, so that part of the square may be
+    outside.
+
+    Attributes:
+      size: side of the square in pixels, at least 1.
+      value: what it is filled with, 0 to 255.
+    """
+
+    size: int = 16
+    value: int = 0
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ConfigError(f"Cutout.size: {self.size} is below 1.")
+        if not 0 <= self.value <= 255:
+            raise ConfigError(f"Cutout.value: {self.value} is not in 0 to 255.")
+
+    def draw(self, rng: np.random.Generator, examples: int) -> Columns:
+        """See `Transform.draw`."""
+        return {"centre": rng.random((examples, 2))}
+
+    def apply(self, batch: Columns, drawn: Columns) -> Columns:
+        """See `Transform.apply`."""
+        image = batch[_IMAGE].copy()
+        sides = np.array(image.shape[1:3])
+        top_left = (drawn["centre"] * sides).astype(int) - self.size // 2
+        starts = np.maximum(top_left, 0).tolist()
+        stops = np.minimum(top_left + self.size, sides).tolist()
+        for picture, (y0, x0), (y1, x1) in zip(image, starts, stops, strict=True):
+            picture[y0:y1, x0:x1] = self.value
+        return batch | {_IMAGE: image}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomRotate(Transform):
+    """Rotates column `image` (B, H, W, C) about its centre, bilinear; outside is zero.
+
+    Attributes:
+      degrees: the angle is uniform in -degrees to degrees; above 0, at most 180.
+    """
+
+    degrees: float = 15.0
+
+    def __post_init__(self):
+        if not 0 < self.degrees <= 180:
+            raise ConfigError(f"RandomRotate.degrees: {self.degrees} is not above 0, at most 180.")
+
+    def draw(self, rng: np.random.Generator, examples: int) -> Columns:
+        """See `Transform.draw`."""
+        return {"angle": np.deg2rad(rng.uniform(-self.degrees, self.degrees, examples))}
+
+    def apply(self, batch: Columns, drawn: Columns) -> Columns:
+        """See `Transform.apply`."""
+        cos, sin = np.cos(drawn["angle"]), np.sin(drawn["angle"])
+        matrix_Bx2x2 = np.stack([cos, -sin, sin, cos], axis=-1).reshape(-1, 2, 2)
+        return batch | {_IMAGE: _warp(batch[_IMAGE], matrix_Bx2x2)}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomScale(Transform):
+    """Enlarges or shrinks column `image` (B, H, W, C) about its centre, bilinear; outside is zero.
+
+    Attributes:
+      low: smallest factor, above 0.
+      high: largest factor, at least `low`; the factor is uniform between them.
+    """
+
+    low: float = 0.9
+    high: float = 1.1
+
+    def __post_init__(self):
+        if not 0 < self.low <= self.high:
+            raise ConfigError(
+                f"RandomScale: low {self.low} and high {self.high} must be 0 < low <= high."
+            )
+
+    def draw(self, rng: np.random.Generator, examples: int) -> Columns:
+        """See `Transform.draw`."""
+        return {"factor": rng.uniform(self.low, self.high, examples)}
+
+    def apply(self, batch: Columns, drawn: Columns) -> Columns:
+        """See `Transform.apply`."""
+        matrix_Bx2x2 = np.eye(2) / drawn["factor"][:, None, None]
+        return batch | {_IMAGE: _warp(batch[_IMAGE], matrix_Bx2x2)}
+
+
+def _pad(image: np.ndarray, p: int, reflect: bool) -> np.ndarray:
+    """`np.pad` of H and W by p, about four times as fast."""
+    b, h, w, c = image.shape
+    padded = np.zeros((b, h + 2 * p, w + 2 * p, c), image.dtype)
+    padded[:, p:-p, p:-p] = image
+    if reflect:
+        padded[:, :p, p:-p] = image[:, p:0:-1]
+        padded[:, -p:, p:-p] = image[:, -2 : -p - 2 : -1]
+        padded[:, :, :p] = padded[:, :, 2 * p : p : -1]
+        padded[:, :, -p:] = padded[:, :, -p - 2 : -2 * p - 2 : -1]
+    return padded
+
+
+def _warp(image: np.ndarray, matrix_Bx2x2: np.ndarray) -> np.ndarray:
+    """Samples `image` (B, H, W, C) at matrix @ (y, x), both from the centre; bilinear, uint8."""
+    b, h, w, c = image.shape
+    centre = np.array([h - 1, w - 1], np.float32) / 2
+    grid_Nx2 = np.indices((h, w), np.float32).reshape(2, -1).T - centre
+    at_BxNx2 = grid_Nx2 @ matrix_Bx2x2.astype(np.float32).transpose(0, 2, 1) + centre
+    # One pixel of zeros around takes the place of a test at the border.
+    at_BxNx2 = np.clip(at_BxNx2 + 1, 0, np.array([h + 1, w + 1], np.float32))
+    corner = np.minimum(at_BxNx2.astype(np.int32), [h, w])
+    y, x = np.moveaxis(corner, -1, 0)
+    fy, fx = np.moveaxis(at_BxNx2 - corner, -1, 0)[..., None]
+    pixels = _pad(image, 1, reflect=False).reshape(b * (h + 2) * (w + 2), c)
+    first = (np.arange(b)[:, None] * (h + 2) + y) * (w + 2) + x
+    top = pixels[first] * (1 - fx) + pixels[first + 1] * fx
+    bottom = pixels[first + w + 2] * (1 - fx) + pixels[first + w + 3] * fx
+    return np.rint(top * (1 - fy) + bottom * fy).astype(np.uint8).reshape(b, h, w, c)

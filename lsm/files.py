@@ -1,0 +1,86 @@
+"""Files that are never seen half written, and errors of the disk in one readable line."""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lsm.errors import TrainingError
+
+
+class AppendOnly:
+    """A file that takes each piece whole or not at all, at once (no buffer to lose on kill -9).
+
+    Raises:
+      TrainingError: the file cannot be made or opened.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        with readable_disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab", buffering=0)
+
+    def append(self, piece: bytes) -> None:
+        """Writes `piece` at the end. Raises TrainingError, the file as before, where it cannot."""
+        with readable_disk_errors(self._path):
+            start = os.fstat(self._file.fileno()).st_size
+            try:
+                written = 0
+                while written < len(piece):
+                    written += self._file.write(piece[written:])
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(start)
+                raise
+
+    def close(self) -> None:
+        """Closes the file."""
+        with readable_disk_errors(self._path):
+            self._file.close()
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content` in one move: a reader sees the old file or the new, whole.
+
+    Raises:
+      TrainingError: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    part = path.with_name(path.name + ".part")
+    with readable_disk_errors(path):
+        try:
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def readable_disk_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError (disk full, quota, no permission) into one line that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{path}: cannot be written: {error.strerror or error}. "
+            "Mend this and run the same command again; it goes on from the last checkpoint."
+        ) from error
+
+
+def plain_json(value: Any) -> Any:
+    """Returns `value` as JSON values: NumPy scalars as numbers, what is not finite as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if hasattr(value, "item"):
+        return plain_json(value.item())
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,216 @@
+"""From a config file and `--config.a.b=value` to a checked `Experiment`."""
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from lsm import schema
+from lsm.config import Experiment
+from lsm.errors import ConfigError, listed, nearest
+
+
+def load(spec: str, overrides: Mapping[str, str] | None = None) -> Experiment:
+    """Returns the experiment of `FILE[:arg]` with `overrides` {"a.b": "text"} applied.
+
+    Raises:
+      ConfigError: the file, an override or a field is wrong; one line that says which.
+    """
+    path, arg = _split(spec)
+    experiment = _call(path, arg)
+    experiment = override(experiment, overrides or {})
+    schema.check(experiment)
+    return experiment
+
+
+def override(value: Any, overrides: Mapping[str, str]) -> Any:
+    """Returns a copy of a dataclass with fields, given by dotted path and text, replaced.
+
+    All fields of one dataclass are replaced at once, so that checks between fields see the
+    final values only.
+    """
+    tree: dict[str, Any] = {}
+    for path, text in overrides.items():
+        *parents, last = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--config.{path}: a field above it is set on the line too.")
+        node[last] = text
+    return _rebuild(value, tree, "config")
+
+
+def describe(experiment: Experiment) -> Iterator[str]:
+    """Yields two lines for every field: `--config.path: type = value`, and what it is."""
+    yield from _describe(experiment, "config")
+
+
+def _describe(value: Any, path: str) -> Iterator[str]:
+    texts = schema.documentation(type(value))
+    for name, child, hint in schema.children(value):
+        default = ""
+        field = schema.fields(value).get(name) if schema.is_node(value) else None
+        if field is not None and field.default is not dataclasses.MISSING:
+            default = f"  (default {schema.shown(field.default)})"
+        kind = type(child).__name__ if schema.is_node(child) else schema.spelled(hint)
+        shown = "" if schema.is_node(child) else f" = {schema.shown(child)}{default}"
+        yield f"--{path}.{name}: {kind}{shown}"
+        if name in texts:
+            yield f"    {texts[name]}"
+        if schema.is_node(child) or isinstance(child, tuple):
+            yield from _describe(child, f"{path}.{name}")
+
+
+def _split(spec: str) -> tuple[pathlib.Path, str | None]:
+    name, colon, arg = spec.partition(".py:")
+    path = pathlib.Path(name + ".py" if colon else spec)
+    if not path.is_file():
+        near = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise ConfigError(f"--config: there is no file {str(path)!r}.{nearest(str(path), near)}")
+    return path, arg if colon else None
+
+
+def _call(path: pathlib.Path, arg: str | None) -> Experiment:
+    name = f"lsm_config_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    with _readable(path):
+        spec.loader.exec_module(module)
+        get_config: Callable | None = getattr(module, "get_config", None)
+        if get_config is None:
+            raise ConfigError(f"{path}: no function get_config(arg=None) in it.")
+        experiment = get_config(arg) if arg is not None else get_config()
+    if not isinstance(experiment, Experiment):
+        raise ConfigError(
+            f"{path}: get_config returned {type(experiment).__name__}; an lsm.Experiment is needed."
+        )
+    return experiment
+
+
+class _readable:
+    """Turns what a slip in a config file raises into one ConfigError with the file and line."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, ConfigError):
+            raise ConfigError(f"{self._where(trace)}: {_unprefixed(error, self.path)}") from error
+        if isinstance(error, SyntaxError):
+            where = f"{error.filename}:{error.lineno}"
+            raise ConfigError(f"{where}: {error.msg}.") from error
+        if isinstance(error, TypeError | AttributeError | NameError | ImportError | ValueError):
+            hint = _unknown_argument(error, trace)
+            raise ConfigError(f"{self._where(trace)}: {hint or error}") from error
+
+    def _where(self, trace) -> str:
+        line = None
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename == str(self.path):
+                line = trace.tb_lineno
+            trace = trace.tb_next
+        return f"{self.path}:{line}" if line else str(self.path)
+
+
+def _unprefixed(error: Exception, path: pathlib.Path) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _unknown_argument(error: Exception, trace) -> str | None:
+    """Names the nearest field where a constructor in a config was given an unknown one."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if isinstance(error, dataclasses.FrozenInstanceError):
+        field = str(error).split("'")[1] if "'" in str(error) else str(error)
+        return f"field {field!r} cannot be assigned; give it to the constructor or use dataclasses.replace."  # noqa: E501
+    if not found:
+        return None
+    class_name, field = found.groups()
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    scope = {**trace.tb_frame.f_globals, **trace.tb_frame.f_locals}
+    modules = [m for m in scope.values() if type(m) is type(sys)]
+    found_classes = [scope.get(class_name), *(getattr(m, class_name, None) for m in modules)]
+    cls = next((c for c in found_classes if dataclasses.is_dataclass(c)), None)
+    if cls is None:
+        return None
+    allowed = [name for name in schema.fields(cls) if name != "parent"]
+    return (
+        f"{class_name} has no field {field!r}; it has {listed(allowed)}.{nearest(field, allowed)}"
+    )
+
+
+def _rebuild(value: Any, tree: Mapping[str, Any], path: str) -> Any:
+    current = {name: (child, hint) for name, child, hint in schema.children(value)}
+    changed = {}
+    for name, text in tree.items():
+        where = f"--{path}.{name}"
+        if name not in current:
+            raise ConfigError(_no_field(value, name, where, current))
+        child, hint = current[name]
+        if isinstance(text, dict):
+            changed[name] = _rebuild(child, text, f"{path}.{name}")
+        elif isinstance(value, tuple):
+            changed[name] = _parse(text, type(child), where)
+        else:
+            changed[name] = _parse(text, hint, where)
+    if not changed:
+        return value
+    if isinstance(value, tuple):
+        return tuple(changed.get(str(i), item) for i, item in enumerate(value))
+    replaced = {
+        other: None
+        for name in changed
+        for other in schema.fields(value)[name].metadata.get("replaces", ())
+        if other not in changed
+    }
+    return dataclasses.replace(value, **replaced, **changed)
+
+
+def _no_field(value: Any, name: str, where: str, allowed: Mapping[str, Any]) -> str:
+    if not allowed:
+        return f"{where}: {schema.shown(value)} has no fields to set."
+    kind = type(value).__name__
+    return f"{where}: {kind} has no field {name!r}; it has {listed(allowed, 20)}.{nearest(name, allowed)}"  # noqa: E501
+
+
+def _parse(text: str, hint: Any, where: str) -> Any:
+    """Returns the first reading of `text` that is of type `hint`."""
+    for candidate in _readings(text):
+        if schema.accepts(candidate, hint):
+            return candidate
+    allowed = schema.spelled(hint)
+    names = re.findall(r"'(\w+)'", allowed)
+    raise ConfigError(f"{where}: {text!r} given; {allowed} is needed.{nearest(text, names)}")
+
+
+def _readings(text: str) -> Iterator[Any]:
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        yield words[text.lower()]
+    try:
+        literal = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        literal = text
+    if isinstance(literal, list):
+        literal = tuple(literal)
+    yield literal
+    if isinstance(literal, float) and literal.is_integer():
+        yield int(literal)
+    if not isinstance(literal, tuple):
+        yield (literal,)
+    yield text
+    module, dot, name = text.rpartition(".")
+    if dot and re.fullmatch(r"[A-Za-z_][\w.]*", text):
+        try:
+            yield getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            return

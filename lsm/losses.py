@@ -1,0 +1,45 @@
+"""Losses per example, in float32; `lsm.metrics.weigh` turns them into (sum, weight)."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def softmax_cross_entropy(
+    logits_BxK: jax.Array, labels_B: jax.Array, label_smoothing: float = 0.0
+) -> jax.Array:
+    """Categorical cross-entropy in nats, one value an example; any leading dimensions.
+
+    Args:
+      logits_BxK: unnormalised log-probabilities over K classes, any float dtype.
+      labels_B: int class numbers in [0, K).
+      label_smoothing: share s of the target spread evenly over all K classes
+        (Szegedy et al. 2016, arXiv:1512.00567): (1 - s) CE(y) + s mean_k CE(k).
+    """
+    logits_BxK = logits_BxK.astype(jnp.float32)
+    log_normalizer_B = jax.nn.logsumexp(logits_BxK, axis=-1)
+    picked_B = jnp.take_along_axis(logits_BxK, labels_B[..., None], axis=-1)[..., 0]
+    if not label_smoothing:
+        return log_normalizer_B - picked_B
+    target_B = (1 - label_smoothing) * picked_B + label_smoothing * logits_BxK.mean(-1)
+    return log_normalizer_B - target_B
+
+
+def binary_cross_entropy(logits_B: jax.Array, labels_B: jax.Array) -> jax.Array:
+    """Binary cross-entropy in nats from logits; labels are 0 or 1, or probabilities."""
+    return optax.sigmoid_binary_cross_entropy(logits_B.astype(jnp.float32), labels_B)
+
+
+def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    """(prediction - target)^2 elementwise; its mean is the 1/N form of the MSE."""
+    return optax.squared_error(predictions.astype(jnp.float32), targets)
+
+
+def half_squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    """(prediction - target)^2 / 2 elementwise; its mean is the 1/2N form of the MSE."""
+    return optax.l2_loss(predictions.astype(jnp.float32), targets)
+
+
+def hinge(scores_B: jax.Array, labels_B: jax.Array) -> jax.Array:
+    """max(0, 1 - score * label) for labels of -1 or +1 (Cortes & Vapnik 1995)."""
+    return optax.hinge_loss(scores_B.astype(jnp.float32), labels_B)

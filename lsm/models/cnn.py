@@ -1,0 +1,76 @@
+"""Convolutional network for small pictures: stages of 3x3 convolutions with pooling between."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+from lsm.models.initializers import HE
+from lsm.models.layers import Activation, Dtype, Initializer, max_pool_2x2
+
+
+class CNN(nn.Module):
+    """Stages of [conv 3x3, (batch norm), activation], 2x2 max-pool between stages, dense head.
+
+    The defaults are a small modern network (batch norm, global mean, He). The exact form of the
+    Keras tutorial is
+    `CNN(widths=(32, 64, 64), convs=1, padding="VALID", batch_norm=False, head="flatten",
+    hidden=(64,), kernel_init=XAVIER)`.
+
+    Attributes:
+      widths: filters of each stage; 2x2 max-pooling stands between stages.
+      convs: convolutions in each stage.
+      padding: "SAME" keeps the size of the picture, "VALID" loses a pixel at every edge.
+      batch_norm: normalise after every convolution (Ioffe & Szegedy 2015, arXiv:1502.03167).
+      head: how the last stage becomes a vector: "mean" over the picture, or "flatten".
+      hidden: units of dense layers between head and output.
+      outputs: number of classes.
+      activation: after every convolution and hidden dense layer.
+      dropout: share of the head's features dropped while training.
+      kernel_init: initialiser of the kernels; biases start at 0.
+      dtype: dtype of the computation.
+    """
+
+    widths: tuple[int, ...] = (64, 128, 256)
+    convs: int = 2
+    padding: Literal["SAME", "VALID"] = "SAME"
+    batch_norm: bool = True
+    head: Literal["mean", "flatten"] = "mean"
+    hidden: tuple[int, ...] = ()
+    outputs: int = 10
+    activation: Activation = nn.relu
+    dropout: float = 0.0
+    kernel_init: Initializer = HE
+    dtype: Dtype = "float32"
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (B, H, W, C) to logits (B, outputs)."""
+        x = x_BxHxWxC
+        for stage, width in enumerate(self.widths):
+            if stage:
+                x = max_pool_2x2(x)
+            for _ in range(self.convs):
+                x = self._convolve(x, width, train)
+        x_BxD = x.mean(axis=(1, 2)) if self.head == "mean" else x.reshape(x.shape[0], -1)
+        x_BxD = nn.Dropout(self.dropout, deterministic=not train)(x_BxD)
+        for width in self.hidden:
+            x_BxD = self.activation(self._dense(width)(x_BxD))
+        return self._dense(self.outputs)(x_BxD)
+
+    def _convolve(self, x_BxHxWxC: jax.Array, width: int, train: bool) -> jax.Array:
+        x_BxHxWxC = nn.Conv(
+            width,
+            (3, 3),
+            padding=self.padding,
+            use_bias=not self.batch_norm,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+        )(x_BxHxWxC)
+        if self.batch_norm:
+            norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)
+            x_BxHxWxC = norm(x_BxHxWxC)
+        return self.activation(x_BxHxWxC)
+
+    def _dense(self, width: int) -> nn.Dense:
+        return nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)

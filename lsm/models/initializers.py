@@ -1,0 +1,62 @@
+"""Initialisers that a config can hold: frozen, comparable, printable, with the usual call."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+from jax.nn import initializers
+
+from lsm.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """Normal with mean 0.
+
+    Attributes:
+      std: standard deviation.
+    """
+
+    std: float = 0.02
+
+    def __call__(self, key: jax.Array, shape, dtype) -> jax.Array:
+        """Draws an array of `shape` and `dtype`."""
+        return initializers.normal(self.std)(key, shape, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """Variance scaling: variance = scale / fan.
+
+    Attributes:
+      scale: numerator of the variance.
+      fan: which count of units divides it.
+      distribution: shape of the draw; "normal" is truncated at two deviations.
+    """
+
+    scale: float = 1.0
+    fan: Literal["fan_in", "fan_out", "fan_avg"] = "fan_in"
+    distribution: Literal["normal", "uniform"] = "normal"
+
+    def __post_init__(self):
+        if self.scale <= 0:
+            raise ConfigError(f"scale: {self.scale} given; it must be above 0.")
+
+    def __call__(self, key: jax.Array, shape, dtype) -> jax.Array:
+        """Draws an array of `shape` and `dtype`."""
+        distribution = "truncated_normal" if self.distribution == "normal" else "uniform"
+        draw = initializers.variance_scaling(self.scale, self.fan, distribution)
+        return draw(key, shape, dtype)
+
+
+LECUN = Scaled()
+"""LeCun et al. 1998: variance 1 / fan_in."""
+
+HE = Scaled(scale=2.0)
+"""He et al. 2015 (arXiv:1502.01852): variance 2 / fan_in, for ReLU."""
+
+XAVIER = Scaled(fan="fan_avg", distribution="uniform")
+"""Glorot & Bengio 2010, the Keras default: variance 2 / (fan_in + fan_out), uniform."""
+
+TORCH = Scaled(scale=1 / 3, distribution="uniform")
+"""The PyTorch default for kernels: uniform within 1 / sqrt(fan_in)."""

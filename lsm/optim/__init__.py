@@ -1,0 +1,65 @@
+"""Optimisers, schedules and the average of parameters, as typed configs over Optax.
+
+optimizer = AdamW(learning_rate=1e-3, schedule=WarmUp("5%", then=Cosine()), clip_norm=1.0)
+transform = optimizer.make(Horizon(steps=1000, batch_size=128, examples=50_000))
+"""
+
+from lsm.optim.base import Group, Optimizer, learning_rate_at
+from lsm.optim.ema import ParamsEmaState, averaged_params, params_ema
+from lsm.optim.muon import MatrixAxes, Muon
+from lsm.optim.optimizers import (
+    LAMB,
+    SGD,
+    Adafactor,
+    Adagrad,
+    Adam,
+    AdamW,
+    Lion,
+    Momentum,
+    RMSProp,
+    Shampoo,
+)
+from lsm.optim.schedules import (
+    Constant,
+    Cosine,
+    Exponential,
+    InverseSqrt,
+    Linear,
+    ReduceOnPlateau,
+    Schedule,
+    Step,
+    WarmUp,
+)
+from lsm.optim.shampoo import ShampooState, scale_by_shampoo
+
+__all__ = [
+    "LAMB",
+    "SGD",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "Exponential",
+    "Group",
+    "InverseSqrt",
+    "Linear",
+    "Lion",
+    "MatrixAxes",
+    "Momentum",
+    "Muon",
+    "Optimizer",
+    "ParamsEmaState",
+    "RMSProp",
+    "ReduceOnPlateau",
+    "Schedule",
+    "Shampoo",
+    "ShampooState",
+    "Step",
+    "WarmUp",
+    "averaged_params",
+    "learning_rate_at",
+    "params_ema",
+    "scale_by_shampoo",
+]

@@ -1,0 +1,220 @@
+"""What every optimiser shares: clipping, weight decay, groups, the schedule and the average.
+
+The transform is a named chain. Its parts, of which only those that are needed are there:
+
+    clip            global norm of the gradients
+    decay           before the core: coupled L2; after it: decoupled
+    core            the algorithm, without a learning rate
+    groups          factors by path
+    learning_rate   -learning_rate * schedule
+    plateau         the factor of ReduceOnPlateau
+    ema             the average of the parameters
+
+The path of a state leaf that belongs to a parameter ends with the parameter's path: Adam's first
+moment of `Dense_0/kernel` is `core/mu/Dense_0/kernel`, its average `ema/average/Dense_0/kernel`.
+It has the shape of the parameter, but for Adafactor's factored moments (`core/0/v_row/...`) and
+Shampoo's matrices (`core/0/statistics/AXIS/...`). Counters and scales are scalars.
+"""
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lsm.durations import Horizon
+from lsm.errors import ConfigError
+from lsm.optim import paths
+from lsm.optim.checks import require, require_pattern
+from lsm.optim.ema import params_ema
+from lsm.optim.schedules import Constant, Schedule
+
+Part = tuple[str, optax.GradientTransformation]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters with a learning rate of their own.
+
+    Attributes:
+      pattern: regular expression searched for in the parameter path, such as "^head/".
+      scale: factor of the learning rate (and with it of decoupled weight decay); 0 freezes.
+    """
+
+    pattern: str
+    scale: float
+
+    def __post_init__(self):
+        require(self, scale="[0, inf)")
+        require_pattern(self, "pattern")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Base of the optimisers: a subclass gives `core`, the rest is here.
+
+    Attributes:
+      learning_rate: the peak learning rate, above 0.
+      schedule: shape of the learning rate over the run, a factor of `learning_rate`.
+      clip_norm: largest global norm of the gradients; larger ones are scaled down to it, before
+        everything else (Pascanu et al. 2013, arXiv:1211.5063). Frozen parameters do not count.
+      weight_decay: strength; whether it is coupled (added to the gradient as L2 regularisation is)
+        or decoupled (Loshchilov & Hutter 2019: the parameters shrink by learning rate times
+        weight decay) stands in each optimiser's description.
+      decay: regular expression searched for in the parameter path: which parameters decay. By
+        default kernels and embeddings; biases and the scales of norms do not.
+      groups: factors of the learning rate by path; the first that matches wins, and parameters that
+        none matches have 1. Frozen ones (0) keep no state and stay the same to the bit.
+      ema: decay of an exponential moving average of the parameters, used for evaluation; with its
+        bias corrected as in Adam, so that the initial parameters have no share in it.
+    """
+
+    coupled: ClassVar[bool] = False
+    """Whether weight decay is added to the gradient, before the core."""
+
+    learning_rate: float
+    schedule: Schedule = Constant()
+    clip_norm: float | None = None
+    weight_decay: float = 0.0
+    decay: str = r".*(kernel|embedding)$"
+    groups: tuple[Group, ...] = ()
+    ema: float | None = None
+
+    def __post_init__(self):
+        require(self, learning_rate="(0, inf)", clip_norm="(0, inf)", weight_decay="[0, inf)")
+        require(self, ema="(0, 1)")
+        require_pattern(self, "decay")
+        if not isinstance(self.schedule, Schedule):
+            raise ConfigError(
+                f"{type(self).__name__}.schedule: {self.schedule!r} given; allowed: a Schedule."
+            )
+
+    def core(self) -> optax.GradientTransformation | None:
+        """Returns gradients -> direction, with no learning rate; None: the gradient itself."""
+        raise NotImplementedError
+
+    def direction(self) -> list[Part]:
+        """Returns the core and the weight decay, in the order that the algorithm wants."""
+        core, decay = self.core(), []
+        if self.weight_decay:
+            chosen = functools.partial(paths.mask, pattern=self.decay)
+            decay = [("decay", optax.add_decayed_weights(self.weight_decay, chosen))]
+        parts = [] if core is None else [("core", core)]
+        return decay + parts if self.coupled else parts + decay
+
+    def check(self, params: optax.Params) -> None:
+        """Checks that every pattern chooses a parameter, else raises ConfigError."""
+        if self.weight_decay:
+            paths.require_match(f"{type(self).__name__}.decay", self.decay, params)
+        found = {self._group(name) for name in paths.names(params)}
+        for index, group in enumerate(self.groups):
+            paths.require_match("Group.pattern", group.pattern, params)
+            if index not in found:
+                raise ConfigError(
+                    f"{type(self).__name__}.groups: every parameter that {group.pattern!r} matches "
+                    "belongs to an earlier group; the first match wins, so put it before them."
+                )
+
+    def make(self, horizon: Horizon) -> optax.GradientTransformationExtraArgs:
+        """Returns the whole optimiser as an Optax transform.
+
+        Its `update(grads, state, params, value=loss)` returns what to add to the parameters.
+        `value` is the loss of the step, and needed by `ReduceOnPlateau` alone.
+
+        Args:
+          horizon: what the durations in the schedule are measured against.
+
+        Raises:
+          ConfigError: a duration does not fit the run; and, from the transform's `init`, a
+            pattern that matches no parameter.
+        """
+        parts: list[Part] = []
+        if self.clip_norm is not None:
+            parts.append(("clip", optax.clip_by_global_norm(self.clip_norm)))
+        parts += self.direction()
+        if any(group.scale not in (0, 1) for group in self.groups):
+            parts.append(("groups", _scale_by_path(self._scale)))
+        parts.append(("learning_rate", optax.scale_by_learning_rate(self._rate(horizon))))
+        plateau = self.schedule.feedback(horizon)
+        if plateau is not None:
+            parts.append(("plateau", plateau))
+        if self.ema is not None:
+            parts.append(("ema", params_ema(self.ema)))
+        transform = optax.named_chain(*parts)
+        if any(group.scale == 0 for group in self.groups):
+            transform = _freeze(transform, lambda name: self._scale(name) == 0)
+        return _checked(transform, self.check)
+
+    def _rate(self, horizon: Horizon) -> float | optax.Schedule:
+        if self.schedule.constant:
+            return self.learning_rate
+        return functools.partial(learning_rate_at, self, horizon)
+
+    def _group(self, name: str) -> int | None:
+        hits = (i for i, group in enumerate(self.groups) if paths.matches(group.pattern, name))
+        return next(hits, None)
+
+    def _scale(self, name: str) -> float:
+        group = self._group(name)
+        return 1.0 if group is None else self.groups[group].scale
+
+
+def learning_rate_at(
+    optimizer: Optimizer, horizon: Horizon, step: int | jax.Array, opt_state: Any = None
+) -> jax.Array:
+    """Returns the learning rate of `step`, a float scalar.
+
+    Args:
+      optimizer: the optimiser.
+      horizon: what its transform was made with.
+      step: number of updates made before.
+      opt_state: its state, for the factor of `ReduceOnPlateau`; without it that factor is 1.
+    """
+    rate = optimizer.learning_rate * optimizer.schedule.shape(horizon)(step)
+    if isinstance(opt_state, dict) and "plateau" in opt_state:
+        rate *= opt_state["plateau"].scale
+    return rate
+
+
+def _scale_by_path(scale) -> optax.GradientTransformation:
+    def update(updates, params=None):
+        del params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, u: scale(paths.path_name(path)) * u, updates
+        )
+
+    return optax.stateless(update)
+
+
+def _freeze(
+    inner: optax.GradientTransformationExtraArgs, frozen
+) -> optax.GradientTransformationExtraArgs:
+    """Hides the frozen leaves from `inner`, so that it keeps no state for them."""
+
+    def hide(tree):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: optax.MaskedNode() if frozen(paths.path_name(path)) else x, tree
+        )
+
+    def update(updates, state, params=None, **extra):
+        shown = None if params is None else hide(params)
+        new, state = inner.update(hide(updates), state, shown, **extra)
+        return jax.tree.map(hold, updates, new), state
+
+    def hold(update, new):
+        # Adding -0.0 changes no float at all; adding 0.0 turns -0.0 into 0.0.
+        return jnp.full_like(update, -0.0) if isinstance(new, optax.MaskedNode) else new
+
+    return optax.GradientTransformationExtraArgs(lambda params: inner.init(hide(params)), update)
+
+
+def _checked(
+    inner: optax.GradientTransformationExtraArgs, check
+) -> optax.GradientTransformationExtraArgs:
+    def init(params):
+        check(params)
+        return inner.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, inner.update)

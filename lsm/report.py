@@ -1,0 +1,262 @@
+"""The record of a run: where and with what it ran, what came out, and a picture of its curves."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lsm.errors import TrainingError
+from lsm.writers import read_metrics
+from lsm.files import atomic_write, plain_json
+
+_PACKAGES = ("lsm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_SPLITS = ("train", "validation", "test")
+_COLORS = {"train": "#4477aa", "validation": "#cc6633", "test": "#228833"}
+_MOST_PANELS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run ended with; `workdir/result.json` holds the same keys.
+
+    Attributes:
+      metrics: final figures by split, {"test": {"accuracy": 0.91}}; not finite ones are null in the
+        file and NaN when read back.
+      step: optimiser steps taken.
+      wall_time: seconds spent, over all restarts where the run was interrupted.
+      fingerprint: see `fingerprint`.
+      seed: the seed that the run's data order, initial parameters and noise come from.
+      stopped: why it ended, "completed", "early stopping" or "interrupted".
+      git_revision: see `git_revision`.
+      versions: see `versions`.
+      hardware: see `hardware`.
+      best_step: the step of the best evaluation, where the run kept track of it.
+    """
+
+    metrics: Mapping[str, Mapping[str, float]]
+    step: int
+    wall_time: float
+    fingerprint: str
+    seed: int
+    stopped: str
+    git_revision: str | None
+    versions: Mapping[str, str]
+    hardware: Mapping[str, Any]
+    best_step: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON values, figures that are not finite as None."""
+        return plain_json({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+    def save(self, workdir: Path) -> Path:
+        """Writes `result.json` and returns its path. Raises TrainingError (see write_result)."""
+        return write_result(workdir, self.to_json())
+
+    @classmethod
+    def load(cls, workdir: Path) -> "Result":
+        """Reads `workdir/result.json`. Raises TrainingError where it is absent or not a result."""
+        path = Path(workdir) / "result.json"
+        try:
+            fields = json.loads(path.read_text())
+            fields["metrics"] = {
+                split: {k: math.nan if v is None else v for k, v in figures.items()}
+                for split, figures in fields["metrics"].items()
+            }
+            return cls(**fields)
+        except OSError as error:
+            raise TrainingError(f"{path}: cannot be read: {error.strerror}.") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise TrainingError(f"{path}: not the result of a run: {error}.") from error
+
+
+def write_result(workdir: Path, result: Mapping[str, Any]) -> Path:
+    """Writes `result` as `workdir/result.json`, in one move; what is not finite becomes null.
+
+    Raises:
+      TrainingError: the disk is full or the workdir cannot be written.
+    """
+    path = Path(workdir) / "result.json"
+    text = json.dumps(plain_json(result), indent=2, allow_nan=False)
+    atomic_write(path, text.encode() + b"\n")
+    return path
+
+
+def fingerprint(params: Any) -> str:
+    """Returns the sha256, in hex, of all parameters: equal for models equal to the last bit.
+
+    The bytes of every leaf (C order, little-endian, its own dtype) in the order of the leaves'
+    paths, "block/kernel", compared as strings. For a tree of nested dicts of NumPy arrays:
+
+        digest = hashlib.sha256()
+        for path in sorted(flat):                       # {"block/kernel": array, ...}
+            digest.update(flat[path].tobytes())
+        digest.hexdigest()
+
+    Arrays may be sharded in any way; where shards are on other processes, every process must call
+    this, because the leaves are gathered one at a time.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    by_path = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
+    digest = hashlib.sha256()
+    for path in sorted(by_path):
+        array = np.asarray(jax.device_get(_whole(by_path[path])))
+        if array.dtype.byteorder == ">":
+            array = array.byteswap()
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _whole(leaf: Any) -> Any:
+    """Returns an array that this process can read in full."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return leaf
+    everywhere = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.jit(lambda x: x, out_shardings=everywhere)(leaf)
+
+
+def hardware() -> dict[str, Any]:
+    """Returns platform, device kind and count, processes, and this host's CPU, cores and GiB."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    can_pin = hasattr(os, "sched_getaffinity")  # not on macOS
+    return {
+        "platform": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if can_pin else os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+    }
+
+
+def _cpu_model() -> str:
+    """Returns the CPU's name as Linux or macOS tell it, else its architecture."""
+    try:
+        if platform.system() == "Darwin":
+            return _output("sysctl", "-n", "machdep.cpu.brand_string")
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration, subprocess.SubprocessError):
+        return platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the libraries that decide a run's figures."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"  # lsm itself, used from its source tree
+    return found
+
+
+def git_revision(source: Path = Path(__file__).parent) -> str | None:
+    """Returns the commit of lsm's source tree, "+dirty" where Python files differ from it.
+
+    None where the source is not in a git checkout, or git is not there; never raises.
+    """
+    git = functools.partial(_output, "git", "-C", str(source))
+    try:
+        # An installed lsm may lie in an environment inside somebody else's checkout.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        changed = git("status", "--porcelain", "--", ":(top)*.py", ":(top)pyproject.toml")
+        return git("rev-parse", "HEAD") + ("+dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _output(*command: str) -> str:
+    # Inside a git hook these variables name another checkout than the one asked about.
+    hidden = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    kept = {k: v for k, v in os.environ.items() if k not in hidden} | {"GIT_OPTIONAL_LOCKS": "0"}
+    done = subprocess.run(command, env=kept, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
+
+def plot_curves(workdir: Path) -> Path:
+    """Draws `workdir/metrics.jsonl` into `workdir/curves.png` and returns its path.
+
+    One panel for the loss and for each figure that an evaluation reports, six at most, against
+    steps; the scale of a figure that stays positive and spans a factor of 50 is logarithmic.
+
+    Raises:
+      TrainingError: there are no rows, or the picture cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    workdir = Path(workdir)
+    rows = read_metrics(workdir)
+    names = _panels(rows)
+    if not names:
+        raise TrainingError(f"{workdir / 'metrics.jsonl'}: no row has a loss or an evaluation.")
+    columns = min(len(names), 3 if len(names) != 4 else 2)
+    lines = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(5.2 * columns, 3.9 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(workdir.resolve().name, fontsize=12, fontweight="bold")
+    for place, name in enumerate(names, start=1):
+        _draw_panel(figure.add_subplot(lines, columns, place), name, rows)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    atomic_write(workdir / "curves.png", picture.getvalue())
+    return workdir / "curves.png"
+
+
+def _panels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns loss, accuracy, then what evaluations report, each where a row has it."""
+    evaluated = [k for row in rows if row["split"] != "train" for k in row]
+    trained = {k for row in rows if row["split"] == "train" for k in row}
+    known = [k for k in ("loss", "accuracy") if k in evaluated or k in trained]
+    names = dict.fromkeys(known + [k for k in evaluated if k not in ("step", "split")])
+    return list(names)[:_MOST_PANELS]
+
+
+def _draw_panel(axes, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    is_share = name.endswith("accuracy")
+    everything = [row[name] for row in rows if row.get(name) is not None]
+    for split in _SPLITS:
+        points = [(row["step"], row[name]) for row in rows if row["split"] == split and name in row]
+        if points:
+            steps, values = np.array(points, dtype=float).T
+            last = f"{100 * values[-1]:.2f} %" if is_share else f"{values[-1]:.4g}"
+            _draw_split(axes, split, steps, values, f"{split} {last}")
+    if is_share:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+    elif everything and min(everything) > 0 and max(everything) > 50 * min(everything):
+        axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_title(name.replace("_", " "), fontsize=11)
+    axes.set_xlabel("step")
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _draw_split(axes, split: str, steps: np.ndarray, values: np.ndarray, label: str) -> None:
+    """Draws training as a line, smoothed where it is dense, and evaluations with markers."""
+    style = {"color": _COLORS[split], "linewidth": 1.6, "label": label}
+    if split != "train":
+        style |= {"marker": "o", "markersize": 3.5}
+    if len(steps) == 1:
+        style |= {"marker": "*", "markersize": 11, "linestyle": "none"}
+    if split == "train" and len(steps) > 100:
+        axes.plot(steps, values, color=_COLORS[split], alpha=0.35, linewidth=0.8)
+        window = len(steps) // 40
+        values = np.convolve(values, np.ones(window) / window, mode="valid")
+        steps = steps[(window - 1) // 2 :][: len(values)]
+    axes.plot(steps, values, **style)

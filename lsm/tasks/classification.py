@@ -1,0 +1,71 @@
+"""Classification: one integer label an example."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from lsm import losses
+from lsm.errors import ConfigError
+from lsm.metrics import Weighted, accuracy, weigh
+from lsm.tasks.base import Batch, Task, check_labels, column
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classification(Task):
+    """Softmax cross-entropy on logits, with accuracy.
+
+    Integer inputs (pictures in uint8) become floats by 1/255, then (x - mean) / std.
+
+    Attributes:
+      model: maps inputs (B, ...) to logits (B, K).
+      input: column with the inputs.
+      label: column with int labels in [0, K).
+      mean: subtracted from inputs: one number, or one a channel.
+      std: divides inputs, after the mean.
+      label_smoothing: share of the target spread over all classes, in training only.
+      class_weights: one factor a class on its examples' loss; () weighs all alike.
+    """
+
+    input: str = "image"
+    label: str = "label"
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing: {self.label_smoothing} given; allowed: 0 to 1.")
+
+    def inputs(self, batch: Batch) -> jax.Array:
+        """Returns float32 inputs, scaled and normalised."""
+        x = jnp.asarray(column(batch, self.input, "task.input"))
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            x = x.astype(jnp.float32) / 255
+        if self.mean == 0.0 and self.std == 1.0:
+            return x
+        return (x - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+    def metrics(self, outputs: jax.Array, batch: Batch, train: bool) -> dict[str, Weighted]:
+        """Returns "loss" (smoothed and class-weighted in training) and "accuracy"."""
+        labels_B = column(batch, self.label, "task.label")
+        weights_B = batch.get("weight")
+        correct = accuracy(outputs, labels_B, weights_B)
+        if train and self.class_weights:
+            class_weights_B = jnp.asarray(self.class_weights)[labels_B]
+            weights_B = class_weights_B if weights_B is None else weights_B * class_weights_B
+        smoothing = self.label_smoothing if train else 0.0
+        loss_B = losses.softmax_cross_entropy(outputs, labels_B, smoothing)
+        return {"loss": weigh(loss_B, weights_B), "accuracy": correct}
+
+    def check(self, batch: Batch) -> None:
+        """Raises DataError for missing columns or labels outside the model's outputs."""
+        column(batch, self.input, "task.input")
+        outputs = getattr(self.model, "outputs", None)
+        check_labels(column(batch, self.label, "task.label"), outputs, "task.label")
+        if self.class_weights and outputs and len(self.class_weights) != outputs:
+            raise ConfigError(
+                f"task.class_weights: {len(self.class_weights)} given; the model has {outputs} "
+                "outputs, one weight each is needed."
+            )

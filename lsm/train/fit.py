@@ -1,0 +1,207 @@
+"""From an experiment to a trained model: `fit`, and `evaluate_run` for what was trained."""
+
+import contextlib
+import json
+import os
+import pathlib
+
+import jax
+
+from lsm import schema
+from lsm.checkpoint import Checkpoints
+from lsm.config import Experiment
+from lsm.errors import CheckpointError, ConfigError, TrainingError
+from lsm.report import Result, fingerprint, git_revision, hardware, plot_curves, versions
+from lsm.train.evaluation import evaluate
+from lsm.train.loop import Ending, Loop
+from lsm.train.profile import Profile
+from lsm.train.program import Program, evaluated_params
+from lsm.train.progress import Progress
+from lsm.train.setup import Setup
+from lsm.train.state import TrainState
+from lsm.writers import RunInfo, Writers, read_metrics
+from lsm.files import atomic_write
+
+
+def fit(
+    experiment: Experiment,
+    workdir: os.PathLike | str,
+    *,
+    data_dir: os.PathLike | str | None = None,
+    allow_config_change: bool = False,
+    profile: str = "",
+) -> Result:
+    """Trains an experiment in `workdir`, or continues the run that is there.
+
+    Writes `config.json`, `checkpoints/`, what the writers write (`metrics.jsonl`, ...), and at the
+    end `result.json` and `curves.png`. Killed at any moment and called again with the same
+    experiment, it ends with the same parameters, to the last bit.
+
+    Args:
+      experiment: what to run.
+      workdir: folder of this run, made where needed.
+      data_dir: where datasets are prepared; None is TFDS's own place.
+      allow_config_change: continue although the experiment differs from `config.json`.
+      profile: "FIRST:LAST" steps to trace into `workdir/profile`.
+
+    Returns:
+      What `result.json` holds. Its `stopped` is "interrupted" where SIGTERM or Ctrl-C ended this
+      piece of the run: then the state is saved, and no result is written.
+
+    Raises:
+      LsmError: anything that the caller can mend, in one line.
+    """
+    schema.check(experiment)
+    workdir = pathlib.Path(workdir)
+    tracer = Profile(profile, workdir / "profile")
+    _keep_compiled()
+    setup = Setup.of(experiment, data_dir)
+    _claim(workdir, experiment, allow_config_change)
+    with contextlib.closing(
+        Checkpoints(workdir / "checkpoints", experiment.checkpoint.keep)
+    ) as checkpoints:
+        state, progress = _start(setup.program, checkpoints)
+        info = RunInfo(
+            name=experiment.name,
+            config=schema.to_json(experiment),
+            total_steps=setup.horizon.steps,
+            batch_size=experiment.train.batch_size,
+        )
+        writers = Writers.open(experiment.writers, workdir, info, int(state.step))
+        with contextlib.closing(writers):
+            loop = Loop(
+                experiment=experiment,
+                horizon=setup.horizon,
+                program=setup.program,
+                batches=setup.train,
+                monitored=setup.monitored(),
+                checkpoints=checkpoints,
+                writers=writers,
+                profile=tracer,
+                progress=progress,
+            )
+            state, ending = loop.run(state)
+            checkpoints.wait()
+            metrics = {}
+            if ending != "interrupted":
+                state = _chosen(setup, checkpoints, state, loop.progress)
+                metrics = _final(setup, writers, workdir, state)
+    result = _result(experiment, state, metrics, ending, loop.progress)
+    if ending != "interrupted":
+        result.save(workdir)
+        if read_metrics(workdir):
+            plot_curves(workdir)
+    return result
+
+
+def evaluate_run(
+    experiment: Experiment, workdir: os.PathLike | str, *, data_dir: os.PathLike | str | None = None
+) -> tuple[int, dict[str, dict[str, float]]]:
+    """Evaluates the best checkpoint of a run, or its last where none was chosen as best.
+
+    Returns:
+      The checkpoint's step, and its figures by split ("validation", "test"). Writes nothing.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is damaged or of another model.
+    """
+    schema.check(experiment)
+    directory = pathlib.Path(workdir) / "checkpoints"
+    if not directory.is_dir():
+        raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
+    _keep_compiled()
+    setup = Setup.of(experiment, data_dir)
+    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
+        step = checkpoints.latest()
+        if step is None:
+            raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
+        best = Progress(**checkpoints.progress(step)).best_step
+        step = best if best in checkpoints.steps() else step
+        state = checkpoints.restore(setup.program.abstract_state, step)
+    return step, _evaluate_all(setup, state)
+
+
+def _keep_compiled() -> None:
+    """Turns the persistent compilation cache on, where the user has not placed it elsewhere."""
+    if not jax.config.jax_compilation_cache_dir:
+        path = os.path.expanduser(os.environ.get("LSM_CACHE", "~/.cache/lsm"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(path, "compiled"))
+
+
+def _claim(workdir: pathlib.Path, experiment: Experiment, allow_config_change: bool) -> None:
+    """Makes the workdir, compares the config of the run in it, and writes the new one."""
+    new = schema.to_json(experiment)
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        old = json.loads(path.read_text()) if path.exists() else new
+        changes = schema.differences(old, new, schema.free_fields(experiment))
+        if changes and not allow_config_change and (workdir / "checkpoints").is_dir():
+            raise ConfigError(
+                f"--workdir: {workdir} holds a run of another config: {'; '.join(changes)}. Use "
+                "another --workdir, or --allow_config_change to continue with the new one."
+            )
+        atomic_write(path, json.dumps(new, indent=2).encode())
+    except OSError as error:
+        raise TrainingError(f"--workdir: cannot write to {workdir}: {error.strerror}.") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is damaged ({error}); remove it to continue.") from error
+
+
+def _start(program: Program, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
+    step = checkpoints.latest()
+    if step is None:
+        return program.init(), Progress()
+    state = checkpoints.restore(program.abstract_state, step)
+    return state, Progress(**checkpoints.progress(step))
+
+
+def _chosen(
+    setup: Setup, checkpoints: Checkpoints, state: TrainState, progress: Progress
+) -> TrainState:
+    """Returns the best state where early stopping restores it, else the last."""
+    stopping = setup.experiment.evaluation.early_stopping
+    if stopping and stopping.restore_best and progress.best_step not in (None, int(state.step)):
+        return checkpoints.restore(setup.program.abstract_state, progress.best_step)
+    return state
+
+
+def _final(
+    setup: Setup, writers: Writers, workdir: pathlib.Path, state: TrainState
+) -> dict[str, dict[str, float]]:
+    """Evaluates every split with the final state; the test row is written once."""
+    figures = _evaluate_all(setup, state)
+    step = int(state.step)
+    written = any(row["step"] == step and row["split"] == "test" for row in read_metrics(workdir))
+    if "test" in figures and not written:
+        writers.write(step, "test", figures["test"])
+    return figures
+
+
+def _evaluate_all(setup: Setup, state: TrainState) -> dict[str, dict[str, float]]:
+    params = evaluated_params(state)
+    return {
+        split: evaluate(setup.program, params, state, batches)
+        for split, batches in setup.evaluation.items()
+    }
+
+
+def _result(
+    experiment: Experiment,
+    state: TrainState,
+    metrics: dict[str, dict[str, float]],
+    ending: Ending,
+    progress: Progress,
+) -> Result:
+    return Result(
+        metrics=metrics,
+        step=int(state.step),
+        wall_time=progress.seconds,
+        fingerprint=fingerprint(state.params),
+        seed=experiment.train.seed,
+        stopped=ending,
+        git_revision=git_revision(),
+        versions=versions(),
+        hardware=hardware(),
+        best_step=progress.best_step,
+    )

@@ -1,0 +1,114 @@
+"""The compiled pieces of a run: initialise, step, evaluate, laid out on a mesh."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lsm.config import Experiment
+from lsm.durations import Horizon
+from lsm.errors import MeshError
+from lsm.metrics import Weighted
+from lsm.optim import averaged_params
+from lsm.sharding import batch_sharding, compile, make_mesh, replicated, shard, table
+from lsm.train.state import TrainState, init_state
+from lsm.train.step import make_step, skip_nonfinite
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Compiled functions and the shardings that they share.
+
+    Attributes:
+      mesh: the devices.
+      abstract_state: shapes, dtypes and shardings of the state.
+      batch: sharding of a batch.
+      init: () -> state at step 0, made sharded.
+      step: (state, batch) -> (state, metrics); the state's buffers are donated.
+      evaluate: (params, model_state, batch) -> metrics.
+      finite: params -> whether every parameter is finite.
+      summary: the task's figures from totals of its metrics.
+    """
+
+    mesh: jax.sharding.Mesh
+    abstract_state: TrainState
+    batch: jax.sharding.NamedSharding
+    init: Callable[[], TrainState]
+    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Weighted]]]
+    evaluate: Callable[[Any, Any, Any], dict[str, Weighted]]
+    finite: Callable[[Any], jax.Array]
+    summary: Callable[[Mapping[str, Weighted]], dict[str, float]]
+
+    def table(self) -> list[tuple[str, tuple[int, ...], str, str, int]]:
+        """Returns path, shape, dtype, spec and bytes per device of every leaf of the state."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        return table(self.abstract_state, shardings)
+
+
+def build(
+    experiment: Experiment,
+    horizon: Horizon,
+    batch: Mapping[str, np.ndarray],
+    devices: list[jax.Device] | None = None,
+) -> Program:
+    """Returns the program of an experiment for batches shaped like `batch`; compiles nothing yet.
+
+    Raises:
+      MeshError: the mesh does not fit the devices, the batch or a parameter.
+      ConfigError: the optimiser names parameters that the model has not.
+    """
+    train, task = experiment.train, experiment.task
+    mesh = make_mesh(experiment.mesh, devices)
+    _check_batch(train.batch_size, train.accumulation, mesh)
+    optimizer = experiment.optimizer.make(horizon)
+    row = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+
+    def init() -> TrainState:
+        zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in row.items()}
+        return init_state(task, optimizer, zeros, train.seed)
+
+    abstract = jax.eval_shape(init)
+    state = shard(abstract, mesh, experiment.mesh.rules)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state
+    )
+    step = make_step(task, optimizer, seed=train.seed, accumulation=train.accumulation)
+    if train.skip_nonfinite:
+        step = skip_nonfinite(step)
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    options = {"out_shardings": whole}
+    return Program(
+        mesh=mesh,
+        abstract_state=abstract,
+        batch=rows,
+        init=compile(init, in_shardings=(), out_shardings=state),
+        step=compile(step, in_shardings=(state, rows), out_shardings=(state, whole), donate=[0]),
+        evaluate=compile(
+            task.evaluate, in_shardings=(state.params, state.model_state, rows), **options
+        ),
+        finite=compile(_all_finite, in_shardings=(state.params,), **options),
+        summary=task.summary,
+    )
+
+
+def evaluated_params(state: TrainState) -> Any:
+    """Returns what evaluation uses: the moving average of the parameters, or themselves."""
+    return averaged_params(state.opt_state, state.params)
+
+
+def _all_finite(params: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
+
+
+def _check_batch(batch_size: int, accumulation: int, mesh: jax.sharding.Mesh) -> None:
+    ways = mesh.size
+    if batch_size % (ways * accumulation):
+        parts = f"{ways} devices" + (f" x {accumulation} micro-batches" if accumulation > 1 else "")
+        fitting = max(batch_size // (ways * accumulation), 1) * ways * accumulation
+        raise MeshError(
+            f"train.batch_size: {batch_size} does not divide over {parts}; "
+            f"the nearest that does is {fitting}."
+        )

@@ -1,0 +1,71 @@
+"""What a run stands on before its first step: data opened, checked against the task, compiled."""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from lsm.config import Experiment
+from lsm.data import EvalBatches, TrainBatches
+from lsm.durations import Horizon
+from lsm.errors import MeshError
+from lsm.train.program import Program, build
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """The opened parts of an experiment.
+
+    Attributes:
+      experiment: what they are of.
+      horizon: its length in steps.
+      train: training batches by step.
+      evaluation: evaluation batches by split, of the splits that the experiment names.
+      program: the compiled pieces.
+    """
+
+    experiment: Experiment
+    horizon: Horizon
+    train: TrainBatches
+    evaluation: dict[str, EvalBatches]
+    program: Program
+
+    @classmethod
+    def of(cls, experiment: Experiment, data_dir: os.PathLike | str | None) -> "Setup":
+        """Opens the data and builds the program.
+
+        Raises:
+          DataError: a dataset or split is not there, or is not what the task needs.
+          MeshError: the mesh does not fit the devices, the batch or the parameters.
+          ConfigError: the optimiser does not fit the model.
+        """
+        data, train = experiment.data, experiment.train
+        processes = {
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
+        train_set = data.source.open(data.train, data_dir)
+        batches = TrainBatches(train_set, train.batch_size, train.seed, data.augment, **processes)
+        horizon = train.horizon(len(train_set))
+        sample = batches.batch_at(0)
+        experiment.task.check(sample)
+        program = build(experiment, horizon, sample)
+        size = experiment.evaluation.batch_size or train.batch_size
+        if size % program.mesh.size:
+            raise MeshError(
+                f"evaluation.batch_size: {size} does not divide over {program.mesh.size} devices."
+            )
+        evaluation = {
+            split: EvalBatches(data.source.open(spec, data_dir), size, **processes)
+            for split, spec in (("validation", data.validation), ("test", data.test))
+            if spec
+        }
+        for split, eval_batches in evaluation.items():
+            experiment.task.check(eval_batches.batch_at(0))
+        return cls(experiment, horizon, batches, evaluation, program)
+
+    def monitored(self) -> tuple[str, EvalBatches] | None:
+        """Returns the split evaluated while training: validation, else test, else none."""
+        return next(iter(self.evaluation.items()), None)

@@ -1,0 +1,134 @@
+"""The screen: a progress bar on a terminal, plain lines anywhere else."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from lsm.writers.base import RunInfo, Writer
+
+_SECONDS_BETWEEN_DRAWS = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Console:
+    """A progress bar on a terminal, and one line a row where stdout goes anywhere else."""
+
+    def open(self, workdir: Path, run: RunInfo, resume_step: int) -> Writer:
+        """Returns a bar or plain lines, by what stdout is now."""
+        import rich.console
+
+        screen = rich.console.Console(file=sys.stdout)
+        if sys.stdout.isatty() and screen.is_interactive:
+            return _Bar(run, resume_step, screen)
+        return _Lines(run)
+
+
+class _Pace:
+    """How fast a run goes, evaluations and checkpoints included, from the times of its rows."""
+
+    def __init__(self, run: RunInfo):
+        self._run = run
+        self._first: tuple[int, float] | None = None
+
+    def speed_and_left(self, step: int, metrics: Mapping[str, float]) -> tuple[str, str]:
+        """Returns ("12,345", "0:42"): examples per second, and the time to the last step."""
+        now = time.monotonic()
+        first_step, start = self._first = self._first or (step, now)
+        steps_per_sec = metrics.get("steps_per_sec", 0.0)
+        if step > first_step and now > start:
+            steps_per_sec = (step - first_step) / (now - start)
+        speed = metrics.get("examples_per_sec", steps_per_sec * self._run.batch_size)
+        left = (self._run.total_steps - step) / steps_per_sec if steps_per_sec > 0 else None
+        return f"{speed:,.0f}", "?" if left is None else clock(left)
+
+
+class _Lines:
+    """Every row as one line of text, flushed: for files, pipes and log collectors."""
+
+    def __init__(self, run: RunInfo):
+        self._total = run.total_steps
+        self._pace = _Pace(run)
+
+    def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """Prints the row; of a training row only loss, accuracy and speed."""
+        line = f"step {step}/{self._total}  {split}  {_figures(split, metrics)}"
+        if split == "train":
+            speed, left = self._pace.speed_and_left(step, metrics)
+            line += f"  examples/s {speed}  left {left}"
+        print(line, flush=True)
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+class _Bar:
+    """A bar that is redrawn by `write`, at most twice a second: there is no drawing thread."""
+
+    def __init__(self, run: RunInfo, resume_step: int, screen):
+        from rich import progress
+
+        columns = (
+            progress.TextColumn("{task.description}", style="bold", markup=False),
+            progress.BarColumn(bar_width=None),
+            progress.TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            progress.TextColumn("{task.fields[figures]}", markup=False),
+            progress.TextColumn("{task.fields[pace]}", style="dim", markup=False),
+        )
+        self._total = run.total_steps
+        self._pace = _Pace(run)
+        self._row: tuple[int, Mapping[str, float]] | None = None
+        self._next_draw = 0.0
+        self._bar = progress.Progress(*columns, console=screen, auto_refresh=False, expand=True)
+        name = run.name if screen.width >= 100 else ""  # on a narrow screen the figures matter more
+        self._task = self._bar.add_task(
+            name, total=run.total_steps, completed=resume_step, figures="starting", pace=""
+        )
+        self._bar.start()
+
+    def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """Prints an evaluation above the bar; moves the bar for a training row, when due."""
+        if split != "train":
+            line = f"step {step}/{self._total}  {split}  {_figures(split, metrics)}"
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            return
+        self._row = (step, metrics)
+        if time.monotonic() >= self._next_draw:
+            self._draw()
+            self._next_draw = time.monotonic() + _SECONDS_BETWEEN_DRAWS
+
+    def _draw(self) -> None:
+        step, metrics = self._row
+        speed, left = self._pace.speed_and_left(step, metrics)
+        self._bar.update(
+            self._task,
+            completed=step,
+            figures=_figures("train", metrics),
+            pace=f"{speed} examples/s  {left} left",
+        )
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Draws the last row and gives the terminal back."""
+        if self._row:
+            self._draw()
+        self._bar.stop()
+
+
+def _figures(split: str, metrics: Mapping[str, float]) -> str:
+    """Returns "loss 0.4321  accuracy 0.8700": all figures of an evaluation, two of training."""
+    shown = ("loss", "accuracy") if split == "train" else metrics
+    return "  ".join(f"{name} {_short(metrics[name])}" for name in shown if name in metrics)
+
+
+def _short(value: float) -> str:
+    fixed = value == 0 or 1e-3 <= abs(value) < 1e4
+    return f"{value:.4f}" if fixed else f"{value:.3e}"
+
+
+def clock(seconds: float) -> str:
+    """Returns seconds as "0:42", "12:05" or "1:02:03"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

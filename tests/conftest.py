@@ -1,0 +1,20 @@
+"""Fixtures of all tests: eight simulated CPU devices, and the real datasets where they are."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def tfds_dir() -> pathlib.Path:
+    """Folder of prepared TFDS datasets: $LSM_TEST_DATA, or ../shared/tfds beside the project."""
+    path = pathlib.Path(os.environ.get("LSM_TEST_DATA", ROOT.parent / "shared/tfds"))
+    if not path.is_dir():
+        pytest.skip(f"needs prepared datasets: no folder {path}; set LSM_TEST_DATA")
+    return path

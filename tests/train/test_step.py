@@ -1,0 +1,192 @@
+"""The pure step: accumulation, weights, meshes, determinism, skipped updates."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsm.durations import Horizon
+from lsm.models import CNN, GPT, MLP
+from lsm.optim import SGD, Adam
+from lsm.sharding import Fsdp, Mesh, Rule, batch_sharding, compile, make_mesh, replicated, shard
+from lsm.tasks import Classification, LanguageModelling, Regression
+from lsm.train import init_state, make_step, skip_nonfinite
+
+HORIZON = Horizon(steps=10, batch_size=16, examples=64)
+
+
+def pictures(rows=16, seed=0, weight=None):
+    random = np.random.default_rng(seed)
+    batch = {
+        "image": random.integers(0, 256, (rows, 8, 8, 1), dtype=np.uint8),
+        "label": random.integers(0, 10, rows, dtype=np.int32),
+    }
+    return batch if weight is None else batch | {"weight": np.asarray(weight, np.float32)}
+
+
+def text(rows=16, seed=0):
+    tokens = np.random.default_rng(seed).integers(0, 11, (rows, 9), dtype=np.int32)
+    return {"tokens": tokens}
+
+
+MLP_TASK = Classification(model=MLP(widths=(32,)))
+GPT_TASK = LanguageModelling(model=GPT(vocabulary=11, layers=2, heads=2, width=32, context=8))
+TASKS = [(MLP_TASK, pictures), (GPT_TASK, text)]
+
+
+def steps(task, batches, optimizer=None, wrap=lambda step: step, **options):
+    tx = (optimizer or Adam(learning_rate=1e-2)).make(HORIZON)
+    state = init_state(task, tx, batches[0], seed=0)
+    step = jax.jit(wrap(make_step(task, tx, **options)))
+    for batch in batches:
+        state, metrics = step(state, batch)
+    return state, metrics
+
+
+def assert_close(a, b, rtol=1e-5, atol=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize(("task", "make"), TASKS, ids=["mlp", "gpt"])
+def test_accumulation_equals_the_whole_batch(task, make):
+    batches = [make(seed=i) for i in range(3)]
+    sgd = SGD(learning_rate=0.1)
+    whole, whole_metrics = steps(task, batches, sgd)
+    parts, parts_metrics = steps(task, batches, sgd, accumulation=4)
+    assert_close(whole.params, parts.params)
+    assert_close(whole_metrics, parts_metrics)
+
+
+def test_accumulation_is_exact_for_uneven_weights():
+    # Micro-batch i holds rows i, i + 4, ...: their weights sum to 0, 3, 8 and 1.
+    weight = np.zeros(16)
+    weight[1::4], weight[2::4], weight[3] = 0.75, 2, 1
+    batches = [pictures(seed=i, weight=weight) for i in range(3)]
+    sgd = SGD(learning_rate=0.1)
+    whole, metrics = steps(MLP_TASK, batches, sgd)
+    parts, _ = steps(MLP_TASK, batches, sgd, accumulation=4)
+    assert float(metrics["loss"].weight) == 12
+    assert_close(whole.params, parts.params)
+
+
+def test_an_example_of_weight_zero_does_not_count():
+    weight = np.r_[np.ones(12), np.zeros(4)]
+    padded = pictures(weight=weight)
+    short = {name: column[:12] for name, column in padded.items()}
+    assert_close(steps(MLP_TASK, [padded])[0].params, steps(MLP_TASK, [short])[0].params)
+
+
+def test_gradient_is_the_two_layer_network_written_by_hand():
+    """SYSTEMS A9: forward, backward and update of a ReLU network, in NumPy."""
+    task = Regression(model=MLP(widths=(4,), outputs=1), form="half")
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(6, 3)).astype("f"), random.normal(size=6).astype("f")
+    tx = SGD(learning_rate=0.1).make(HORIZON)
+    state = init_state(task, tx, {"x": x, "y": y}, seed=0)
+    new, _ = make_step(task, tx)(state, {"x": x, "y": y})
+    (b1, w1), (b2, w2) = ([np.asarray(layer[k]) for k in ("bias", "kernel")] for layer in state.params.values())  # fmt: skip  # noqa: E501
+    z1 = x @ w1 + b1
+    h = np.maximum(z1, 0)
+    d_out = ((h @ w2 + b2)[:, 0] - y)[:, None] / 6
+    d_z1 = (d_out @ w2.T) * (z1 > 0)
+    expected = {
+        "Dense_0": {"bias": b1 - 0.1 * d_z1.sum(0), "kernel": w1 - 0.1 * x.T @ d_z1},
+        "Dense_1": {"bias": b2 - 0.1 * d_out.sum(0), "kernel": w2 - 0.1 * h.T @ d_out},
+    }
+    assert_close(new.params, expected)
+
+
+def test_class_weights_and_smoothing_touch_training_only():
+    task = Classification(model=MLP(), class_weights=(2.0,) + (1.0,) * 9, label_smoothing=0.1)
+    batch = pictures()
+    params, state = task.init(jax.random.key(0), batch)
+    _, trained = task.loss(params, state, batch, jax.random.key(0))
+    evaluated = task.evaluate(params, state, batch)
+    plain = dataclasses.replace(task, class_weights=(), label_smoothing=0.0)
+    zeros = (batch["label"] == 0).sum()
+    assert float(trained.metrics["loss"].weight) == 16 + zeros
+    assert float(trained.metrics["accuracy"].weight) == 16
+    assert_equal(evaluated, plain.evaluate(params, state, batch))
+
+
+@pytest.mark.parametrize("mesh", [Mesh(), Mesh(fsdp=8, data=1), Mesh(data=2, fsdp=4)], ids=str)
+@pytest.mark.parametrize(("task", "make"), TASKS, ids=["mlp", "gpt"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_eight_devices_equal_one(task, make, mesh, accumulation):
+    tx = SGD(learning_rate=0.1).make(HORIZON)
+    batches = [make(seed=i) for i in range(3)]
+    step = make_step(task, tx, accumulation=accumulation)
+    rules = (Rule(".*", Fsdp(min_size=1)),)
+
+    def run(mesh):
+        def init():
+            return init_state(task, tx, jax.tree.map(jnp.asarray, batches[0]), seed=0)
+
+        layout, rows = shard(jax.eval_shape(init), mesh, rules), batch_sharding(mesh)
+        state = compile(init, in_shardings=(), out_shardings=layout)()
+        jitted = compile(
+            step,
+            in_shardings=(layout, rows),
+            out_shardings=(layout, replicated(mesh)),
+            donate=[0],
+        )
+        for batch in batches:
+            state, metrics = jitted(state, jax.device_put(batch, rows))
+        return state, metrics
+
+    one, one_metrics = run(make_mesh(Mesh(), jax.devices()[:1]))
+    many, many_metrics = run(make_mesh(mesh))
+    again, _ = run(make_mesh(mesh))
+    assert_close(one.params, many.params)
+    assert_close(one_metrics, many_metrics)
+    assert_equal(many, again)
+    if mesh.fsdp > 1:
+        kernels = [x for x in jax.tree.leaves(many.params) if x.size >= 256]
+        assert all(k.addressable_shards[0].data.size == k.size // mesh.fsdp for k in kernels)
+
+
+def test_dropout_draws_by_seed_and_step_alone():
+    task = Classification(model=MLP(widths=(32,), dropout=0.5))
+    batches = [pictures()] * 2
+    first, again = (steps(task, batches)[0] for _ in range(2))
+    assert_equal(first.params, again.params)
+    other, _ = steps(task, batches, seed=1)
+    with pytest.raises(AssertionError):
+        assert_equal(first.params, other.params)
+
+
+def test_batch_norm_keeps_running_means():
+    task = Classification(model=CNN(widths=(8,), convs=1))
+    state, _ = steps(task, [pictures(), pictures(seed=1)])
+    means = state.model_state["batch_stats"]["BatchNorm_0"]["mean"]
+    assert np.abs(means).max() > 0
+    assert_equal(
+        task.evaluate(state.params, state.model_state, pictures()),
+        task.evaluate(state.params, state.model_state, pictures()),
+    )
+
+
+def test_skip_nonfinite_changes_nothing_but_the_step():
+    good, bad = pictures(), pictures()
+    bad["image"] = bad["image"].astype(np.float32)
+    good["image"] = good["image"].astype(np.float32) / 255
+    bad["image"][3] = np.nan
+    before, metrics = steps(MLP_TASK, [good], wrap=skip_nonfinite)
+    assert float(metrics["skipped"].mean) == 0
+    after, metrics = steps(MLP_TASK, [good, bad], wrap=skip_nonfinite)
+    assert float(metrics["skipped"].mean) == 1 and float(metrics["loss"].weight) == 0
+    assert int(after.step) == 2
+    assert_equal((before.params, before.opt_state), (after.params, after.opt_state))
+
+
+def test_the_step_is_pure():
+    tx = Adam(learning_rate=1e-2).make(HORIZON)
+    state = init_state(MLP_TASK, tx, pictures(), seed=0)
+    step = make_step(MLP_TASK, tx)
+    assert_equal(step(state, pictures()), step(state, pictures()))
