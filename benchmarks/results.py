@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from lsm.errors import DataError, LsmError, listed, nearest
-from lsm.report import Result
 from lsm.files import atomic_write, plain_json
+from lsm.report import Result
 
 RECORDS = Path(__file__).with_suffix("")
 _TABLE = re.compile(r"^<!-- results:(.*?) -->\n(.*?)^<!-- /results -->$", re.DOTALL | re.MULTILINE)

@@ -28,8 +28,10 @@ class Checkpoints:
 
         self.directory = pathlib.Path(directory).absolute()
         best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
-        )  # fmt: skip
+            get_metric_fn=lambda metrics: metrics["score"],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             create=not read_only,
@@ -160,7 +162,7 @@ class _Writing:
                 f"the checkpoint of step {steps[-1]} is intact"
                 if steps
                 else "there is no earlier one"
-            )  # noqa: E501
+            )
             reason = " ".join(str(error).split())[:160]
             raise CheckpointError(
                 f"cannot save to {self.checkpoints.directory}: {reason}; {kept}."

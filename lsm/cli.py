@@ -78,7 +78,8 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
         )
         print(_closing_line(experiment, result, workdir))
     else:
-        raise ConfigError(f"--mode: {_MODE.value!r} given; allowed: train, eval.{nearest(_MODE.value, ('train', 'eval'))}")  # fmt: skip  # noqa: E501
+        hint = nearest(_MODE.value, ("train", "eval"))
+        raise ConfigError(f"--mode: {_MODE.value!r} given; allowed: train, eval.{hint}")
 
 
 def summary(figures: Mapping[str, Mapping[str, float]]) -> str:
@@ -99,7 +100,10 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        _fail(f"--{error.flagname}: there is no such flag; there are {listed('--' + f for f in _OWN)} and --config.FIELD.{nearest(error.flagname, _OWN)}")  # fmt: skip  # noqa: E501
+        _fail(
+            f"--{error.flagname}: there is no such flag; there are --config.FIELD and "
+            f"{listed('--' + name for name in _OWN)}.{nearest(error.flagname, _OWN)}"
+        )
     except flags.Error as error:
         _fail(" ".join(str(error).split()))
     if rest[1:]:

@@ -52,7 +52,7 @@ class Train:
         given = {name: getattr(self, name) for name in LENGTHS if getattr(self, name) is not None}
         if len(given) != 1:
             shown = ", ".join(f"{k}={v}" for k, v in given.items()) or "none"
-            raise ConfigError(f"train: exactly one of steps, epochs, examples is needed; {shown} given.")  # fmt: skip  # noqa: E501
+            raise ConfigError(f"train: one of steps, epochs, examples is needed; {shown} given.")
         for name, value in given.items() | {
             ("batch_size", self.batch_size),
             ("accumulation", self.accumulation),
@@ -93,7 +93,7 @@ class EarlyStopping:
 
     def __post_init__(self):
         if self.patience < 1:
-            raise ConfigError(f"evaluation.early_stopping.patience: {self.patience} given; it must be 1 or more.")  # fmt: skip  # noqa: E501
+            raise ConfigError(f"patience: {self.patience} given; it must be 1 or more.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,9 @@ class Evaluation:
     def __post_init__(self):
         check_duration(self.every, "evaluation.every")
         if self.batch_size is not None and self.batch_size < 1:
-            raise ConfigError(f"evaluation.batch_size: {self.batch_size} given; it must be 1 or more.")  # fmt: skip  # noqa: E501
+            raise ConfigError(
+                f"evaluation.batch_size: {self.batch_size} given; it must be above 0."
+            )
 
     @property
     def sign(self) -> int:

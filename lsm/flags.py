@@ -130,7 +130,7 @@ def _unknown_argument(error: Exception, trace) -> str | None:
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if isinstance(error, dataclasses.FrozenInstanceError):
         field = str(error).split("'")[1] if "'" in str(error) else str(error)
-        return f"field {field!r} cannot be assigned; give it to the constructor or use dataclasses.replace."  # noqa: E501
+        return f"field {field!r} cannot be assigned; give it to the constructor instead."
     if not found:
         return None
     class_name, field = found.groups()
@@ -179,7 +179,8 @@ def _no_field(value: Any, name: str, where: str, allowed: Mapping[str, Any]) -> 
     if not allowed:
         return f"{where}: {schema.shown(value)} has no fields to set."
     kind = type(value).__name__
-    return f"{where}: {kind} has no field {name!r}; it has {listed(allowed, 20)}.{nearest(name, allowed)}"  # noqa: E501
+    hint = nearest(name, allowed)
+    return f"{where}: {kind} has no field {name!r}; it has {listed(allowed, 20)}.{hint}"
 
 
 def _parse(text: str, hint: Any, where: str) -> Any:

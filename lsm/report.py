@@ -18,8 +18,8 @@ import jax
 import numpy as np
 
 from lsm.errors import TrainingError
-from lsm.writers import read_metrics
 from lsm.files import atomic_write, plain_json
+from lsm.writers import read_metrics
 
 _PACKAGES = ("lsm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SPLITS = ("train", "validation", "test")

@@ -136,9 +136,10 @@ def to_json(value: Any) -> Any:
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
     """Returns the leaves of a JSON tree by dotted path; an empty object or list is a leaf."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()  # fmt: skip  # noqa: E501
+    if isinstance(tree, list):
+        tree = {str(index): item for index, item in enumerate(tree)}
     leaves: dict[str, Any] = {}
-    for name, child in items:
+    for name, child in tree.items() if isinstance(tree, dict) else ():
         leaves |= flatten(child, f"{path}.{name}" if path else str(name))
     return leaves or {path: tree}
 

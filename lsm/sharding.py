@@ -77,7 +77,7 @@ class Mesh:
         for axis in AXES:
             size = getattr(self, axis)
             if size < 1 and size != -1:
-                raise ConfigError(f"mesh.{axis}: {size} given; allowed: 1 or more, or -1 for the rest.")  # fmt: skip  # noqa: E501
+                raise ConfigError(f"mesh.{axis}: {size} given; it must be 1 or more, or -1.")
         if self.data == -1 and self.fsdp == -1:
             raise ConfigError("mesh: only one of data and fsdp can be -1.")
 

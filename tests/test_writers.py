@@ -14,9 +14,9 @@ import types
 import pytest
 
 from lsm.errors import TrainingError
+from lsm.files import AppendOnly
 from lsm.writers import Console, Jsonl, RunInfo, TensorBoard, Writers, read_metrics
 from lsm.writers.console import clock
-from lsm.files import AppendOnly
 
 RUN = RunInfo(name="digits", config={"seed": 0}, total_steps=1000, batch_size=128)
 TRAIN = {"loss": 0.43214, "accuracy": 0.87, "examples_per_sec": 12345.4, "input_wait": 0.01}

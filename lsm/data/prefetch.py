@@ -27,7 +27,7 @@ class Prefetcher:
         start: int,
         stop: int,
         workers: int = 1,
-        ahead: int = 2,
+        ahead: int = 8,
     ):
         """Starts the threads.
 
@@ -36,14 +36,14 @@ class Prefetcher:
           start: first step.
           stop: one beyond the last step.
           workers: number of threads, at least 1.
-          ahead: batches kept ready, at least 1; each worker works on one of them at a time.
+          ahead: most batches ready or in work at a time; raised to `workers` if below.
         """
         self.waited = 0.0
         self._batch_at, self._stop = batch_at, stop
         self._taken = self._begun = start  # steps handed out; steps that a worker took on
         self._ahead = max(ahead, workers)
         self._ready: dict[int, Columns | BaseException] = {}
-        self._closed = False
+        self._closed = self._waiting = False
         self._changed = threading.Condition()
         # Daemons: a read that hangs (a dead network disk) must not keep the process alive.
         self._threads = [
@@ -76,7 +76,10 @@ class Prefetcher:
                 raise StopIteration
             batch = self._ready.pop(self._taken)
             self._taken += 1
-            self._changed.notify_all()
+            # Workers sleep until half the batches are gone: to wake one for each would cost more
+            # than a small batch itself.
+            if self._begun - self._taken <= self._ahead // 2:
+                self._changed.notify_all()
         if isinstance(batch, BaseException):
             self.close()
             raise batch
@@ -94,9 +97,11 @@ class Prefetcher:
 
     def _wait(self) -> None:
         start = time.perf_counter()
+        self._waiting = True
         self._changed.wait_for(
             lambda: self._closed or self._taken in self._ready or self._taken >= self._stop
         )
+        self._waiting = False
         self.waited += time.perf_counter() - start
 
     def _work(self) -> None:
@@ -115,7 +120,8 @@ class Prefetcher:
                 if self._closed:
                     return
                 self._ready[step] = batch
-                self._changed.notify_all()
+                if self._waiting and step == self._taken:
+                    self._changed.notify_all()
 
     def _may_begin(self) -> bool:
         return self._closed or self._begun >= self._stop or self._begun < self._taken + self._ahead

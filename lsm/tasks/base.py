@@ -79,9 +79,12 @@ class Task(abc.ABC):
 
     def summary(self, totals: Mapping[str, Weighted]) -> dict[str, float]:
         """Turns totals over many batches into the figures to report: the means."""
-        return {name: float(total.sum) / float(total.weight) if float(total.weight) else math.nan
-                for name, total in totals.items()}  # fmt: skip
+        return {
+            name: float(total.sum) / float(total.weight) if float(total.weight) else math.nan
+            for name, total in totals.items()
+        }
 
+    @abc.abstractmethod
     def check(self, batch: Batch) -> None:
         """Raises DataError, in one line, where a batch cannot be what the task needs."""
 

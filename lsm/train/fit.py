@@ -11,6 +11,7 @@ from lsm import schema
 from lsm.checkpoint import Checkpoints
 from lsm.config import Experiment
 from lsm.errors import CheckpointError, ConfigError, TrainingError
+from lsm.files import atomic_write
 from lsm.report import Result, fingerprint, git_revision, hardware, plot_curves, versions
 from lsm.train.evaluation import evaluate
 from lsm.train.loop import Ending, Loop
@@ -20,7 +21,6 @@ from lsm.train.progress import Progress
 from lsm.train.setup import Setup
 from lsm.train.state import TrainState
 from lsm.writers import RunInfo, Writers, read_metrics
-from lsm.files import atomic_write
 
 
 def fit(

@@ -142,7 +142,7 @@ class Loop:
     def _save(self, step: int, state: TrainState, best: bool) -> None:
         if not self.program.finite(state.params):
             raise TrainingError(
-                f"step {step}: a parameter is not finite, so this step is not saved; {self._advice()}"
+                f"step {step}: a parameter is not finite, so it is not saved; {self._advice()}"
             )
         score = self.progress.best * self.experiment.evaluation.sign if best else None
         self.checkpoints.save(step, state, dataclasses.asdict(self.progress), score)

@@ -22,7 +22,7 @@ class Profile:
         if not window:
             return
         if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-            raise ConfigError(f"--profile: {window!r} given; FIRST:LAST steps are needed, as 10:20.")  # fmt: skip  # noqa: E501
+            raise ConfigError(f"--profile: {window!r} given; FIRST:LAST is needed, as in 10:20.")
         self._first, self._last = int(first), int(last)
 
     def __enter__(self) -> "Profile":

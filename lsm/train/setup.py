@@ -2,10 +2,8 @@
 
 import dataclasses
 import os
-from typing import Any
 
 import jax
-import numpy as np
 
 from lsm.config import Experiment
 from lsm.data import EvalBatches, TrainBatches
@@ -62,7 +60,7 @@ class Setup:
             for split, spec in (("validation", data.validation), ("test", data.test))
             if spec
         }
-        for split, eval_batches in evaluation.items():
+        for eval_batches in evaluation.values():
             experiment.task.check(eval_batches.batch_at(0))
         return cls(experiment, horizon, batches, evaluation, program)
 

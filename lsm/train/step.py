@@ -87,7 +87,8 @@ def make_step(
       gradient: replaces the mean gradient, and with it the accumulation.
     """
     if gradient is None:
-        gradient = mean_gradient(task) if accumulation == 1 else accumulated_gradient(task, accumulation)  # fmt: skip  # noqa: E501
+        many = accumulation > 1
+        gradient = accumulated_gradient(task, accumulation) if many else mean_gradient(task)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lsm.errors import TrainingError
-from lsm.writers.base import RunInfo, Writer
 from lsm.files import AppendOnly, atomic_write, plain_json
+from lsm.writers.base import RunInfo, Writer
 
 
 @dataclasses.dataclass(frozen=True)

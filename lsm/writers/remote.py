@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from lsm.errors import ConfigError, LsmError, TrainingError
-from lsm.writers.base import RunInfo, Writer, one_line
 from lsm.files import atomic_write
+from lsm.writers.base import RunInfo, Writer, one_line
 
 
 @dataclasses.dataclass(frozen=True)

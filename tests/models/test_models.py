@@ -1,5 +1,7 @@
 """Models: sizes from their papers and tutorials, values from PyTorch, causality, dtypes."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,8 +64,8 @@ def test_max_pool_is_reduce_window_in_value_and_gradient():
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
     np.testing.assert_array_equal(max_pool_2x2(x), reference(x))
-    gradient, expected = (jax.grad(lambda x, f=f: (f(x) ** 2).sum())(x) for f in (max_pool_2x2, reference))  # fmt: skip  # noqa: E501
-    np.testing.assert_array_equal(gradient, expected)
+    gradient = jax.grad(lambda x: (max_pool_2x2(x) ** 2).sum())(x)
+    np.testing.assert_array_equal(gradient, jax.grad(lambda x: (reference(x) ** 2).sum())(x))
 
 
 def test_gpt_equals_a_numpy_transformer():
@@ -111,8 +113,8 @@ def test_bfloat16_computes_in_it_and_keeps_float32_parameters(model):
     variables = model.init(KEY, x)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     hlo = jax.jit(model.apply).lower(variables, x).as_text()
-    products = [line for line in hlo.splitlines() if "dot_general" in line or "stablehlo.conv" in line]  # fmt: skip  # noqa: E501
-    assert products and all("bf16" in line for line in products if "stablehlo.convert" not in line)
+    products = [line for line in hlo.splitlines() if re.search("dot_general|convolution", line)]
+    assert products and all("bf16" in line for line in products)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

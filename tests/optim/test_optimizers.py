@@ -1,4 +1,4 @@
-"""Every optimiser against a NumPy float64 reference, against PyTorch, and at work."""
+"""Every optimiser against a NumPy float64 reference, and against PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ from lsm.optim import (
     MatrixAxes,
     Momentum,
     Muon,
-    ReduceOnPlateau,
     RMSProp,
     Shampoo,
 )
@@ -232,7 +231,7 @@ CASES = {
 COUPLED = (SGD, Momentum, Adagrad, RMSProp, Adam)
 
 
-def reference(direction, coupled, decay):
+def reference(direction, coupled, decay=DECAY):
     w, history, trajectory = start(), {name: [] for name in SHAPES}, []
     for grads in gradients():
         for name, g in grads.items():
@@ -252,12 +251,17 @@ def assert_same(measured, expected, rtol=2e-5, atol=2e-5):
             )
 
 
-@pytest.mark.parametrize("decay", [0.0, DECAY])
 @pytest.mark.parametrize("case", CASES)
-def test_matches_numpy_reference(case, decay):
+def test_matches_numpy_reference(case):
     cls, options, direction = CASES[case]
-    optimizer = cls(learning_rate=LR, weight_decay=decay, **options)
-    assert_same(run(optimizer), reference(direction, cls in COUPLED, decay))
+    optimizer = cls(learning_rate=LR, weight_decay=DECAY, **options)
+    assert_same(run(optimizer), reference(direction, cls in COUPLED))
+
+
+@pytest.mark.parametrize("cls", [SGD, Adam])
+def test_without_weight_decay_nothing_shrinks(cls):
+    direction = {SGD: sgd, Adam: adam}[cls]
+    assert_same(run(cls(learning_rate=LR)), reference(direction, cls in COUPLED, decay=0.0))
 
 
 @pytest.mark.parametrize("decay", [0.0, DECAY])
@@ -322,57 +326,6 @@ def test_matches_pytorch(case):
         expected.append({n: tensor.detach().numpy().copy() for n, tensor in tensors.items()})
     optimizer = cls(learning_rate=LR, weight_decay=decay, decay=".*", **options)
     assert_same(run(optimizer, grads=grads), expected)
-
-
-RATES = {
-    SGD: 0.1,
-    Momentum: 0.02,
-    Adagrad: 0.5,
-    RMSProp: 0.02,
-    Adam: 0.05,
-    AdamW: 0.05,
-    Lion: 0.02,
-    Adafactor: 0.05,
-    LAMB: 0.05,
-    Muon: 0.1,
-    Shampoo: 0.05,
-}
-
-
-def least_squares():
-    rng = np.random.default_rng(2)
-    x_NxD = jnp.float32(rng.normal(size=(64, 5)))
-    y_NxK = x_NxD @ jnp.float32(rng.normal(size=(5, 3))) + 0.5
-    params = {"Dense_0": {"kernel": jnp.full((5, 3), 0.1), "bias": jnp.full(3, 0.1)}}
-
-    def loss(params):
-        dense = params["Dense_0"]
-        return jnp.mean((x_NxD @ dense["kernel"] + dense["bias"] - y_NxK) ** 2)
-
-    return params, loss
-
-
-@pytest.mark.parametrize("cls", RATES)
-def test_trains_a_convex_problem_under_jit(cls):
-    params, loss = least_squares()
-    schedule = ReduceOnPlateau(patience=3, factor=0.5, accumulation=10)
-    optimizer = cls(
-        learning_rate=RATES[cls], weight_decay=0.0, schedule=schedule, clip_norm=5.0, ema=0.9
-    )
-    transform = optimizer.make(HORIZON)
-
-    @jax.jit
-    def train(params):
-        def step(carry, _):
-            params, state = carry
-            value, grads = jax.value_and_grad(loss)(params)
-            updates, state = transform.update(grads, state, params, value=value)
-            return (optax.apply_updates(params, updates), state), value
-
-        return jax.lax.scan(step, (params, transform.init(params)), length=300)
-
-    (params, _), losses = train(params)
-    assert loss(params) < 0.02 * losses[0]
 
 
 def test_muon_takes_a_scanned_stack_layer_by_layer():

@@ -90,7 +90,9 @@ def test_gradient_is_the_two_layer_network_written_by_hand():
     tx = SGD(learning_rate=0.1).make(HORIZON)
     state = init_state(task, tx, {"x": x, "y": y}, seed=0)
     new, _ = make_step(task, tx)(state, {"x": x, "y": y})
-    (b1, w1), (b2, w2) = ([np.asarray(layer[k]) for k in ("bias", "kernel")] for layer in state.params.values())  # fmt: skip  # noqa: E501
+    params = jax.tree.map(np.asarray, state.params)
+    b1, w1 = params["Dense_0"]["bias"], params["Dense_0"]["kernel"]
+    b2, w2 = params["Dense_1"]["bias"], params["Dense_1"]["kernel"]
     z1 = x @ w1 + b1
     h = np.maximum(z1, 0)
     d_out = ((h @ w2 + b2)[:, 0] - y)[:, None] / 6

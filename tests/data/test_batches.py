@@ -1,0 +1,141 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lsm.data import ArrayDataset, Data, Digits, EvalBatches, RandomCrop, RandomFlip, TrainBatches
+from lsm.data.batches import permutation
+from lsm.errors import ConfigError
+
+
+def numbered(examples: int) -> ArrayDataset:
+    image = np.random.default_rng(0).integers(0, 256, (examples, 8, 8, 3)).astype(np.uint8)
+    return ArrayDataset({"image": image, "number": np.arange(examples, dtype=np.int32)})
+
+
+def numbers(batches: TrainBatches, steps: range) -> list[int]:
+    return [n for step in steps for n in batches.batch_at(step)["number"].tolist()]
+
+
+def test_permutation_is_the_order_of_philox_numbers_with_the_place_in_the_low_bits():
+    raw = np.random.Philox(np.random.SeedSequence((7, 0, 3))).random_raw(1000).tolist()
+    order = sorted(range(1000), key=lambda place: (raw[place] >> 10, place))  # 2**10 > 1000
+    assert permutation(7, 3, 1000).tolist() == order
+
+
+def test_permutation_never_changes():
+    # Recorded once; another NumPy, machine or version of lsm must give the same batches.
+    assert permutation(0, 0, 10).tolist() == [0, 8, 9, 3, 7, 5, 1, 2, 6, 4]
+    assert permutation(0, 1, 10).tolist() == [4, 7, 8, 6, 1, 2, 9, 0, 5, 3]
+
+
+@pytest.mark.parametrize("examples", [1, 2, 7, 64, 1000])
+def test_permutation_holds_every_example_once(examples):
+    assert sorted(permutation(1, 5, examples).tolist()) == list(range(examples))
+
+
+def test_every_epoch_holds_every_example_once_across_straddling_batches():
+    batches = TrainBatches(numbered(10), batch_size=4, seed=3)
+    line = numbers(batches, range(10))  # 40 places: 4 epochs of 10
+    epochs = [line[start : start + 10] for start in range(0, 40, 10)]
+    for number, epoch in enumerate(epochs):
+        assert epoch == permutation(3, number, 10).tolist()
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_a_batch_may_be_larger_than_the_dataset():
+    batches = TrainBatches(numbered(3), batch_size=8)
+    line = numbers(batches, range(3))
+    assert [sorted(line[i : i + 3]) for i in range(0, 24, 3)] == [[0, 1, 2]] * 8
+
+
+def test_batches_do_not_depend_on_the_order_of_asking():
+    augment = (RandomFlip(), RandomCrop(2))
+    ahead = TrainBatches(numbered(20), 8, seed=1, augment=augment)
+    expected = {step: ahead.batch_at(step) for step in range(6)}
+    again = TrainBatches(numbered(20), 8, seed=1, augment=augment)
+    for step in (5, 0, 3, 3, 1):
+        for name, column in again.batch_at(step).items():
+            np.testing.assert_array_equal(column, expected[step][name])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_slices_of_the_processes_make_up_the_batch_of_one(processes):
+    whole = TrainBatches(numbered(30), 8, seed=5, augment=(RandomCrop(3), RandomFlip()))
+    parts = [
+        dataclasses.replace(whole, process_index=i, process_count=processes)
+        for i in range(processes)
+    ]
+    for step in range(8):  # steps 3 and 7 straddle epochs
+        shares = [part.batch_at(step) for part in parts]
+        assert all(len(share["number"]) == 8 // processes for share in shares)
+        for name, column in whole.batch_at(step).items():
+            joined = np.concatenate([share[name] for share in shares])
+            np.testing.assert_array_equal(joined, column)
+
+
+def test_seeds_and_steps_differ_in_order_and_augmentation():
+    one = ArrayDataset({"image": np.tile(np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1), (64, 1, 1, 1))})
+    batches = TrainBatches(one, 64, seed=0, augment=(RandomCrop(3),))
+    first = batches.batch_at(0)["image"]
+    assert not np.array_equal(first, batches.batch_at(1)["image"])
+    assert not np.array_equal(first, dataclasses.replace(batches, seed=1).batch_at(0)["image"])
+    plain = TrainBatches(numbered(64), 64, seed=0)
+    other = dataclasses.replace(plain, seed=1)
+    assert numbers(plain, range(1)) != numbers(other, range(1))
+
+
+def test_augmentation_leaves_the_dataset_alone():
+    dataset = numbered(8)
+    before = dataset.columns["image"].copy()
+    TrainBatches(dataset, 8, augment=(RandomFlip(1.0), RandomCrop(2))).batch_at(0)
+    np.testing.assert_array_equal(dataset.columns["image"], before)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("examples", [1, 7, 8, 9, 16])
+def test_evaluation_counts_every_example_once(examples, processes):
+    counted = np.zeros(examples)
+    for index in range(processes):
+        batches = EvalBatches(numbered(examples), 8, index, processes)
+        assert len(batches) == -(-examples // 8)
+        for number in range(len(batches)):
+            batch = batches.batch_at(number)
+            assert batch["image"].shape == (8 // processes, 8, 8, 3)
+            assert batch["weight"].shape == (8 // processes,)
+            assert batch["weight"].dtype == np.float32
+            np.add.at(counted, batch["number"], batch["weight"])
+    np.testing.assert_array_equal(counted, np.ones(examples))
+
+
+def test_evaluation_goes_in_order_and_ends():
+    batches = EvalBatches(numbered(5), 4)
+    assert batches.batch_at(0)["number"].tolist() == [0, 1, 2, 3]
+    last = batches.batch_at(1)
+    assert last["number"].tolist() == [4, 4, 4, 4]
+    assert last["weight"].tolist() == [1, 0, 0, 0]
+    with pytest.raises(IndexError):
+        batches.batch_at(2)
+
+
+def test_evaluation_multiplies_weights_of_the_dataset():
+    own = np.array([[0.5, 2.0], [1.0, 0.0], [3.0, 1.0]], np.float32)
+    batches = EvalBatches(ArrayDataset({"weight": own}), 2)
+    np.testing.assert_array_equal(batches.batch_at(0)["weight"], own[:2])
+    np.testing.assert_array_equal(batches.batch_at(1)["weight"], [[3, 1], [0, 0]])
+
+
+@pytest.mark.parametrize("kind", [TrainBatches, EvalBatches])
+def test_a_batch_that_the_processes_cannot_share_is_an_error(kind):
+    with pytest.raises(ConfigError, match="batch_size: 6 must be .* divisible by the 4 processes"):
+        kind(numbered(8), 6, process_index=0, process_count=4)
+    with pytest.raises(ConfigError, match="process_index: 2 is not in 0 to 1"):
+        kind(numbered(8), 6, process_index=2, process_count=2)
+
+
+def test_settings_out_of_range_are_errors():
+    with pytest.raises(ConfigError, match="seed: -1 is negative"):
+        TrainBatches(numbered(8), 4, seed=-1)
+    with pytest.raises(ConfigError, match="workers: 0 is below 1"):
+        Data(Digits(), workers=0)

@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from lsm.data import Cutout, RandomCrop, RandomFlip, RandomRotate, RandomScale
+from lsm.errors import ConfigError
+
+ALL = [
+    RandomFlip(),
+    RandomCrop(2),
+    RandomCrop(2, reflect=True),
+    Cutout(3),
+    RandomRotate(30),
+    RandomScale(0.5, 2.0),
+]
+
+
+def pictures(examples: int, height: int = 6, width: int = 5, channels: int = 3) -> np.ndarray:
+    shape = (examples, height, width, channels)
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+@pytest.mark.parametrize("transform", ALL, ids=repr)
+def test_pure_uint8_and_other_columns_untouched(transform):
+    batch = {"image": pictures(32), "label": np.arange(32, dtype=np.int32)}
+    batch["image"].flags.writeable = False
+    first = transform(batch, np.random.default_rng(1))
+    again = transform(batch, np.random.default_rng(1))
+    other = transform(batch, np.random.default_rng(2))
+    assert first["image"].dtype == np.uint8 and first["image"].shape == batch["image"].shape
+    np.testing.assert_array_equal(first["image"], again["image"])
+    assert not np.array_equal(first["image"], other["image"])
+    assert first["label"] is batch["label"]
+
+
+@pytest.mark.parametrize("transform", ALL, ids=repr)
+def test_rows_of_a_draw_are_rows_of_the_batch(transform):
+    image = pictures(8)
+    drawn = transform.draw(np.random.default_rng(3), 8)
+    whole = transform.apply({"image": image}, drawn)["image"]
+    half = transform.apply({"image": image[4:]}, {k: v[4:] for k, v in drawn.items()})["image"]
+    np.testing.assert_array_equal(whole[4:], half)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_flip_mirrors_the_drawn_ones(channels):
+    image = pictures(4, channels=channels)
+    mirror = np.array([True, False, True, False])
+    out = RandomFlip().apply({"image": image}, {"mirror": mirror})["image"]
+    np.testing.assert_array_equal(out[0], image[0, :, ::-1])
+    np.testing.assert_array_equal(out[1], image[1])
+    np.testing.assert_array_equal(out[2], image[2, :, ::-1])
+
+
+def test_flip_probability():
+    mirror = RandomFlip(0.2).draw(np.random.default_rng(0), 10_000)["mirror"]
+    assert abs(mirror.mean() - 0.2) < 0.02  # five standard deviations of 0.004
+
+
+@pytest.mark.parametrize("reflect", [False, True])
+def test_crop_is_a_window_of_the_padded_picture(reflect):
+    image = pictures(9)
+    corner = np.array([[y, x] for y in (0, 2, 4) for x in (0, 3, 4)])
+    out = RandomCrop(2, reflect).apply({"image": image}, {"corner": corner})["image"]
+    mode = "reflect" if reflect else "constant"
+    padded = np.pad(image, ((0, 0), (2, 2), (2, 2), (0, 0)), mode=mode)
+    for i, (y, x) in enumerate(corner):
+        np.testing.assert_array_equal(out[i], padded[i, y : y + 6, x : x + 5])
+
+
+def test_crop_draws_every_corner():
+    corner = RandomCrop(1).draw(np.random.default_rng(0), 1000)["corner"]
+    assert {tuple(c) for c in corner.tolist()} == {(y, x) for y in range(3) for x in range(3)}
+
+
+def test_cutout_fills_a_square_that_may_reach_outside():
+    image = np.full((3, 6, 6, 1), 9, np.uint8)
+    centre = np.array([[0.5, 0.5], [0.0, 0.0], [0.99, 0.5]])  # pixels (3, 3), (0, 0), (5, 3)
+    out = Cutout(4, value=7).apply({"image": image}, {"centre": centre})["image"]
+    expected = np.full((3, 6, 6, 1), 9, np.uint8)
+    expected[0, 1:5, 1:5] = expected[1, :2, :2] = expected[2, 3:, 1:5] = 7
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_quarter_turns_are_exact():
+    image = pictures(3, 5, 5)
+    angle = np.deg2rad([90, -90, 180])
+    out = RandomRotate(180).apply({"image": image}, {"angle": angle})["image"]
+    for turned, picture, quarters in zip(out, image, (1, 3, 2), strict=True):
+        options = [np.rot90(picture, quarters), np.rot90(picture, -quarters)]
+        assert any(np.array_equal(turned, option) for option in options)
+
+
+@pytest.mark.parametrize("shape", [(9, 9, 1), (8, 11, 3)])
+def test_rotate_and_scale_agree_with_scipy(shape):
+    image = pictures(1, *shape)
+    centre = (np.array(shape[:2]) - 1) / 2
+
+    def scipy_warp(matrix):
+        return np.stack(
+            [
+                ndimage.affine_transform(
+                    np.pad(image[0, :, :, c].astype(float), 1),
+                    matrix,
+                    offset=centre + 1 - matrix @ centre,
+                    output_shape=shape[:2],
+                    order=1,
+                )
+                for c in range(shape[2])
+            ],
+            axis=-1,
+        )
+
+    a = 0.4
+    rotated = RandomRotate(40).apply({"image": image}, {"angle": np.array([a])})["image"][0]
+    turn = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
+    assert np.abs(rotated - scipy_warp(turn)).max() < 0.51  # rounding to a whole number
+    scaled = RandomScale(0.5, 2).apply({"image": image}, {"factor": np.array([1.3])})["image"][0]
+    assert np.abs(scaled - scipy_warp(np.eye(2) / 1.3)).max() < 0.51
+
+
+def test_scale_one_changes_nothing():
+    image = pictures(2)
+    out = RandomScale(1, 1)({"image": image}, np.random.default_rng(0))["image"]
+    np.testing.assert_array_equal(out, image)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: RandomFlip(1.5), "RandomFlip.probability: 1.5"),
+        (lambda: RandomCrop(0), "RandomCrop.padding: 0"),
+        (lambda: Cutout(0), "Cutout.size: 0"),
+        (lambda: Cutout(4, 256), "Cutout.value: 256"),
+        (lambda: RandomRotate(0), "RandomRotate.degrees: 0"),
+        (lambda: RandomScale(1.2, 1.1), "low 1.2 and high 1.1"),
+    ],
+)
+def test_settings_out_of_range_are_errors(make, said):
+    with pytest.raises(ConfigError, match=said):
+        make()
+
+
+def test_padding_that_cannot_mirror_is_an_error():
+    with pytest.raises(ConfigError, match="6 cannot mirror pictures of 6 x 5"):
+        RandomCrop(6, reflect=True)({"image": pictures(1)}, np.random.default_rng(0))
