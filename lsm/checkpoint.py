@@ -1,9 +1,12 @@
 """Checkpoints: atomic, asynchronous, checked before they are read back (Orbax underneath)."""
 
+import contextlib
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +15,8 @@ from lsm.errors import CheckpointError
 from lsm.sharding import path_name
 
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
+_OVERHEAD = 1 << 18
+"""Bytes that a checkpoint takes beside its arrays, at the most."""
 
 
 class Checkpoints:
@@ -70,6 +75,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         meta = {"spec": spec_of(state), "progress": dict(progress)}
+        self.wait()
+        self._check_space(state)
         with self._writing():
             self._manager.save(
                 step,
@@ -97,12 +104,14 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         _check_spec(self._meta(step)["spec"], spec_of(abstract_state), self.directory / str(step))
-        try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-            )
-        except Exception as error:
-            raise self._damaged(step, error) from error
+        with _quiet():
+            try:
+                restored = self._manager.restore(
+                    step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+                )
+            except Exception as error:
+                time.sleep(0.5)  # for the reads of other leaves to end, in the quiet
+                raise self._damaged(step, error) from error
         return restored["state"]
 
     def wait(self) -> None:
@@ -117,6 +126,20 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+
+    def _check_space(self, state: Any) -> None:
+        """Refuses before anything is written: a disk that fills up meanwhile is told less well."""
+        needed = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(state)) + _OVERHEAD
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise CheckpointError(
+                f"cannot save to {self.directory}: no space left on the disk, {needed:,} bytes are "
+                f"needed and {free:,} are free; {self._intact()}."
+            )
+
+    def _intact(self) -> str:
+        steps = self.steps()
+        return f"step {steps[-1]} is intact" if steps else "there is no earlier checkpoint"
 
     def _meta(self, step: int) -> dict[str, Any]:
         import orbax.checkpoint as ocp
@@ -145,6 +168,24 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Closes the process's stderr for a while.
+
+    Where one leaf cannot be read, the reads of the others go on and each prints a traceback, from
+    native threads, that its event loop is gone.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 class _Writing:
     """Turns any failure to write into a CheckpointError, and removes what was half written."""
 
@@ -157,16 +198,16 @@ class _Writing:
     def __exit__(self, kind, error, trace):
         if isinstance(error, Exception):
             self.checkpoints._remove_partial()
-            steps = self.checkpoints.steps()
-            kept = (
-                f"the checkpoint of step {steps[-1]} is intact"
-                if steps
-                else "there is no earlier one"
-            )
             reason = " ".join(str(error).split())[:160]
             raise CheckpointError(
-                f"cannot save to {self.checkpoints.directory}: {reason}; {kept}."
+                f"cannot save to {self.checkpoints.directory}: {reason}; "
+                f"{self.checkpoints._intact()}."
             ) from error
+
+
+def _local_bytes(leaf: jax.Array) -> int:
+    shards = leaf.addressable_shards
+    return sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
 
 
 def spec_of(state: Any) -> dict[str, list]:

@@ -115,7 +115,7 @@ def _one_line(run) -> int:
     try:
         run()
     except LsmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
 

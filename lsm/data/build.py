@@ -210,7 +210,7 @@ def write(builder_in: Callable[[pathlib.Path], Any], data_dir: pathlib.Path) -> 
         except LsmError:
             raise
         except Exception as error:  # TFDS wraps what its writers raise in many kinds
-            raise DataError(f"{relative.parent} cannot be built: {first_line(error)}") from error
+            raise DataError(f"{relative.parent} cannot be built: {reason(error)}") from error
         return publish(temporary, relative, data_dir)
 
 
@@ -248,13 +248,20 @@ def publish(
     return target
 
 
+def is_prepared(builder: Any) -> bool:
+    """Says whether a builder's dataset is there; TFDS's own question logs a warning if not."""
+    return (builder.data_path / "dataset_info.json").exists()
+
+
 def check_absent(target: pathlib.Path) -> None:
     """Raises DataError where a dataset is already there."""
     if target.exists():
         raise DataError(f"{target} is already there; lsm does not overwrite it. Remove it first.")
 
 
-def first_line(error: BaseException) -> str:
-    """Returns the part of an error's message that says what is wrong, on one line."""
+def reason(error: BaseException) -> str:
+    """Returns on one line what an error goes back to; TFDS wraps it with whole examples."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -39,11 +39,11 @@ def fetch(name: str, builder: Any) -> None:
     try:
         _fetch(name, builder, data_dir)
     except (DataError, OSError) as error:
-        if builder.is_prepared():  # another process was quicker
+        if build.is_prepared(builder):  # another process was quicker
             return
         raise DataError(
             f"dataset {name!r} is not prepared in {data_dir}, and cannot be downloaded "
-            f"({build.first_line(error).rstrip('.')}). {how(name, data_dir)}"
+            f"({build.reason(error).rstrip('.')}). {how(name, data_dir)}"
         ) from error
 
 
@@ -90,7 +90,7 @@ def _download(name: str, urls: list[str], place: pathlib.Path) -> raw.Archive:
     try:
         paths = manager.download(urls)
     except Exception as error:  # requests, checksums and TFDS have kinds of their own
-        raise DataError(f"download failed: {build.first_line(error)}") from error
+        raise DataError(f"download failed: {build.reason(error)}") from error
     folder = place / "archives"
     folder.mkdir()
     for url, path in zip(urls, paths, strict=True):  # under the names as published

@@ -78,10 +78,10 @@ def builder(name: str, data_dir: PathLike | None = None) -> Any:
       DataError: no such dataset, or it is not prepared and cannot be fetched, or not with random
         access.
     """
-    from lsm.data import download
+    from lsm.data import build, download
 
     found = _find(name, data_dir)
-    if not found.is_prepared():
+    if not build.is_prepared(found):
         download.fetch(name, found)
         found = _find(name, data_dir)
     file_format = found.info.file_format

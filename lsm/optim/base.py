@@ -12,8 +12,9 @@ The transform is a named chain. Its parts, of which only those that are needed a
 
 The path of a state leaf that belongs to a parameter ends with the parameter's path: Adam's first
 moment of `Dense_0/kernel` is `core/mu/Dense_0/kernel`, its average `ema/average/Dense_0/kernel`.
-It has the shape of the parameter, but for Adafactor's factored moments (`core/0/v_row/...`) and
-Shampoo's matrices (`core/0/statistics/AXIS/...`). Counters and scales are scalars.
+It has the shape of the parameter, but for Adafactor's moments (`core/0/v_row/...`, `v_col`, `v`,
+the unused ones of shape (1,)) and Shampoo's matrices (`core/0/statistics/AXIS/...`, `roots`).
+Counters and scales are scalars.
 """
 
 import dataclasses

@@ -76,7 +76,9 @@ def test_slices_of_the_processes_make_up_the_batch_of_one(processes):
 
 
 def test_seeds_and_steps_differ_in_order_and_augmentation():
-    one = ArrayDataset({"image": np.tile(np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1), (64, 1, 1, 1))})
+    one = ArrayDataset(
+        {"image": np.tile(np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1), (64, 1, 1, 1))}
+    )
     batches = TrainBatches(one, 64, seed=0, augment=(RandomCrop(3),))
     first = batches.batch_at(0)["image"]
     assert not np.array_equal(first, batches.batch_at(1)["image"])
@@ -128,7 +130,7 @@ def test_evaluation_multiplies_weights_of_the_dataset():
 
 @pytest.mark.parametrize("kind", [TrainBatches, EvalBatches])
 def test_a_batch_that_the_processes_cannot_share_is_an_error(kind):
-    with pytest.raises(ConfigError, match="batch_size: 6 must be .* divisible by the 4 processes"):
+    with pytest.raises(ConfigError, match=r"batch_size: 6 must be .* divisible by the 4 processes"):
         kind(numbered(8), 6, process_index=0, process_count=4)
     with pytest.raises(ConfigError, match="process_index: 2 is not in 0 to 1"):
         kind(numbered(8), 6, process_index=2, process_count=2)

@@ -1,0 +1,253 @@
+import logging
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from lsm.data import Tfds, cache, download
+from lsm.data.dataset import ArrayDataset
+from lsm.errors import ConfigError, DataError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LSM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    monkeypatch.setattr(download, "_answers", lambda url: False)
+
+
+def reference(name: str, split: str, data_dir, indices: list[int]) -> list[dict]:
+    import tensorflow_datasets as tfds
+
+    return tfds.data_source(name, split=split, data_dir=str(data_dir)).__getitems__(indices)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+def test_pictures_are_those_of_tfds(tfds_dir, name, cached, monkeypatch):
+    if not cached:
+        monkeypatch.setattr(cache, "MAX_BYTES", 0)
+    dataset = Tfds(name).open("test", tfds_dir)
+    assert isinstance(dataset, ArrayDataset) == cached
+    indices = [0, 9_999, 17, 17, 4_096]
+    batch = dataset.take(np.array(indices))
+    examples = reference(name, "test", tfds_dir, indices)
+    np.testing.assert_array_equal(batch["image"], [e["image"] for e in examples])
+    np.testing.assert_array_equal(batch["label"], [e["label"] for e in examples])
+    assert batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32
+    assert set(batch) == {"image", "label"} and len(dataset.classes) == 10
+    if name == "cifar10":
+        assert dataset.classes[3] == "cat"
+
+
+def test_slices_are_those_of_tfds(tfds_dir, monkeypatch):
+    monkeypatch.setattr(cache, "MAX_BYTES", 0)  # only what is asked for is decoded
+    split = "train[10%:20%]+test[-3:]"
+    dataset = Tfds("mnist").open(split, tfds_dir)
+    assert len(dataset) == 6003
+    indices = [0, 5_999, 6_000, 6_002]
+    examples = reference("mnist", split, tfds_dir, indices)
+    np.testing.assert_array_equal(
+        dataset.take(np.array(indices))["image"], [e["image"] for e in examples]
+    )
+
+
+def test_text_comes_as_bytes(tfds_dir):
+    dataset = Tfds("imdb_reviews").open("test[:100]", tfds_dir)
+    assert dataset.spec["text"] == jax.ShapeDtypeStruct((), np.dtype(object))
+    batch = dataset.take(np.array([3, 0]))
+    examples = reference("imdb_reviews", "test", tfds_dir, [3, 0])
+    assert batch["text"].tolist() == [e["text"] for e in examples]
+    assert batch["label"].tolist() == [e["label"] for e in examples]
+    assert dataset.classes == ("neg", "pos")
+
+
+def test_configs_and_columns(tfds_dir):
+    dataset = Tfds("glue/sst2", columns=("idx", "sentence")).open("validation", tfds_dir)
+    batch = dataset.take(np.arange(872))
+    assert set(batch) == {"idx", "sentence"} and batch["idx"].dtype == np.int32
+    assert sorted(batch["idx"].tolist()) == list(range(872))
+
+
+def test_pictures_that_differ_in_size(tfds_dir):
+    ragged = Tfds("penn_fudan", columns=("image",)).open("train", tfds_dir)
+    assert ragged.spec["image"].dtype == object
+    column = ragged.take(np.arange(4))["image"]
+    for picture, example in zip(
+        column, reference("penn_fudan", "train", tfds_dir, [0, 1, 2, 3]), strict=True
+    ):
+        np.testing.assert_array_equal(picture, example["image"])
+    resized = Tfds("penn_fudan", columns=("image",), size=(24, 32)).open("train", tfds_dir)
+    assert resized.take(np.arange(4))["image"].shape == (4, 24, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "said"),
+    [
+        (Tfds("mnsit"), "train", "'mnsit' is neither in TFDS's catalogue .* Did you mean 'mnist'?"),
+        (Tfds("glue/sts2"), "train", "Did you mean 'glue/sst2'?"),
+        (Tfds("multi31k"), "train", "Did you mean 'multi30k'?"),
+        (Tfds("mnist:9.0.0"), "train", "'mnist:9.0.0' cannot be opened: .*only: 3.0.1"),
+        (Tfds("mnist"), "validation", "mnist has no split 'validation'; it has train, test"),
+        (Tfds("mnist"), "tset", "Did you mean 'test'?"),
+        (Tfds("mnist"), "test[:11000]", "incompatible with 10000 examples"),
+        (Tfds("mnist", columns=("images",)), "test", "no feature 'images'; .*mean 'image'?"),
+    ],
+)
+def test_errors_are_one_line(tfds_dir, source, split, said):
+    with pytest.raises(DataError, match=said) as error:
+        source.open(split, tfds_dir)
+    assert "\n" not in str(error.value)
+
+
+def test_a_dataset_that_is_not_prepared(tmp_path):
+    place = tmp_path / "nowhere"
+    with pytest.raises(DataError) as error:
+        Tfds("mnist").open("train", place)
+    said = str(error.value)
+    assert f"'mnist' is not prepared in {place}" in said and "no answer from https://" in said
+    assert f"python -m lsm.data.prepare mnist --raw=DIR --data_dir={place}" in said
+    with pytest.raises(DataError, match="tfds build tiny_shakespeare --file_format=array_record"):
+        Tfds("tiny_shakespeare").open("train", place)
+    assert not place.exists()
+
+
+def test_damaged_records(tfds_dir, tmp_path):
+    shutil.copytree(tfds_dir / "tiny_shakespeare", tmp_path / "tiny_shakespeare")
+    (file,) = tmp_path.glob("*/*/*test.array_record*")
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes()[:70_000])
+    with pytest.raises(DataError, match=r"tiny_shakespeare.* is damaged or incomplete") as error:
+        dataset = Tfds("tiny_shakespeare").open("test", tmp_path)
+        dataset.take(np.arange(1))
+    assert "\n" not in str(error.value)
+    file.unlink()
+    with pytest.raises(DataError, match="damaged or incomplete"):
+        dataset = Tfds("tiny_shakespeare").open("test", tmp_path)
+        dataset.take(np.arange(1))
+
+
+def test_records_without_random_access(tfds_dir, tmp_path):
+    shutil.copytree(tfds_dir / "tiny_shakespeare", tmp_path / "tiny_shakespeare")
+    (info,) = tmp_path.glob("*/*/dataset_info.json")
+    info.chmod(0o644)
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(DataError, match="stored as tfrecord, which has no random access"):
+        Tfds("tiny_shakespeare").open("train", tmp_path)
+
+
+def test_settings():
+    with pytest.raises(ConfigError, match="'image' is one string; give a tuple"):
+        Tfds("mnist", columns="image")
+    with pytest.raises(ConfigError, match=r"Tfds.size: \(1, 2, 3\) is not a size"):
+        Tfds("mnist", size=(1, 2, 3))
+    with pytest.raises(ConfigError, match=r"Tfds.name: is empty"):
+        Tfds("")
+
+
+def test_tensorflow_is_never_imported_and_opencv_not_missed(tfds_dir, tmp_path):
+    program = f"""
+import importlib.abc, sys
+class Trap(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        caller = sys._getframe(1)
+        while "importlib" in caller.f_code.co_filename:
+            caller = caller.f_back
+        # etils asks importlib.util.find_spec whether TensorFlow is there; that imports nothing.
+        if name.split(".")[0] == "tensorflow" and caller.f_code.co_name != "_is_tf_installed":
+            raise AssertionError("TensorFlow imported by " + str(caller))
+sys.meta_path.insert(0, Trap())
+import numpy as np
+from lsm.data import CharText, Tfds
+Tfds("mnist").open("test[:10%]", {str(tfds_dir)!r}).take(np.arange(5))
+CharText().open("validation", {str(tfds_dir)!r})
+assert not [name for name in sys.modules if name.split(".")[0] in ("tensorflow", "cv2")]
+print("read")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "read\n" and done.returncode == 0, done.stderr
+    assert "OpenCV" not in done.stderr
+
+
+class Decoder:
+    """Counts how often it is asked to decode four examples of x (2,) uint8."""
+
+    spec: dict = {"x": jax.ShapeDtypeStruct((2,), np.uint8)}  # noqa: RUF012
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        yield {"x": np.array([[1, 2], [3, 4], [5, 6]], np.uint8)}
+        yield {"x": np.array([[7, 8]], np.uint8)}
+
+    def columns(self, key: str = "k") -> list:
+        return cache.columns("a/b 1.0", key, self.spec, 4, self)["x"].tolist()
+
+
+FOUR = [[1, 2], [3, 4], [5, 6], [7, 8]]
+
+
+def test_cache_decodes_once():
+    decoder = Decoder()
+    assert decoder.columns() == FOUR and decoder.columns() == FOUR
+    assert decoder.calls == 1
+    assert decoder.columns("other key") == FOUR and decoder.calls == 2
+    assert not list(cache.root().rglob(".writing-*"))
+
+
+def test_cache_mends_a_damaged_entry():
+    decoder = Decoder()
+    decoder.columns()
+    (file,) = cache.root().rglob("x.npy")
+    file.write_bytes(file.read_bytes()[:-3])
+    assert decoder.columns() == FOUR and decoder.calls == 2
+    assert decoder.columns() == FOUR and decoder.calls == 2
+
+
+def test_cache_that_cannot_be_written_falls_back_to_memory(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LSM_CACHE", str(tmp_path / "file" / "cache"))
+    decoder = Decoder()
+    with caplog.at_level(logging.WARNING):
+        assert decoder.columns() == FOUR and decoder.columns("other") == FOUR
+    assert len(caplog.records) == 1 and "cannot be written" in caplog.text
+
+
+def test_cache_on_a_full_disk_falls_back_and_leaves_nothing(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    assert Decoder().columns() == FOUR
+    assert list((cache.root() / "decoded").iterdir()) == []
+
+
+def test_cache_takes_what_another_process_wrote_meanwhile(monkeypatch):
+    inner = Decoder()
+    outer = Decoder()
+
+    def decode():
+        inner.columns()
+        yield from outer()
+
+    assert cache.columns("a/b 1.0", "k", Decoder.spec, 4, decode)["x"].tolist() == FOUR
+    assert len(list((cache.root() / "decoded").iterdir())) == 1
+
+
+def test_fingerprint_changes_with_files_and_facts(tmp_path):
+    file = pathlib.Path(tmp_path / "records")
+    file.write_text("1234")
+    first = cache.fingerprint([file], "fact")
+    assert first == cache.fingerprint([file], "fact")
+    assert first != cache.fingerprint([file], "another")
+    file.write_text("12345")
+    assert first != cache.fingerprint([file], "fact")
