@@ -35,8 +35,9 @@ class TrainingError(LsmError):
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the closest of `allowed`, or "" where nothing is close."""
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    folded = {option.casefold(): option for option in allowed}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    return f" Did you mean {folded[close[0]]!r}?" if close else ""
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:

@@ -6,7 +6,8 @@ import importlib
 import importlib.util
 import pathlib
 import re
-import sys
+import traceback
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,9 +24,9 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> Experiment:
     """
     path, arg = _split(spec)
     experiment = _call(path, arg)
-    experiment = override(experiment, overrides or {})
-    schema.check(experiment)
-    return experiment
+    with _readable(path):
+        schema.check(experiment)
+    return override(experiment, overrides or {})
 
 
 def override(value: Any, overrides: Mapping[str, str]) -> Any:
@@ -104,48 +105,39 @@ class _readable:
 
     def __exit__(self, kind, error, trace):
         if isinstance(error, ConfigError):
-            raise ConfigError(f"{self._where(trace)}: {_unprefixed(error, self.path)}") from error
+            text = str(error).removeprefix(f"{self.path}: ")
+            raise ConfigError(f"{self._where(trace)}: {text}") from error
         if isinstance(error, SyntaxError):
             where = f"{error.filename}:{error.lineno}"
             raise ConfigError(f"{where}: {error.msg}.") from error
         if isinstance(error, TypeError | AttributeError | NameError | ImportError | ValueError):
-            hint = _unknown_argument(error, trace)
-            raise ConfigError(f"{self._where(trace)}: {hint or error}") from error
+            frames = [frame for frame, _ in traceback.walk_tb(trace)]
+            scope = {k: v for f in frames for k, v in (f.f_globals | f.f_locals).items()}
+            raise ConfigError(f"{self._where(trace)}: {_advice(error, scope) or error}") from error
 
     def _where(self, trace) -> str:
-        line = None
-        while trace is not None:
-            if trace.tb_frame.f_code.co_filename == str(self.path):
-                line = trace.tb_lineno
-            trace = trace.tb_next
-        return f"{self.path}:{line}" if line else str(self.path)
+        own = [n for f, n in traceback.walk_tb(trace) if f.f_code.co_filename == str(self.path)]
+        return f"{self.path}:{own[-1]}" if own else str(self.path)
 
 
-def _unprefixed(error: Exception, path: pathlib.Path) -> str:
-    return str(error).removeprefix(f"{path}: ")
-
-
-def _unknown_argument(error: Exception, trace) -> str | None:
-    """Names the nearest field where a constructor in a config was given an unknown one."""
-    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+def _advice(error: Exception, scope: Mapping[str, Any]) -> str | None:
+    """Returns a better message for an unknown field or name, or None."""
+    if isinstance(error, NameError) and error.name:
+        return f"{error}.{nearest(error.name, scope)}"
     if isinstance(error, dataclasses.FrozenInstanceError):
-        field = str(error).split("'")[1] if "'" in str(error) else str(error)
-        return f"field {field!r} cannot be assigned; give it to the constructor instead."
+        return f"{error}: configs are frozen; give the field to the constructor."
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if not found:
         return None
     class_name, field = found.groups()
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    scope = {**trace.tb_frame.f_globals, **trace.tb_frame.f_locals}
-    modules = [m for m in scope.values() if type(m) is type(sys)]
-    found_classes = [scope.get(class_name), *(getattr(m, class_name, None) for m in modules)]
-    cls = next((c for c in found_classes if dataclasses.is_dataclass(c)), None)
+    modules = [m for m in scope.values() if isinstance(m, types.ModuleType)]
+    named = [scope.get(class_name), *(getattr(m, class_name, None) for m in modules)]
+    cls = next((c for c in named if dataclasses.is_dataclass(c)), None)
     if cls is None:
         return None
-    allowed = [name for name in schema.fields(cls) if name != "parent"]
-    return (
-        f"{class_name} has no field {field!r}; it has {listed(allowed)}.{nearest(field, allowed)}"
-    )
+    allowed = schema.fields(cls)
+    hint = nearest(field, allowed)
+    return f"{class_name} has no field {field!r}; it has {listed(allowed, 20)}.{hint}"
 
 
 def _rebuild(value: Any, tree: Mapping[str, Any], path: str) -> Any:

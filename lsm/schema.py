@@ -27,10 +27,11 @@ def is_node(value: Any) -> bool:
 
 
 def fields(value: Any) -> dict[str, dataclasses.Field]:
-    """Returns the fields that a config can set, by name, in order of definition."""
-    linen = any("flax" in c.__module__ for c in type(value).__mro__)
+    """Returns the fields of a dataclass (or of its instance) that a config can set, in order."""
+    cls = value if isinstance(value, type) else type(value)
+    linen = any(base.__module__.startswith("flax.") for base in cls.__mro__)
     return {
-        f.name: f for f in dataclasses.fields(value) if f.init and not (linen and f.name in _LINEN)
+        f.name: f for f in dataclasses.fields(cls) if f.init and not (linen and f.name in _LINEN)
     }
 
 

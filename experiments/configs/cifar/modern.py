@@ -30,7 +30,7 @@ def get_config(arg=None):
             learning_rate=0.1,
             nesterov=True,
             weight_decay=5e-4,
-            schedule=WarmUp("1 epoch", then=Cosine()),
+            schedule=WarmUp("5%", then=Cosine()),
         ),
         train=Train(epochs=10, batch_size=128),
         evaluation=Evaluation(monitor="accuracy"),

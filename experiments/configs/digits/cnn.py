@@ -15,7 +15,7 @@ def get_config(arg=None):
         name="digits",
         task=Classification(model=CNN(widths=(32, 64), convs=1)),
         data=Data(source=Digits(), train="train[:90%]", validation="train[90%:]", test="test"),
-        optimizer=AdamW(learning_rate=3e-3, schedule=WarmUp("1 epoch", then=Cosine())),
+        optimizer=AdamW(learning_rate=3e-3, schedule=WarmUp("5%", then=Cosine())),
         train=Train(epochs=20, batch_size=64, log_every=20),
         evaluation=Evaluation(monitor="accuracy"),
     )

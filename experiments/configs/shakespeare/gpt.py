@@ -28,7 +28,7 @@ def get_config(arg=None):
             weight_decay=0.1,
             decay=r"(kernel|embedding|positions)$",
             clip_norm=1.0,
-            schedule=WarmUp(100, then=Cosine(final=0.1)),
+            schedule=WarmUp("5%", then=Cosine(final=0.1)),
         ),
         train=Train(steps=2000, batch_size=12),
         evaluation=Evaluation(every=250, batch_size=96),

@@ -1,0 +1,209 @@
+"""Configs: files, overrides, and what is said when something in them is wrong."""
+
+import json
+import pathlib
+
+import flax.linen as nn
+import pytest
+
+from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Train, flags, schema
+from lsm.cli import split_overrides
+from lsm.data import Digits
+from lsm.errors import ConfigError, LsmError
+from lsm.models import MLP
+from lsm.optim import Adam, Cosine, Group, WarmUp
+from lsm.sharding import Fsdp, Rule
+from lsm.tasks import Classification
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "experiments/configs").glob("*/*.py"))
+
+
+def experiment(**changes):
+    fields = {
+        "name": "x",
+        "task": Classification(model=MLP(widths=(32, 16))),
+        "data": Data(source=Digits()),
+        "optimizer": Adam(learning_rate=1e-3, groups=(Group("Dense_0", 0.5),)),
+        "train": Train(epochs=2),
+    }
+    return Experiment(**fields | changes)
+
+
+FILE = """
+from lsm import *
+from lsm import optim
+from lsm.data import Digits
+from lsm.models import MLP
+from lsm.tasks import Classification
+
+def get_config(arg="3"):
+    return Experiment(
+        name="x", task=Classification(model=MLP(widths=(8,))), data=Data(source=Digits()),
+        optimizer=optim.Adam(learning_rate=1e-3), train=Train(steps=int(arg)),
+    )
+"""
+
+
+def write(tmp_path, *replace):
+    text = FILE.replace(*replace) if replace else FILE
+    path = tmp_path / "config.py"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_shipped_config_loads_and_has_its_documentation(path):
+    config = flags.load(str(path))
+    assert json.loads(json.dumps(schema.to_json(config)))["name"] == config.name
+    assert "python -m experiments." in path.read_text().split('"""')[1]
+    lines = list(flags.describe(config))
+    fields = [line for line in lines if line.startswith("--config.")]
+    undocumented = [a for a, b in zip(lines, [*lines[1:], ""], strict=True)
+                    if a.startswith("--") and not b.startswith("    ")
+                    and not a.split(":")[0].split(".")[-1].isdigit()]  # fmt: skip
+    assert len(fields) > 30 and not undocumented
+
+
+def test_argument_of_the_file(tmp_path):
+    path = write(tmp_path)
+    assert flags.load(path).train.steps == 3
+    assert flags.load(f"{path}:7").train.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "value"),
+    [
+        ("optimizer.learning_rate", "3e-4", 3e-4),
+        ("optimizer.learning_rate", "1", 1),
+        ("optimizer.clip_norm", "none", None),
+        ("train.batch_size", "64", 64),
+        ("train.batch_size", "1e2", 100),
+        ("train.log_every", "2 epochs", "2 epochs"),
+        ("train.log_every", "20", 20),
+        ("train.skip_nonfinite", "true", True),
+        ("task.model.widths", "(64, 32)", (64, 32)),
+        ("task.model.widths", "[64,32]", (64, 32)),
+        ("task.model.widths", "64", (64,)),
+        ("task.model.activation", "jax.nn.gelu", nn.gelu),
+        ("task.model.dtype", "bfloat16", "bfloat16"),
+        ("optimizer.groups.0.scale", "0", 0),
+        ("mesh.rules.0.spec.min_size", "1", 1),
+        ("data.validation", "train[90%:]", "train[90%:]"),
+        ("name", "5", "5"),
+    ],
+)
+def test_override_by_type(path, text, value):
+    found = flags.override(experiment(), {path: text})
+    for name in path.split("."):
+        found = found[int(name)] if name.isdigit() else getattr(found, name)
+    assert found == value and type(found) is type(value)
+
+
+def test_one_length_replaces_another():
+    assert flags.override(experiment(), {"train.steps": "9"}).train == Train(steps=9)
+    with pytest.raises(ConfigError, match="one of steps, epochs, examples is needed; steps=9, ep"):
+        flags.override(experiment(), {"train.steps": "9", "train.epochs": "1"})
+
+
+def test_fields_that_depend_on_each_other_change_together():
+    changed = flags.override(experiment(), {"train.accumulation": "3", "train.batch_size": "12"})
+    assert (changed.train.accumulation, changed.train.batch_size) == (3, 12)
+
+
+def test_both_forms_on_the_line():
+    line = ["x", "--workdir=w", "--config.a.b=1", "--config.c", "2 epochs", "--mode=eval"]
+    rest, found = split_overrides(line)
+    assert rest == ["x", "--workdir=w", "--mode=eval"]
+    assert found == {"a.b": "1", "c": "2 epochs"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"optimizer.lerning_rate": "1"}, "--config.optimizer.lerning_rate: Adam has no field 'lerning_rate'; it has .* Did you mean 'learning_rate'?"),
+        ({"optimiser.learning_rate": "1"}, "Experiment has no field 'optimiser'.* Did you mean 'optimizer'?"),
+        ({"task.model.width": "1"}, "MLP has no field 'width'.* Did you mean 'widths'?"),
+        ({"train.steps": "1.5"}, "--config.train.steps: '1.5' given; int | None is needed."),
+        ({"train.seed": "true"}, "'true' given; int is needed."),
+        ({"optimizer.learning_rate": "fast"}, "'fast' given; float is needed."),
+        ({"task.model.dtype": "bf16"}, "'float32' | 'bfloat16' is needed."),
+        ({"train.steps.x": "1"}, "None has no fields to set"),
+        ({"train.batch_size": "0"}, "train.batch_size: 0 given; it must be above 0."),
+        ({"train.accumulation": "3"}, "3 does not divide train.batch_size=128"),
+        ({"checkpoint.every": "2 epocs"}, "'2 epocs' is not a duration.* Did you mean 'epochs'?"),
+        ({"optimizer": "Adam"}, "--config.optimizer: 'Adam' given; Optimizer is needed."),
+        ({"mesh.data": "0"}, "mesh.data: 0 given; it must be 1 or more, or -1."),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_on_the_line(overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        flags.override(experiment(), overrides)
+    text = str(caught.value)
+    assert "\n" not in text
+    for part in message.split(".* "):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("widths", "withs", "config.py:10: MLP has no field 'withs'; .* Did you mean 'widths'?"),
+        ("learning_rate", "lr", "config.py:11: Adam has no field 'lr'; it has learning_rate, "),
+        ("steps=", "stpes=", "Train has no field 'stpes'.* Did you mean 'steps'?"),
+        ("(8,)", "'8'", "task.model.widths: '8' given, which is str; tuple[int, ...] is needed."),
+        ("1e-3", "'1e-3'", "config.py:11: Adam.learning_rate: '1e-3' given"),
+        ("int(arg)", "1.5", "train.steps: 1.5 given, which is float; int | None is needed."),
+        ("int(arg)", "True", "train.steps: True given, which is bool"),
+        ("Digits()", "Digit()", "config.py:10: name 'Digit' is not defined. Did you mean 'Digits'?"),
+        ("Digits()", "None", "data.source: None given, which is NoneType; Source is needed."),
+        ("get_config", "make", "no function get_config(arg=None) in it"),
+        ("return Exp", "return 3\n    return Exp", "get_config returned int"),
+        ("name=", "name==", "config.py:10: "),
+        ("import optim", "import optimm", "config.py:3: cannot import name 'optimm'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_the_file(tmp_path, old, new, message):
+    with pytest.raises(ConfigError) as caught:
+        flags.load(write(tmp_path, old, new))
+    text = str(caught.value)
+    assert "\n" not in text and str(tmp_path) in text
+    for part in message.split(".* "):
+        assert part in text
+
+
+def test_assigning_in_the_file_is_refused_readably(tmp_path):
+    path = write(
+        tmp_path, "    return Exp", "    c = Train(steps=1)\n    c.steps = 2\n    return Exp"
+    )
+    with pytest.raises(ConfigError, match="config.py:10: cannot assign to field 'steps'"):
+        flags.load(path)
+
+
+def test_a_missing_file_names_the_nearest(tmp_path):
+    path = write(tmp_path)
+    with pytest.raises(ConfigError, match=r"no file .*confg.py.* Did you mean .*config.py"):
+        flags.load(path.replace("config.py", "confg.py"))
+
+
+def test_early_stopping_needs_a_validation_split():
+    with pytest.raises(ConfigError, match="evaluation.early_stopping: data.validation is None"):
+        experiment(evaluation=Evaluation(early_stopping=EarlyStopping()))
+
+
+def test_json_holds_every_object_and_differences_name_paths():
+    old = experiment()
+    new = experiment(
+        train=Train(epochs=3, log_every=7),
+        optimizer=Adam(learning_rate=1e-3, schedule=WarmUp("5%", then=Cosine())),
+        mesh=Mesh(fsdp=2, rules=(Rule("kernel", (None, "fsdp")), Rule(".*", Fsdp()))),
+    )
+    lines = schema.differences(schema.to_json(old), schema.to_json(new), schema.free_fields(new))
+    paths = {line.split(":")[0] for line in lines}
+    assert "train.epochs: 2 -> 3" in lines
+    assert "optimizer.schedule.class" in paths and "optimizer.groups.0.scale" in paths
+    assert not any(path.startswith(("mesh", "train.log_every")) for path in paths)
+    assert schema.differences(schema.to_json(old), schema.to_json(experiment())) == []
+
+
+def test_errors_share_a_base():
+    assert issubclass(ConfigError, LsmError)
