@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from lsm.errors import CheckpointError
-from lsm.sharding import path_name
+from lsm.paths import path_name
 
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 _OVERHEAD = 1 << 18

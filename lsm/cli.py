@@ -1,5 +1,6 @@
 """The command line of every experiment: `python -m experiments.NAME --config=... --workdir=...`."""
 
+import logging as stdlib_logging
 import os
 import pathlib
 import sys
@@ -97,6 +98,10 @@ def _closing_line(experiment: Experiment, result: Result, workdir: pathlib.Path)
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     logging.set_verbosity(logging.WARNING)
+    told = stdlib_logging.getLogger("lsm")
+    told.setLevel(stdlib_logging.INFO)
+    told.addHandler(stdlib_logging.StreamHandler(sys.stdout))
+    told.propagate = False
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:

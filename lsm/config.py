@@ -6,8 +6,9 @@ it, applies `--config.a.b=value`, and checks every field against its type.
 
 import dataclasses
 
+from lsm.checks import require, require_duration
 from lsm.data import Data
-from lsm.durations import Duration, Horizon, check_duration
+from lsm.durations import Duration, Horizon
 from lsm.errors import ConfigError
 from lsm.optim import Optimizer
 from lsm.sharding import Mesh
@@ -53,18 +54,14 @@ class Train:
         if len(given) != 1:
             shown = ", ".join(f"{k}={v}" for k, v in given.items()) or "none"
             raise ConfigError(f"train: one of steps, epochs, examples is needed; {shown} given.")
-        for name, value in given.items() | {
-            ("batch_size", self.batch_size),
-            ("accumulation", self.accumulation),
-        }:
-            if value <= 0:
-                raise ConfigError(f"train.{name}: {value} given; it must be above 0.")
+        require(self, **dict.fromkeys([*LENGTHS, "batch_size", "accumulation"], "(0, inf)"))
+        require(self, seed="[0, inf)")
+        require_duration(self, "log_every", self.log_every)
         if self.batch_size % self.accumulation:
             raise ConfigError(
                 f"train.accumulation: {self.accumulation} does not divide "
                 f"train.batch_size={self.batch_size}."
             )
-        check_duration(self.log_every, "train.log_every")
 
     def horizon(self, examples_per_epoch: int) -> Horizon:
         """Returns the run's length in steps, and what other durations are measured against."""
@@ -92,8 +89,7 @@ class EarlyStopping:
     restore_best: bool = True
 
     def __post_init__(self):
-        if self.patience < 1:
-            raise ConfigError(f"patience: {self.patience} given; it must be 1 or more.")
+        require(self, patience="[1, inf)", min_delta="[0, inf)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,11 +113,8 @@ class Evaluation:
     early_stopping: EarlyStopping | None = None
 
     def __post_init__(self):
-        check_duration(self.every, "evaluation.every")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ConfigError(
-                f"evaluation.batch_size: {self.batch_size} given; it must be above 0."
-            )
+        require_duration(self, "every", self.every)
+        require(self, batch_size="[1, inf)")
 
     @property
     def sign(self) -> int:
@@ -142,9 +135,8 @@ class Checkpoint:
     keep: int = dataclasses.field(default=2, metadata=COSMETIC)
 
     def __post_init__(self):
-        check_duration(self.every, "checkpoint.every")
-        if self.keep < 1:
-            raise ConfigError(f"checkpoint.keep: {self.keep} given; it must be 1 or more.")
+        require_duration(self, "every", self.every, zero=True)
+        require(self, keep="[1, inf)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ import numpy as np
 
 from lsm.errors import TrainingError
 from lsm.files import atomic_write, plain_json
+from lsm.paths import path_name
 from lsm.writers import read_metrics
 
 _PACKAGES = ("lsm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -108,7 +109,7 @@ def fingerprint(params: Any) -> str:
     this, because the leaves are gathered one at a time.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    by_path = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
+    by_path = {path_name(path): leaf for path, leaf in leaves}
     digest = hashlib.sha256()
     for path in sorted(by_path):
         array = np.asarray(jax.device_get(_whole(by_path[path])))

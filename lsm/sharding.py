@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lsm.errors import ConfigError, MeshError, listed, nearest
+from lsm.paths import path_name
 
 AXES = ("data", "fsdp")
 
@@ -50,7 +51,7 @@ class Rule:
     Attributes:
       pattern: regular expression searched for in the path, such as "qkv/kernel$".
       spec: one entry a dimension (an axis, several axes, or None), or `Fsdp()`. Optimiser state
-        of another rank than `spec` is laid out by `Fsdp()`.
+        that it does not fit (factored moments, say) is laid out by `Fsdp()`.
     """
 
     pattern: str
@@ -66,7 +67,7 @@ class Mesh:
     Attributes:
       data: data-parallel ways; -1 takes the devices that are left.
       fsdp: ways that parameters and optimiser state are sharded (ZeRO-3, arXiv:1910.02054).
-      rules: first match wins, and every parameter must match one.
+      rules: first match wins, and every array must match one; scalars are replicated.
     """
 
     data: int = -1
@@ -119,11 +120,6 @@ def shard(tree: Any, mesh: jax.sharding.Mesh, rules: Sequence[Rule]) -> Any:
         lambda path, leaf: NamedSharding(mesh, _spec(path_name(path), leaf.shape, mesh, rules)),
         tree,
     )
-
-
-def path_name(path: Any) -> str:
-    """Returns a pytree key path as "a/b/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -184,22 +180,31 @@ def table(tree: Any, shardings: Any) -> list[tuple[str, tuple[int, ...], str, st
 def _spec(
     path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh, rules: Sequence[Rule]
 ) -> PartitionSpec:
+    if not shape:
+        return PartitionSpec()
     rule = next((rule for rule in rules if re.search(rule.pattern, path)), None)
     if rule is None:
         patterns = listed(repr(rule.pattern) for rule in rules)
         raise MeshError(f"mesh.rules: no rule matches {path!r}; the patterns are {patterns}.")
     if isinstance(rule.spec, Fsdp):
         return rule.spec(shape, mesh)
-    if len(rule.spec) != len(shape) and path.startswith("opt_state"):
+    try:
+        _check_spec(rule, path, shape, mesh)
+    except MeshError:
+        if not path.startswith("opt_state"):
+            raise
         return Fsdp()(shape, mesh)
-    if len(rule.spec) > len(shape):
+    return PartitionSpec(*rule.spec)
+
+
+def _check_spec(rule: Rule, path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> None:
+    if len(rule.spec) != len(shape):
         raise MeshError(
             f"mesh.rules: {rule.pattern!r} has {len(rule.spec)} entries, but {path!r} has shape "
             f"{shape}; give one entry a dimension."
         )
     for dim, entry in enumerate(rule.spec):
         _check_dimension(path, shape, dim, entry, mesh)
-    return PartitionSpec(*rule.spec)
 
 
 def _check_dimension(

@@ -62,7 +62,9 @@ def assert_same_run(one, other):
     assert a["fingerprint"] == b["fingerprint"]
     assert a["metrics"] == b["metrics"]
     speed = {"examples_per_sec", "steps_per_sec", "input_wait"}
-    clean = [[{k: v for k, v in r.items() if k not in speed} for r in rows(w)] for w in (one, other)]
+    clean = [
+        [{k: v for k, v in r.items() if k not in speed} for r in rows(w)] for w in (one, other)
+    ]
     assert clean[0] == clean[1]
 
 
@@ -133,7 +135,8 @@ def test_another_config_is_refused_with_its_differences(straight, tmp_path):
     shutil.copytree(straight, tmp_path / "run")
     code, _, err = run(tmp_path / "run", "--config.optimizer.learning_rate=0.5")
     assert_one_line(code, err, "optimizer.learning_rate: 0.003 -> 0.5", "--allow_config_change")
-    assert json.loads((tmp_path / "run/config.json").read_text())["optimizer"]["learning_rate"] == 0.003  # fmt: skip
+    kept = json.loads((tmp_path / "run/config.json").read_text())
+    assert kept["optimizer"]["learning_rate"] == 0.003
 
 
 def test_a_checkpoint_of_another_model_is_refused(straight, tmp_path):

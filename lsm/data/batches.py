@@ -31,7 +31,7 @@ class Data:
     validation: str | None = None
     test: str | None = "test"
     augment: tuple[Transform, ...] = ()
-    workers: int = 1
+    workers: int = dataclasses.field(default=1, metadata={"alters_run": False})
 
     def __post_init__(self):
         if self.workers < 1:

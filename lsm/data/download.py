@@ -36,6 +36,8 @@ def fetch(name: str, builder: Any) -> None:
       DataError: it could not be fetched; says how else to get it.
     """
     data_dir = pathlib.Path(builder.data_dir_root)
+    without_version = name.split(":")[0]  # the builder has already checked the version
+    name = without_version if without_version in build.PUBLISHED else name
     try:
         _fetch(name, builder, data_dir)
     except (DataError, OSError) as error:

@@ -6,7 +6,7 @@ from typing import Literal
 import jax
 from jax.nn import initializers
 
-from lsm.errors import ConfigError
+from lsm.checks import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Scaled:
     distribution: Literal["normal", "uniform"] = "normal"
 
     def __post_init__(self):
-        if self.scale <= 0:
-            raise ConfigError(f"scale: {self.scale} given; it must be above 0.")
+        require(self, scale="(0, inf)")
 
     def __call__(self, key: jax.Array, shape, dtype) -> jax.Array:
         """Draws an array of `shape` and `dtype`."""

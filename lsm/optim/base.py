@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lsm import paths
+from lsm.checks import require, require_pattern
 from lsm.durations import Horizon
 from lsm.errors import ConfigError
-from lsm.optim import paths
-from lsm.optim.checks import require, require_pattern
 from lsm.optim.ema import params_ema
 from lsm.optim.schedules import Constant, Schedule
 

@@ -7,10 +7,10 @@ import math
 import jax
 import optax
 
+from lsm import paths
+from lsm.checks import require, require_pattern
 from lsm.errors import ConfigError
-from lsm.optim import paths
 from lsm.optim.base import Optimizer
-from lsm.optim.checks import require, require_pattern
 
 Dimensions = optax.contrib.MuonDimensionNumbers
 

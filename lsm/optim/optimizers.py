@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lsm.checks import require, require_choice
 from lsm.optim.base import Optimizer, Part
-from lsm.optim.checks import require, require_choice
 from lsm.optim.shampoo import scale_by_shampoo
 
 

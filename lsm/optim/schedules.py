@@ -11,9 +11,9 @@ from typing import ClassVar
 import jax.numpy as jnp
 import optax
 
+from lsm.checks import require, require_duration
 from lsm.durations import Duration, Horizon, to_steps
 from lsm.errors import ConfigError
-from lsm.optim.checks import require, require_duration
 
 
 @dataclasses.dataclass(frozen=True)

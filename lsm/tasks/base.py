@@ -99,6 +99,16 @@ def column(batch: Batch, name: str, field: str) -> jax.Array | np.ndarray:
     return batch[name]
 
 
+def check_numeric(values: np.ndarray, field: str) -> None:
+    """Raises DataError where a column holds texts, or pictures of different sizes."""
+    if values.dtype == object:
+        kind = type(values.flat[0]).__name__
+        raise DataError(
+            f"{field}: the examples are {kind} of different shapes; numbers of one shape are "
+            "needed (for pictures, set data.source.size)."
+        )
+
+
 def check_labels(labels: np.ndarray, outputs: int | None, field: str) -> None:
     """Raises DataError where an integer label is outside the model's outputs."""
     if not np.issubdtype(labels.dtype, np.integer):

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from lsm import losses
+from lsm.checks import require
 from lsm.errors import ConfigError
 from lsm.metrics import Weighted, accuracy, weigh
-from lsm.tasks.base import Batch, Task, check_labels, column
+from lsm.tasks.base import Batch, Task, check_labels, check_numeric, column
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,7 @@ class Classification(Task):
     class_weights: tuple[float, ...] = ()
 
     def __post_init__(self):
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"label_smoothing: {self.label_smoothing} given; allowed: 0 to 1.")
+        require(self, label_smoothing="[0, 1)")
 
     def inputs(self, batch: Batch) -> jax.Array:
         """Returns float32 inputs, scaled and normalised."""
@@ -61,7 +61,7 @@ class Classification(Task):
 
     def check(self, batch: Batch) -> None:
         """Raises DataError for missing columns or labels outside the model's outputs."""
-        column(batch, self.input, "task.input")
+        check_numeric(column(batch, self.input, "task.input"), "task.input")
         outputs = getattr(self.model, "outputs", None)
         check_labels(column(batch, self.label, "task.label"), outputs, "task.label")
         if self.class_weights and outputs and len(self.class_weights) != outputs:

@@ -67,7 +67,9 @@ class Loop:
         began = time.monotonic() - self.progress.seconds
         with (
             Interrupt() as interrupt,
-            Prefetcher(self.batches.batch_at, start, end) as prefetcher,
+            Prefetcher(
+                self.batches.batch_at, start, end, self.experiment.data.workers
+            ) as prefetcher,
             self.profile,
         ):
             window = Window(start, prefetcher)
@@ -101,7 +103,7 @@ class Loop:
 
         Rows come before the checkpoint of their step: what a restart finds saved is also written.
         """
-        self._log(step, window)
+        self._log(step, state, window)
         last = step == self.horizon.steps
         best = False
         if last or (self._evaluate_every and step % self._evaluate_every == 0):
@@ -111,12 +113,12 @@ class Loop:
         if save or best or last or leaving or self.progress.stopped:
             self._save(step, state, best)
 
-    def _log(self, step: int, window: Window) -> None:
+    def _log(self, step: int, state: TrainState, window: Window) -> None:
         totals, speed, bad = window.read()
         if bad is not None:
-            raise TrainingError(self._diagnosis(bad))
+            raise TrainingError(self._diagnosis(bad, state))
         figures = self.experiment.task.summary(totals)
-        figures["learning_rate"] = self._learning_rate(step)
+        figures["learning_rate"] = self._learning_rate(step, state)
         figures["examples_per_sec"] = speed["steps_per_sec"] * self.horizon.batch_size
         self.writers.write(step, "train", figures | speed)
         window.clear(step)
@@ -147,12 +149,12 @@ class Loop:
         score = self.progress.best * self.experiment.evaluation.sign if best else None
         self.checkpoints.save(step, state, dataclasses.asdict(self.progress), score)
 
-    def _diagnosis(self, step: int) -> str:
+    def _diagnosis(self, step: int, state: TrainState) -> str:
         """Says which step failed and whether its batch was sound: batch_at can be asked again."""
         batch = self.batches.batch_at(step - 1)
         bad = [k for k, v in batch.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
         data = f"its batch is not finite in {listed(bad)}" if bad else "its batch is finite"
-        rate = self._learning_rate(step)
+        rate = self._learning_rate(step, state)
         return (
             f"step {step}: the loss is not finite; {data}; the learning rate is {rate:.3g}; "
             f"{self._advice()}"
@@ -166,5 +168,6 @@ class Loop:
             f"train.skip_nonfinite=true ({intact})."
         )
 
-    def _learning_rate(self, step: int) -> float:
-        return float(learning_rate_at(self.experiment.optimizer, self.horizon, step - 1))
+    def _learning_rate(self, step: int, state: TrainState) -> float:
+        optimizer = self.experiment.optimizer
+        return float(learning_rate_at(optimizer, self.horizon, step - 1, state.opt_state))

@@ -73,11 +73,11 @@ def test_closing_does_not_wait_for_a_read_that_hangs(workers):
 
 
 def test_closing_early_ends_the_threads():
+    before = set(threading.enumerate())
     with Prefetcher(square, 0, 10**9, workers=2) as prefetcher:
         next(prefetcher)
-        names = {thread.name for thread in threading.enumerate()}
-        assert {"prefetch-0", "prefetch-1"} <= names
-    assert not any(thread.name.startswith("prefetch") for thread in threading.enumerate())
+        assert len(set(threading.enumerate()) - before) == 2
+    assert set(threading.enumerate()) <= before
 
 
 def test_waited_counts_only_waiting():
@@ -93,4 +93,4 @@ def test_waited_counts_only_waiting():
     with Prefetcher(square, 0, 5) as prefetcher:
         for _ in prefetcher:
             time.sleep(0.03)
-        assert prefetcher.waited < 0.05
+        assert prefetcher.waited < 0.1  # not the 0.15 s between the batches

@@ -384,7 +384,7 @@ def test_download_of_published_archives(raw_dir, data_dir):
     write_mnist(raw_dir)
     with served(raw_dir) as address:
         urls = [f"{address}/{file.name}" for file in raw_dir.iterdir()]
-        download.fetch("mnist", builder_with(urls, "mnist", "3.0.1", data_dir))
+        download.fetch("mnist:3.0.1", builder_with(urls, "mnist", "3.0.1", data_dir))
     _, ours = read_back("mnist", data_dir, "test")
     assert as_set(ours["image"], ours["label"]) == as_set(*MNIST["test"])
     assert [path.name for path in data_dir.iterdir()] == ["mnist"]

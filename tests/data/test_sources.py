@@ -1,11 +1,22 @@
 import hashlib
+import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from lsm.data import Arrays, CharText, Digits, EvalBatches, Folder, TrainBatches, splits
+from lsm.data import (
+    ArrayDataset,
+    Arrays,
+    CharText,
+    Digits,
+    EvalBatches,
+    Folder,
+    TrainBatches,
+    splits,
+)
 from lsm.errors import ConfigError, DataError
 
 SHARDS = {"train": [600, 400], "test": [101]}
@@ -255,3 +266,16 @@ def test_hymenoptera(tfds_dir):
     assert dataset.classes == ("ants", "bees")
     assert np.bincount(labels).tolist() == [123, 121]
     assert 30 < labels[:120].sum() < 90  # mixed: a slice is a sample of both
+
+
+def test_examples_of_the_documentation_run():
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    spirals = names["Spirals"](points=50).open("train[:60%]")
+    batches = TrainBatches(spirals, 8)
+    assert batches.batch_at(0)["x"].shape == (8, 2)
+    image = np.full((4, 2, 2, 1), 250, np.uint8)
+    bright = TrainBatches(ArrayDataset({"image": image}), 4, augment=(names["Brightness"](20),))
+    assert 230 <= bright.batch_at(0)["image"].min() <= bright.batch_at(0)["image"].max() <= 255

@@ -1,0 +1,231 @@
+"""Whole runs, in this process: what is written, when they stop, what they refuse."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import lsm
+from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Train
+from lsm.checkpoint import Checkpoints
+from lsm.data import Arrays, Digits
+from lsm.errors import CheckpointError, ConfigError, DataError, MeshError, TrainingError
+from lsm.models import MLP
+from lsm.optim import Adam
+from lsm.report import fingerprint
+from lsm.sharding import Fsdp, Rule
+from lsm.tasks import Classification
+from lsm.train.progress import Progress
+from lsm.writers import Jsonl
+
+
+def experiment(**changes):
+    fields = {
+        "name": "small",
+        "task": Classification(model=MLP(widths=(32,))),
+        "data": Data(source=Digits(), train="train[:80%]", validation="train[80%:]"),
+        "optimizer": Adam(learning_rate=3e-3),
+        "train": Train(steps=30, batch_size=64, log_every=10),
+        "evaluation": Evaluation(every=10, monitor="accuracy"),
+        "checkpoint": lsm.Checkpoint(every=10),
+        "writers": (Jsonl(),),
+    }
+    return Experiment(**fields | changes)
+
+
+def rows(workdir, split):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, lsm.fit(experiment(), workdir)
+
+
+def test_what_a_run_leaves(finished):
+    workdir, result = finished
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {"checkpoints", "config.json", "curves.png", "metrics.jsonl", "result.json"}
+    saved = json.loads((workdir / "result.json").read_text())
+    assert saved["fingerprint"] == result.fingerprint and saved["step"] == 30
+    assert saved["stopped"] == "completed" and saved["seed"] == 0
+    assert set(saved["metrics"]) == {"validation", "test"}
+    assert {"python", "jax", "flax", "lsm"} <= set(saved["versions"])
+    assert saved["hardware"]["platform"] == "cpu"
+
+
+def test_rows_of_metrics(finished):
+    workdir, result = finished
+    assert [row["step"] for row in rows(workdir, "train")] == [10, 20, 30]
+    assert [row["step"] for row in rows(workdir, "validation")] == [10, 20, 30]
+    assert [row["step"] for row in rows(workdir, "test")] == [30]
+    row = rows(workdir, "train")[-1]
+    assert {"loss", "accuracy", "examples_per_sec", "steps_per_sec", "input_wait"} <= set(row)
+    assert row["examples_per_sec"] == pytest.approx(64 * row["steps_per_sec"])
+    assert 0 <= row["input_wait"] <= 1 and row["learning_rate"] == pytest.approx(3e-3)
+    assert rows(workdir, "test")[0]["accuracy"] == result.metrics["test"]["accuracy"]
+
+
+def test_evaluation_counts_every_example_once(finished):
+    _, result = finished  # 360 test examples in batches of 64: the last one is padded
+    assert (result.metrics["test"]["accuracy"] * 360) % 1 == pytest.approx(0, abs=1e-6)
+
+
+def test_evaluate_run_repeats_the_best_figures(finished):
+    workdir, result = finished
+    step, figures = lsm.evaluate_run(experiment(), workdir)
+    best = next(row for row in rows(workdir, "validation") if row["step"] == result.best_step)
+    assert step == result.best_step
+    assert figures["validation"]["accuracy"] == best["accuracy"]
+
+
+@pytest.mark.parametrize("mesh", [Mesh(fsdp=8, data=1), Mesh(data=4, fsdp=2)], ids=str)
+def test_a_run_on_another_mesh_agrees_and_continues(finished, mesh, tmp_path):
+    _, reference = finished
+    mesh = dataclasses.replace(mesh, rules=(Rule(".*", Fsdp(min_size=1)),))
+    half = experiment(train=Train(steps=20, batch_size=64, log_every=10))
+    lsm.fit(half, tmp_path)  # on eight data-parallel devices
+    with pytest.raises(ConfigError, match=r"train.steps: 20 -> 30"):
+        lsm.fit(experiment(mesh=mesh), tmp_path)
+    result = lsm.fit(experiment(mesh=mesh), tmp_path, allow_config_change=True)
+    for name, value in reference.metrics["test"].items():
+        assert result.metrics["test"][name] == pytest.approx(value, abs=3e-3)
+
+
+def test_early_stopping_restores_the_best(tmp_path):
+    # A learning rate that soon goes nowhere: the validation metric gets worse and worse.
+    stopping = EarlyStopping(patience=2, min_delta=0.001)
+    config = experiment(
+        optimizer=Adam(learning_rate=1.0),
+        train=Train(steps=400, batch_size=64),
+        evaluation=Evaluation(every=5, monitor="loss", early_stopping=stopping),
+    )
+    result = lsm.fit(config, tmp_path)
+    values = [(row["loss"], row["step"]) for row in rows(tmp_path, "validation")]
+    best, best_step = min(values)
+    assert result.stopped == "early stopping"
+    assert result.step == result.best_step == best_step
+    assert values[-1][1] == best_step + 2 * 5
+    assert result.metrics["validation"]["loss"] == pytest.approx(best)
+    assert lsm.fit(config, tmp_path) == dataclasses.replace(result, wall_time=pytest.approx(result.wall_time, abs=5))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "stale", "best_step", "stopped"),
+    [([3, 2, 1], 0, 3, False), ([1, 2, 3], 2, 1, True), ([2, 1.95, 1.85], 0, 3, False), ([1, 1], 1, 1, False)],
+)  # fmt: skip
+def test_patience_and_min_delta(values, stale, best_step, stopped):
+    config = Evaluation(monitor="loss", early_stopping=EarlyStopping(patience=2, min_delta=0.1))
+    progress = Progress()
+    for step, value in enumerate(values, 1):
+        progress = progress.after(step, value, config)
+    assert (progress.stale, progress.best_step, progress.stopped) == (stale, best_step, stopped)
+
+
+def test_evaluation_uses_the_moving_average(tmp_path):
+    config = experiment(optimizer=Adam(learning_rate=3e-3, ema=0.9))
+    result = lsm.fit(config, tmp_path)
+    plain = lsm.fit(experiment(), tmp_path / "plain")
+    assert result.fingerprint == plain.fingerprint  # the same parameters,
+    assert result.metrics != plain.metrics  # but their average is measured
+
+
+def arrays(bad=()):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(256, 4)).astype(np.float32)
+    x[list(bad)] = np.nan
+    columns = {"image": x, "label": (x[:, 0] > 0).astype(np.int32)}
+    return Data(source=Arrays(train=columns), train="train", test=None)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path):
+    config = experiment(data=arrays(bad=[7]), task=Classification(model=MLP(outputs=2)))
+    with pytest.raises(TrainingError) as caught:
+        lsm.fit(config, tmp_path)
+    message = str(caught.value)
+    assert "its batch is not finite in image" in message and "train.skip_nonfinite" in message
+    step = int(message.removeprefix("step ").split(":")[0])
+    batches = lsm.data.TrainBatches(arrays(bad=[7]).source.open("train", None), 64, seed=0)
+    assert [np.isnan(batches.batch_at(i)["image"]).any() for i in range(step)] == [False] * (step - 1) + [True]  # fmt: skip
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def test_skip_nonfinite_trains_through_it(tmp_path):
+    config = experiment(
+        data=arrays(bad=[7]),
+        task=Classification(model=MLP(outputs=2)),
+        train=Train(steps=40, batch_size=64, log_every=4, skip_nonfinite=True),
+    )
+    result = lsm.fit(config, tmp_path)
+    steps = np.diff([0] + [row["step"] for row in rows(tmp_path, "train")])
+    skipped = [row["skipped"] for row in rows(tmp_path, "train")]
+    assert result.step == 40
+    assert (steps * skipped).sum() == pytest.approx(10)  # one batch in four holds the bad example
+
+
+def test_a_diverging_parameter_is_never_saved(tmp_path):
+    config = experiment(optimizer=Adam(learning_rate=1e38))
+    with pytest.raises(TrainingError, match="lower optimizer.learning_rate"):
+        lsm.fit(config, tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"mesh": Mesh(data=3)}, MeshError, "does not fit 8 cpu device"),
+        ({"train": Train(steps=1, batch_size=60)}, MeshError, "train.batch_size: 60 does not divide"),
+        ({"mesh": Mesh(rules=(Rule("kernel$", (None, "model")), Rule(".*"),))}, MeshError, "axis 'model' for 'params/Dense_0/kernel' is not in the mesh"),
+        ({"mesh": Mesh(data=1, fsdp=8, rules=(Rule("Dense_1/kernel$", (None, "fsdp")), Rule(".*")))}, MeshError, "dimension 1 of .* is 10, which fsdp = 8 does not divide"),
+        ({"mesh": Mesh(rules=(Rule("kernel$"),))}, MeshError, "no rule matches 'params/Dense_0/bias'"),
+        ({"task": Classification(model=MLP(outputs=5))}, DataError, "a label of 9 where the model has 5 outputs"),
+        ({"task": Classification(model=MLP(), label="lable")}, DataError, "no column 'lable'.*Did you mean 'label'"),
+        ({"evaluation": Evaluation(every=10, monitor="acuracy")}, ConfigError, "no metric 'acuracy'.*Did you mean 'accuracy'"),
+        ({"data": Data(source=Digits(), train="trian")}, DataError, "Did you mean 'train'"),
+        ({"train": Train(steps=30.5)}, ConfigError, "train.steps: 30.5 given"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_told_before_training(changes, error, message, tmp_path):
+    with pytest.raises(error, match=message) as caught:
+        lsm.fit(experiment(**changes), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_only_the_latest_and_the_best_are_kept(tmp_path):
+    state = {"w": jax.numpy.arange(4.0)}
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, score in enumerate([0.1, 0.9, None, 0.5, None, 0.2], 1):
+        checkpoints.save(step, state, {"step": step}, score)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 5, 6]
+    assert checkpoints.progress(2) == {"step": 2}
+    checkpoints.close()
+
+
+def test_restoring_refuses_another_dtype(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"w": jax.numpy.ones(4)}, {})
+    checkpoints.wait()
+    with pytest.raises(CheckpointError, match=r"'w' is \(4,\) float32 there and \(4,\) bfloat16"):
+        checkpoints.restore({"w": jax.ShapeDtypeStruct((4,), jax.numpy.bfloat16)}, 1)
+    checkpoints.close()
+
+
+def test_fingerprint_is_of_the_last_checkpoint(finished):
+    workdir, result = finished
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    setup = lsm.train.setup.Setup.of(experiment(), None)
+    state = checkpoints.restore(setup.program.abstract_state, 30)
+    assert fingerprint(state.params) == result.fingerprint
+    checkpoints.close()
+
+
+def test_profile_traces_its_window(tmp_path):
+    lsm.fit(experiment(), tmp_path, profile="3:4")
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    with pytest.raises(ConfigError, match="--profile: '4:3' given"):
+        lsm.fit(experiment(), tmp_path, profile="4:3")
