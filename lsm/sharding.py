@@ -6,6 +6,7 @@ the paths of Adam's moments end with the paths of their parameters.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -145,9 +146,8 @@ def compile(
     in_shardings: Any,
     out_shardings: Any,
     donate: Sequence[int] = (),
-    compiler_options: dict[str, Any] | None = None,
 ) -> Callable:
-    """Returns the jitted function. The only `jax.jit` in lsm.
+    """Returns the jitted function. The only place with `jax.jit` in lsm.
 
     Args:
       function: pure function of pytrees of arrays.
@@ -155,15 +155,37 @@ def compile(
       out_shardings: shardings of its results; left open, the compiler lets gradients and with
         them the state drift to another layout.
       donate: arguments whose buffers the results may take.
-      compiler_options: XLA options for this function alone.
     """
+    platform = jax.tree.leaves(out_shardings)[0].mesh.devices.flat[0].platform
     return jax.jit(
         function,
         in_shardings=in_shardings,
         out_shardings=out_shardings,
         donate_argnums=tuple(donate),
-        compiler_options=compiler_options,
+        compiler_options=compiler_options(platform),
     )
+
+
+@functools.cache
+def compiler_options(platform: str) -> dict[str, Any] | None:
+    """Returns the XLA options that pay on `platform`, or None; docs/cpu_speed.md has the figures.
+
+    On a CPU single dots go to oneDNN, and what is not a dot goes to LLVM and Eigen. A jaxlib that
+    does not know these options does without.
+    """
+    if platform != "cpu":
+        return None
+    options = {
+        "xla_cpu_use_onednn": True,
+        "xla_cpu_experimental_onednn_custom_call": True,  # else bfloat16 convolutions crawl
+        "xla_cpu_experimental_onednn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+    }
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
 
 
 def table(tree: Any, shardings: Any) -> list[tuple[str, tuple[int, ...], str, str, int]]:

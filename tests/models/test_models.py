@@ -79,7 +79,7 @@ def test_gpt_equals_a_numpy_transformer():
         x = x - x.mean(-1, keepdims=True)
         return scale * x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
 
-    x = p["Embed_0"]["embedding"][tokens_BxT] + p["positions"][:5]
+    x = p["tokens"]["embedding"][tokens_BxT] + p["positions"][:5]
     for i in range(2):
         b = jax.tree.map(lambda leaf, i=i: leaf[i], p["blocks"])
         qkv = (norm(x, b["norm_1"]["scale"]) @ b["qkv"]["kernel"]).reshape(2, 5, 3, 2, 4)
@@ -91,7 +91,7 @@ def test_gpt_equals_a_numpy_transformer():
         h = norm(x, b["norm_2"]["scale"]) @ b["up"]["kernel"]
         h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
         x = x + h @ b["down"]["kernel"]
-    expected = norm(x, p["LayerNorm_0"]["scale"]) @ p["Embed_0"]["embedding"].T
+    expected = norm(x, p["norm"]["scale"]) @ p["tokens"]["embedding"].T
     np.testing.assert_allclose(model.apply(variables, tokens_BxT), expected, atol=2e-5)
 
 

@@ -255,7 +255,7 @@ def test_the_state_keeps_its_structure_and_dtypes(cls):
         lambda g, s, p: transform.update(g, s, p, value=jnp.float32(1)), params, before, params
     )
     assert jax.tree.structure(before) == jax.tree.structure(after)
-    assert all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))  # fmt: skip  # noqa: E501
+    assert all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))  # fmt: skip
     assert jax.tree.structure(updates) == jax.tree.structure(params)
 
 

@@ -1,0 +1,147 @@
+"""The documentation: examples run, commands parse, errors are those raised, links and tables hold.
+
+A ```python block is run; a ```text block right after it is what it prints. One that begins with
+"# name.py" is also a file of that name, for the commands of its page. A place for a table,
+
+    <!-- fields:lsm.Train -->
+    <!-- /fields -->
+
+is filled by `python tests/test_docs.py` from the dataclass.
+"""
+
+import contextlib
+import dataclasses
+import io
+import pathlib
+import pkgutil
+import re
+import shlex
+
+import pytest
+from absl import flags as absl_flags
+
+from lsm import flags, optim, schema
+from lsm.cli import split_overrides
+from lsm.errors import ConfigError
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+CODE = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
+BASH = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+ERROR = re.compile(r"^\$ (python -m experiments\..*)\nerror: (.*)$", re.MULTILINE)
+TABLE = re.compile(r"(<!-- fields:([\w.]+) -->\n).*?(<!-- /fields -->)", re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+def holding(pattern, but=()):
+    found = [page for page in PAGES if page.name not in but and pattern.search(page.read_text())]
+    return pytest.mark.parametrize("page", found, ids=lambda page: page.stem)
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """Makes a folder to try examples in, with the shipped configs, the current one."""
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_files(page, folder):
+    for code, _ in CODE.findall(page.read_text()):
+        name = re.match(r"# (\w+\.py)\n", code)
+        if name:
+            (folder / name[1]).write_text(code)
+
+
+def load(command):
+    """Does what `python -m experiments.NAME --...` does, up to the checked experiment."""
+    words = shlex.split(command, comments=True)
+    name, *words = words[words.index("-m") + 1 :]
+    rest, overrides = split_overrides(words)
+    given = dict(word.removeprefix("--").partition("=")[::2] for word in rest)
+    assert set(given) <= set(absl_flags.FLAGS), command
+    source = (ROOT / "experiments" / f"{name.removeprefix('experiments.')}.py").read_text()
+    default = "experiments/" + re.search(r"configs/[\w/]+[.]py", source)[0]
+    return flags.load(given.get("config", default), overrides)
+
+
+def fields_table(name):
+    cls = pkgutil.resolve_name(name)
+    texts, types = schema.documentation(cls), schema.hints(cls)
+    yield "| field | type | default | may change | what |"
+    yield "|---|---|---|---|---|"
+    for name, field in schema.fields(cls).items():
+        needed = field.default is dataclasses.MISSING
+        default = "needed" if needed else f"`{schema.shown(field.default)}`"
+        free = "" if field.metadata.get("alters_run", True) else "yes"
+        cells = (f"`{name}`", f"`{schema.spelled(types[name])}`", default, free, texts[name])
+        yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def with_tables(text):
+    def fill(place):
+        return place[1] + "\n".join(fields_table(place[2])) + "\n" + place[3]
+
+    return TABLE.sub(fill, text)
+
+
+@holding(CODE, but=["data.md"])  # tests/data/test_sources.py runs that page's
+def test_examples_run_and_print_what_is_shown(page, desk):
+    names = {"__name__": "__main__"}
+    for code, output in CODE.findall(page.read_text()):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(code, page.name, "exec"), names)
+        if output:
+            assert printed.getvalue() == output
+
+
+@holding(BASH)
+def test_commands_parse(page, desk):
+    write_files(page, desk)
+    for block in BASH.findall(page.read_text()):
+        for command in re.split(r"&&|\n", block.replace("\\\n", " ")):
+            if "-m experiments." in command:
+                load(command)
+
+
+@holding(ERROR)
+def test_errors_are_shown_as_they_are_raised(page, desk):
+    write_files(page, desk)
+    for command, message in ERROR.findall(page.read_text()):
+        with pytest.raises(ConfigError) as caught:
+            load(command)
+        assert str(caught.value) == message
+
+
+@holding(TABLE)
+def test_tables_of_fields_are_up_to_date(page):
+    text = page.read_text()
+    assert text == with_tables(text), "run `python tests/test_docs.py`"
+
+
+@holding(LINK)
+def test_links_lead_somewhere(page):
+    for path, place in LINK.findall(page.read_text()):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if place else []
+        slugs = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings]
+        assert not place or place in slugs, f"{path}#{place}"
+
+
+def test_every_optimizer_and_schedule_is_described():
+    text = (ROOT / "docs/optimizers.md").read_text()
+    for cls in vars(optim).values():
+        if isinstance(cls, type) and issubclass(cls, optim.Optimizer | optim.Schedule):
+            if cls in (optim.Optimizer, optim.Schedule):
+                continue
+            row = re.search(rf"^\| `{cls.__name__}\b.*$", text, re.MULTILINE)
+            assert row, cls.__name__
+            kind = "coupled" if getattr(cls, "coupled", True) else "decoupled"
+            assert issubclass(cls, optim.Schedule) or f"| {kind} |" in row[0], cls.__name__
+
+
+if __name__ == "__main__":
+    for document in PAGES:
+        if TABLE.search(old := document.read_text()):
+            document.write_text(with_tables(old))
