@@ -39,18 +39,14 @@ def holding(pattern, but=()):
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch):
-    """Makes a folder to try examples in, with the shipped configs, the current one."""
+def desk(page, tmp_path, monkeypatch):
+    """Works in a folder with the shipped configs and the files of the page."""
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def write_files(page, folder):
     for code, _ in CODE.findall(page.read_text()):
         name = re.match(r"# (\w+\.py)\n", code)
         if name:
-            (folder / name[1]).write_text(code)
+            (tmp_path / name[1]).write_text(code)
+    monkeypatch.chdir(tmp_path)
 
 
 def load(command):
@@ -85,8 +81,9 @@ def with_tables(text):
     return TABLE.sub(fill, text)
 
 
+@pytest.mark.usefixtures("desk")
 @holding(CODE, but=["data.md"])  # tests/data/test_sources.py runs that page's
-def test_examples_run_and_print_what_is_shown(page, desk):
+def test_examples_run_and_print_what_is_shown(page):
     names = {"__name__": "__main__"}
     for code, output in CODE.findall(page.read_text()):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -95,18 +92,18 @@ def test_examples_run_and_print_what_is_shown(page, desk):
             assert printed.getvalue() == output
 
 
+@pytest.mark.usefixtures("desk")
 @holding(BASH)
-def test_commands_parse(page, desk):
-    write_files(page, desk)
+def test_commands_parse(page):
     for block in BASH.findall(page.read_text()):
         for command in re.split(r"&&|\n", block.replace("\\\n", " ")):
             if "-m experiments." in command:
                 load(command)
 
 
+@pytest.mark.usefixtures("desk")
 @holding(ERROR)
-def test_errors_are_shown_as_they_are_raised(page, desk):
-    write_files(page, desk)
+def test_errors_are_shown_as_they_are_raised(page):
     for command, message in ERROR.findall(page.read_text()):
         with pytest.raises(ConfigError) as caught:
             load(command)

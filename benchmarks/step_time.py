@@ -1,0 +1,247 @@
+"""How long a training step takes on this CPU: lsm against a bare jitted step and against PyTorch.
+
+    python -m benchmarks.step_time [--quick] [--only=GPT] [--peer_python=PATH]
+
+For the MLP and the CNN of the tutorials and the GPT at nanoGPT's CPU setting, in float32 and in
+bfloat16, it times
+
+- bare: a hand-written `jax.jit` step of the same model, on batches that are already in place, with
+  lsm's compiler options and ("defaults") without;
+- step: lsm's compiled step on the same batches;
+- loop: `lsm.fit` as users run it, with its batches, logging and writers;
+- torch: PyTorch's eager step with the same model, batch, optimiser and threads (bfloat16 by
+  autocast; pictures in both memory formats, of which the faster counts).
+
+Data are random: constant labels would drive PyTorch's gradients into denormals. All take turns,
+many times, and the shortest time of each counts, since other work on the machine only ever adds.
+PyTorch is optional, and may live in another interpreter (`--peer_python`).
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+import lsm
+from benchmarks.step_time_bare import Bare
+from experiments.configs.cifar import cnn as cifar_cnn
+from experiments.configs.mnist import mlp as mnist_mlp
+from experiments.configs.shakespeare import gpt as shakespeare_gpt
+from lsm.data import Arrays
+from lsm.sharding import compiler_options, place
+from lsm.train.setup import Setup
+
+DTYPES = ("float32", "bfloat16")
+_CONFIGS = {"mlp": mnist_mlp, "cnn": cifar_cnn, "gpt": shakespeare_gpt}
+_BATCHES = 8  # in turn, so that nothing is learnt by heart while it is timed
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One model at one batch size.
+
+    Attributes:
+      name: shown in the tables.
+      model: "mlp", "cnn" or "gpt".
+      batch_size: examples in a step.
+      examples: size of the training set that the loop draws from.
+      log_every: steps between two log rows of the loop, which end a measurement of it.
+    """
+
+    name: str
+    model: str
+    batch_size: int
+    examples: int
+    log_every: int
+
+    def columns(self, count: int) -> dict[str, np.ndarray]:
+        """Returns `count` random examples, in the form that the experiment's data have."""
+        rng = np.random.default_rng(0)
+        if self.model == "gpt":
+            return {"tokens": rng.integers(0, 65, (count, 65), np.int32)}
+        shape = (28, 28, 1) if self.model == "mlp" else (32, 32, 3)
+        return {
+            "image": rng.integers(0, 256, (count, *shape), np.uint8),
+            "label": rng.integers(0, 10, count, np.int32),
+        }
+
+    def batches(self) -> list[dict[str, np.ndarray]]:
+        """Returns a few batches to go round in."""
+        columns = self.columns(_BATCHES * self.batch_size)
+        parts = {name: np.split(column, _BATCHES) for name, column in columns.items()}
+        return [{name: part[i] for name, part in parts.items()} for i in range(_BATCHES)]
+
+
+CASES = (
+    Case("MLP (A2), batch 64", "mlp", 64, 60_000, 200),
+    Case("CNN (A1), batch 32", "cnn", 32, 50_000, 20),
+    Case("CNN (A1), batch 128", "cnn", 128, 50_000, 8),
+    Case("GPT (nanoGPT's CPU setting)", "gpt", 12, 20_000, 8),
+)
+
+
+class Contender(Protocol):
+    """What is timed. `parameters` shows that all train the same model."""
+
+    parameters: int
+
+    def run(self, steps: int) -> list[float]:
+        """Trains for about `steps` steps; returns seconds a step, of one or more stretches."""
+
+
+def experiment(case: Case, dtype: str, steps: int) -> lsm.Experiment:
+    """Returns the experiment that lsm ships for this model, on random data in memory."""
+    config = _CONFIGS[case.model].get_config()
+    model = config.task.model.clone(dtype=dtype)
+    return dataclasses.replace(
+        config,
+        task=dataclasses.replace(config.task, model=model),
+        data=lsm.Data(source=Arrays(case.columns(case.examples)), test=None),
+        train=lsm.Train(steps=steps, batch_size=case.batch_size, log_every=case.log_every),
+        evaluation=lsm.Evaluation(),
+        checkpoint=lsm.Checkpoint(every=0),
+    )
+
+
+class Step:
+    """lsm's compiled step, alone."""
+
+    def __init__(self, case: Case, dtype: str):
+        program = Setup.of(experiment(case, dtype, steps=1000), None).program
+        self._step, self._state = program.step, program.init()
+        self._batches = [place(batch, program.batch) for batch in case.batches()]
+        self.parameters = sum(x.size for x in jax.tree.leaves(self._state.params))
+
+    def run(self, steps: int) -> list[float]:
+        """See `Contender.run`."""
+        start = time.perf_counter()
+        for i in range(steps):
+            self._state, metrics = self._step(self._state, self._batches[i % _BATCHES])
+        jax.block_until_ready((self._state, metrics))
+        return [(time.perf_counter() - start) / steps]
+
+
+class Loop:
+    """`lsm.fit`, timed from one log row to the next; before each row every step is waited for."""
+
+    def __init__(self, case: Case, dtype: str, parameters: int):
+        self._case, self._dtype, self.parameters = case, dtype, parameters
+
+    def run(self, steps: int) -> list[float]:
+        """See `Contender.run`; the stretch before the first row, which compiles, is left out."""
+        every = self._case.log_every
+        config = experiment(self._case, self._dtype, every * max(4, steps // every + 1))
+        clock = _Clock([])
+        config = dataclasses.replace(config, writers=(*config.writers, clock))
+        with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
+            lsm.fit(config, workdir)
+        return [(end - start) / every for start, end in zip(clock.rows, clock.rows[1:])]  # noqa: B905
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clock:
+    """The config of a writer, and the writer: notes when rows of training metrics come."""
+
+    rows: list[float]
+
+    def open(self, workdir: Path, run: Any, resume_step: int) -> "_Clock":
+        return self
+
+    def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        if split == "train":
+            self.rows.append(time.perf_counter())
+
+    def close(self) -> None:
+        pass
+
+
+class Torch:
+    """PyTorch, in a process of its own."""
+
+    def __init__(self, python: str, case: Case, dtype: str, memory_format: str):
+        script = Path(__file__).with_name("step_time_torch.py")
+        self._process = subprocess.Popen(
+            [python, script, case.model, str(case.batch_size), dtype, memory_format],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.parameters = int(self._answer())
+
+    def run(self, steps: int) -> list[float]:
+        """See `Contender.run`."""
+        print(steps, file=self._process.stdin, flush=True)
+        return [float(self._answer())]
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> str:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("step_time: the PyTorch process ended; its own message is above.")
+        return line
+
+
+def torch_version(python: str) -> str | None:
+    """Returns the version of PyTorch in an interpreter, or None where it has none."""
+    try:
+        answer = subprocess.run(
+            [python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True
+        )
+    except OSError as error:
+        raise SystemExit(f"--peer_python: cannot run {python}: {error.strerror}.") from error
+    return answer.stdout.strip() or None
+
+
+def measure(case: Case, dtype: str, python: str | None, seconds: float) -> dict[str, list[float]]:
+    """Returns seconds a step of every contender, shortest first; all have taken turns."""
+    options, batches = compiler_options(jax.default_backend()), case.batches()
+    step = Step(case, dtype)
+    contenders: dict[str, Contender] = {
+        "bare": Bare(case.model, batches, dtype, options),
+        "defaults": Bare(case.model, batches, dtype, None),
+        "step": step,
+        "loop": Loop(case, dtype, step.parameters),
+    }
+    with contextlib.ExitStack() as stack:
+        formats = ("contiguous_format", "channels_last") if case.model == "cnn" else ("contiguous_format",)
+        for memory_format in formats if python else ():
+            torch = Torch(python, case, dtype, memory_format)
+            contenders["torch " + memory_format] = torch
+            stack.callback(torch.close)
+        counts = {name: contender.parameters for name, contender in contenders.items()}
+        if len(set(counts.values())) != 1:
+            raise SystemExit(f"step_time: these are not the same model: parameters {counts}.")
+        return take_turns(contenders, seconds)
+
+
+def take_turns(contenders: Mapping[str, Contender], seconds: float) -> dict[str, list[float]]:
+    """Times all in short stretches, round and round, each for `seconds` in all."""
+    steps = {}
+    for name, contender in contenders.items():
+        contender.run(3)  # compiles, and warms up
+        steps[name] = max(1, round(0.1 / min(contender.run(3))))
+    times = {name: [] for name in contenders}
+    for turn in range(max(1, round(seconds / 0.1))):
+        for name, contender in contenders.items():
+            if not isinstance(contender, Loop):
+                times[name] += contender.run(steps[name])
+            elif turn % 10 == 0:  # a run of its own, with a start and an end: longer and rarer
+                times[name] += contender.run(10 * steps[name])
+    return {name: sorted(values) for name, values in times.items()}
