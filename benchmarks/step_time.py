@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import platform
 import statistics
@@ -46,6 +47,7 @@ from lsm.train.setup import Setup
 
 DTYPES = ("float32", "bfloat16")
 _CONFIGS = {"mlp": mnist_mlp, "cnn": cifar_cnn, "gpt": shakespeare_gpt}
+_FORMATS = ("contiguous_format", "channels_last")
 _BATCHES = 8  # in turn, so that nothing is learnt by heart while it is timed
 
 
@@ -148,7 +150,7 @@ class Loop:
         config = dataclasses.replace(config, writers=(*config.writers, clock))
         with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
             lsm.fit(config, workdir)
-        return [(end - start) / every for start, end in zip(clock.rows, clock.rows[1:])]  # noqa: B905
+        return [(end - start) / every for start, end in itertools.pairwise(clock.rows)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,8 +222,7 @@ def measure(case: Case, dtype: str, python: str | None, seconds: float) -> dict[
         "loop": Loop(case, dtype, step.parameters),
     }
     with contextlib.ExitStack() as stack:
-        formats = ("contiguous_format", "channels_last") if case.model == "cnn" else ("contiguous_format",)
-        for memory_format in formats if python else ():
+        for memory_format in _FORMATS[: 2 if case.model == "cnn" else 1] if python else ():
             torch = Torch(python, case, dtype, memory_format)
             contenders["torch " + memory_format] = torch
             stack.callback(torch.close)
@@ -245,3 +246,90 @@ def take_turns(contenders: Mapping[str, Contender], seconds: float) -> dict[str,
             elif turn % 10 == 0:  # a run of its own, with a start and an end: longer and rarer
                 times[name] += contender.run(10 * steps[name])
     return {name: sorted(values) for name, values in times.items()}
+
+
+Times = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
+"""(case, dtype) -> contender -> seconds a step, shortest first."""
+
+
+def overhead_table(times: Times) -> list[list[str]]:
+    """Returns rows: what lsm's step and loop take, as multiples of the bare step."""
+    rows = [["model", "dtype", "bare, ms", "bare with XLA's defaults", "lsm's step", "lsm's loop"]]
+    for (name, dtype), by in times.items():
+        bare = by["bare"][0]
+        ratios = [f"{by[other][0] / bare:.3f}" for other in ("defaults", "step", "loop")]
+        rows.append([name, dtype, _milliseconds(by["bare"]), *ratios])
+    return rows
+
+
+def peer_table(times: Times) -> list[list[str]]:
+    """Returns rows: lsm's loop and PyTorch's step, and lsm as a multiple of PyTorch."""
+    rows = [["model", "dtype", "lsm's loop, ms", "PyTorch, ms", "lsm / PyTorch"]]
+    best: dict[str, list[float]] = {}
+    for (name, dtype), by in times.items():
+        peers = [values for contender, values in by.items() if contender.startswith("torch")]
+        peer, loop = min(peers), by["loop"]
+        ratio = f"{loop[0] / peer[0]:.2f}"
+        rows.append([name, dtype, _milliseconds(loop), _milliseconds(peer), ratio])
+        old = best.get(name, [float("inf")] * 2)
+        best[name] = [min(old[0], loop[0]), min(old[1], peer[0])]
+    for name, (own, peer) in best.items():
+        shown = [f"{own * 1e3:.2f}", f"{peer * 1e3:.2f}", f"{own / peer:.2f}"]
+        rows.append([name, "the faster of both", *shown])
+    return rows
+
+
+def _milliseconds(times: Sequence[float]) -> str:
+    return f"{times[0] * 1e3:.2f} ({statistics.median(times) * 1e3:.2f})"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table; the first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def main() -> None:
+    """Runs the benchmark and prints its tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a few seconds for each model")
+    parser.add_argument("--only", default="", help="only models whose name contains this")
+    parser.add_argument("--peer_python", default=sys.executable, help="interpreter with PyTorch")
+    arguments = parser.parse_args()
+    cases = [case for case in CASES if arguments.only.lower() in case.name.lower()]
+    if not cases:
+        names = ", ".join(case.name for case in CASES)
+        raise SystemExit(f"--only: {arguments.only!r} is in no name; the models are: {names}.")
+    torch = torch_version(arguments.peer_python)
+    times = {}
+    for case in cases:
+        for dtype in DTYPES:
+            print(f"{case.name}, {dtype} ...", file=sys.stderr, flush=True)
+            python = arguments.peer_python if torch else None
+            seconds = 0.5 if arguments.quick else 6.0
+            times[case.name, dtype] = measure(case, dtype, python, seconds)
+    print(
+        f"{_cpus()} CPUs ({platform.machine()}), jax {jax.__version__}, PyTorch {torch or 'none'}"
+    )
+    print("Shortest (median) time of a step in ms; ratios are of shortest times.\n")
+    print(markdown(overhead_table(times)) + "\n")
+    if torch:
+        print(markdown(peer_table(times)))
+    else:
+        print(
+            f"{arguments.peer_python} has no PyTorch, so there is no comparison with it: install "
+            "torch there, or name an interpreter that has it with --peer_python=PATH."
+        )
+    if (load := os.getloadavg()[0]) > 2 * _cpus():
+        print(f"\nThe machine was busy (load {load:.1f}): expect noise.")
+
+
+def _cpus() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    main()

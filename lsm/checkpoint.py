@@ -27,7 +27,10 @@ class Checkpoints:
     """
 
     def __init__(self, directory: os.PathLike | str, keep: int = 2, *, read_only: bool = False):
-        """Opens or makes `directory`; removes what an interrupted save left behind."""
+        """Opens or makes `directory`; removes what an interrupted save left behind.
+
+        With `read_only` the directory must exist, and nothing in it is touched.
+        """
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
 
@@ -40,7 +43,6 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             create=not read_only,
-            read_only=read_only,
         )
         if not read_only:
             self._remove_partial()

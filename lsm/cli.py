@@ -119,6 +119,9 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 def _one_line(run) -> int:
     try:
         run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except LsmError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

@@ -102,8 +102,8 @@ class Evaluation:
     Attributes:
       every: time between evaluations.
       batch_size: examples in one evaluation batch; None takes the training batch size.
-      monitor: validation metric that defines the best checkpoint; "loss" and "perplexity" are
-        better when lower, other metrics when higher.
+      monitor: validation metric that defines the best checkpoint; a name with "loss", "error" or
+        "perplexity" in it is better when lower, any other when higher.
       early_stopping: None trains to the end.
     """
 

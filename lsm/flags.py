@@ -1,6 +1,7 @@
 """From a config file and `--config.a.b=value` to a checked `Experiment`."""
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -79,7 +80,7 @@ def _split(spec: str) -> tuple[pathlib.Path, str | None]:
 
 def _call(path: pathlib.Path, arg: str | None) -> Experiment:
     name = f"lsm_config_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path.absolute())
     module = importlib.util.module_from_spec(spec)
     with _readable(path):
         spec.loader.exec_module(module)
@@ -108,15 +109,15 @@ class _readable:
             text = str(error).removeprefix(f"{self.path}: ")
             raise ConfigError(f"{self._where(trace)}: {text}") from error
         if isinstance(error, SyntaxError):
-            where = f"{error.filename}:{error.lineno}"
-            raise ConfigError(f"{where}: {error.msg}.") from error
+            raise ConfigError(f"{self.path}:{error.lineno}: {error.msg}") from error
         if isinstance(error, TypeError | AttributeError | NameError | ImportError | ValueError):
             frames = [frame for frame, _ in traceback.walk_tb(trace)]
             scope = {k: v for f in frames for k, v in (f.f_globals | f.f_locals).items()}
             raise ConfigError(f"{self._where(trace)}: {_advice(error, scope) or error}") from error
 
     def _where(self, trace) -> str:
-        own = [n for f, n in traceback.walk_tb(trace) if f.f_code.co_filename == str(self.path)]
+        file = str(self.path.absolute())
+        own = [n for f, n in traceback.walk_tb(trace) if f.f_code.co_filename == file]
         return f"{self.path}:{own[-1]}" if own else str(self.path)
 
 
@@ -171,6 +172,8 @@ def _no_field(value: Any, name: str, where: str, allowed: Mapping[str, Any]) -> 
     if not allowed:
         return f"{where}: {schema.shown(value)} has no fields to set."
     kind = type(value).__name__
+    if isinstance(value, tuple):
+        return f"{where}: there is no item {name}; there are {len(value)}, counted from 0."
     hint = nearest(name, allowed)
     return f"{where}: {kind} has no field {name!r}; it has {listed(allowed, 20)}.{hint}"
 
@@ -181,8 +184,16 @@ def _parse(text: str, hint: Any, where: str) -> Any:
         if schema.accepts(candidate, hint):
             return candidate
     allowed = schema.spelled(hint)
-    names = re.findall(r"'(\w+)'", allowed)
-    raise ConfigError(f"{where}: {text!r} given; {allowed} is needed.{nearest(text, names)}")
+    near = nearest(text, re.findall(r"'(\w+)'", allowed) + _siblings(text))
+    raise ConfigError(f"{where}: {text!r} given; {allowed} is needed.{near}")
+
+
+def _siblings(text: str) -> list[str]:
+    """Returns the dotted names beside `text`, where that names something in a module."""
+    module = text.rpartition(".")[0]
+    with contextlib.suppress(ImportError, ValueError):
+        return [f"{module}.{name}" for name in dir(importlib.import_module(module))]
+    return []
 
 
 def _readings(text: str) -> Iterator[Any]:

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import typeguard
 
 from lsm.errors import ConfigError
@@ -105,8 +106,11 @@ def shown(value: Any) -> str:
 
 
 def dotted(value: Any) -> str:
-    """Returns the dotted name of a function or class."""
+    """Returns the dotted name of a function or class; of JAX's, the public one."""
     name = getattr(value, "__qualname__", getattr(value, "__name__", type(value).__qualname__))
+    for public in (jax.nn, jax.numpy, jax.lax):
+        if getattr(public, name, None) is value:
+            return f"{public.__name__}.{name}"
     return f"{getattr(value, '__module__', type(value).__module__)}.{name}"
 
 

@@ -1,6 +1,6 @@
 """What is learnt: each task joins a model to a loss and metrics, as pure functions."""
 
-from lsm.tasks.base import Batch, LossOutput, ModelState, Params, Task
+from lsm.tasks.base import Batch, LossOutput, ModelState, Params, Task, check_labels, column
 from lsm.tasks.classification import Classification
 from lsm.tasks.language import LanguageModelling
 from lsm.tasks.regression import Regression
@@ -14,4 +14,6 @@ __all__ = [
     "Params",
     "Regression",
     "Task",
+    "check_labels",
+    "column",
 ]

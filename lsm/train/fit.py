@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import warnings
 
 import jax
 
@@ -67,7 +68,8 @@ def fit(
             total_steps=setup.horizon.steps,
             batch_size=experiment.train.batch_size,
         )
-        writers = Writers.open(experiment.writers, workdir, info, int(state.step))
+        configs = experiment.writers if jax.process_index() == 0 else ()
+        writers = Writers.open(configs, workdir, info, int(state.step))
         with contextlib.closing(writers):
             loop = Loop(
                 experiment=experiment,
@@ -122,7 +124,11 @@ def evaluate_run(
 
 
 def _keep_compiled() -> None:
-    """Turns the persistent compilation cache on, where the user has not placed it elsewhere."""
+    """Turns the persistent compilation cache on, where the user has not placed it elsewhere.
+
+    XLA cannot write CPU programs with oneDNN dots to it; JAX would warn of each, at every start.
+    """
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     if not jax.config.jax_compilation_cache_dir:
         path = os.path.expanduser(os.environ.get("LSM_CACHE", "~/.cache/lsm"))
         jax.config.update("jax_compilation_cache_dir", os.path.join(path, "compiled"))

@@ -3,7 +3,7 @@
 python -m experiments.digits --workdir=runs/digits
 """
 
-from lsm import Data, Evaluation, Experiment, Train
+from lsm import Data, Experiment, Train
 from lsm.data import Digits
 from lsm.models import CNN
 from lsm.optim import AdamW, Cosine, WarmUp
@@ -17,5 +17,4 @@ def get_config(arg=None):
         data=Data(source=Digits(), train="train[:90%]", validation="train[90%:]", test="test"),
         optimizer=AdamW(learning_rate=3e-3, schedule=WarmUp("5%", then=Cosine())),
         train=Train(epochs=20, batch_size=64, log_every=20),
-        evaluation=Evaluation(monitor="accuracy"),
     )
