@@ -146,6 +146,7 @@ def compile(
     in_shardings: Any,
     out_shardings: Any,
     donate: Sequence[int] = (),
+    hot: bool = False,
 ) -> Callable:
     """Returns the jitted function. The only place with `jax.jit` in lsm.
 
@@ -155,6 +156,7 @@ def compile(
       out_shardings: shardings of its results; left open, the compiler lets gradients and with
         them the state drift to another layout.
       donate: arguments whose buffers the results may take.
+      hot: called so often that a little speed is worth a compilation at every start.
     """
     platform = jax.tree.leaves(out_shardings)[0].mesh.devices.flat[0].platform
     return jax.jit(
@@ -162,25 +164,27 @@ def compile(
         in_shardings=in_shardings,
         out_shardings=out_shardings,
         donate_argnums=tuple(donate),
-        compiler_options=compiler_options(platform),
+        compiler_options=compiler_options(platform, hot),
     )
 
 
 @functools.cache
-def compiler_options(platform: str) -> dict[str, Any] | None:
+def compiler_options(platform: str, hot: bool) -> dict[str, Any] | None:
     """Returns the XLA options that pay on `platform`, or None; docs/cpu_speed.md has the figures.
 
-    On a CPU single dots go to oneDNN, and what is not a dot goes to LLVM and Eigen. A jaxlib that
-    does not know these options does without.
+    On a CPU the YNN library is kept to single dots, and in hot functions these go to oneDNN; XLA
+    cannot write such a program to the persistent cache. A jaxlib that does not know these options
+    does without.
     """
     if platform != "cpu":
         return None
-    options = {
-        "xla_cpu_use_onednn": True,
-        "xla_cpu_experimental_onednn_custom_call": True,  # else bfloat16 convolutions crawl
-        "xla_cpu_experimental_onednn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
-        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
-    }
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+    if hot:
+        options |= {
+            "xla_cpu_use_onednn": True,
+            "xla_cpu_experimental_onednn_custom_call": True,  # else bfloat16 convolutions crawl
+            "xla_cpu_experimental_onednn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+        }
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:

@@ -126,7 +126,8 @@ def evaluate_run(
 def _keep_compiled() -> None:
     """Turns the persistent compilation cache on, where the user has not placed it elsewhere.
 
-    XLA cannot write CPU programs with oneDNN dots to it; JAX would warn of each, at every start.
+    XLA cannot write hot CPU programs to it (see `lsm.sharding.compiler_options`); JAX would warn
+    of each, at every start.
     """
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     if not jax.config.jax_compilation_cache_dir:

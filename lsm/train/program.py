@@ -85,7 +85,9 @@ def build(
         abstract_state=abstract,
         batch=rows,
         init=compile(init, in_shardings=(), out_shardings=state),
-        step=compile(step, in_shardings=(state, rows), out_shardings=(state, whole), donate=[0]),
+        step=compile(
+            step, in_shardings=(state, rows), out_shardings=(state, whole), donate=[0], hot=True
+        ),
         evaluate=compile(
             task.evaluate, in_shardings=(state.params, state.model_state, rows), **options
         ),
