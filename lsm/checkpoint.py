@@ -1,15 +1,18 @@
 """Checkpoints: atomic, asynchronous, checked before they are read back (Orbax underneath)."""
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lsm.errors import CheckpointError
 from lsm.paths import path_name
@@ -23,18 +26,30 @@ class Checkpoints:
     """The checkpoints of one run, in `directory/STEP/`; the latest few and the best are kept.
 
     A checkpoint appears under its final name only when it is whole. Beside the arrays it holds
-    `meta`: the path, shape and dtype of every leaf, and the progress of the run as JSON.
+    `meta`: the path, shape, dtype and checksum of every leaf, and the progress of the run as JSON.
     """
 
-    def __init__(self, directory: os.PathLike | str, keep: int = 2, *, read_only: bool = False):
+    def __init__(
+        self,
+        directory: os.PathLike | str,
+        keep: int = 2,
+        *,
+        checksums: Callable[[Any], Any] | None = None,
+        read_only: bool = False,
+    ):
         """Opens or makes `directory`; removes what an interrupted save left behind.
 
-        With `read_only` the directory must exist, and nothing in it is touched.
+        Args:
+          directory: of this run's checkpoints.
+          keep: how many of the latest are kept.
+          checksums: compiled form of `lsm.checkpoint.checksums`.
+          read_only: the directory must exist, and nothing in it is touched.
         """
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
 
         self.directory = pathlib.Path(directory).absolute()
+        self._checksums = checksums or globals()["checksums"]
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["score"],
             n=1,
@@ -76,7 +91,12 @@ class Checkpoints:
 
         if step in self._manager.all_steps():
             return
-        meta = {"spec": spec_of(state), "progress": dict(progress)}
+        meta = {
+            "spec": spec_of(state),
+            "progress": dict(progress),
+            "checksums": self._sums(state),
+        }
+        meta["checksum"] = _checksum_of_json(meta)
         self.wait()
         self._check_space(state)
         with self._writing():
@@ -105,7 +125,8 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        _check_spec(self._meta(step)["spec"], spec_of(abstract_state), self.directory / str(step))
+        meta = self._meta(step)
+        _check_spec(meta["spec"], spec_of(abstract_state), self.directory / str(step))
         with _quiet():
             try:
                 restored = self._manager.restore(
@@ -114,6 +135,13 @@ class Checkpoints:
             except Exception as error:
                 time.sleep(0.5)  # for the reads of other leaves to end, in the quiet
                 raise self._damaged(step, error) from error
+        wrong = [
+            path
+            for path, value in self._sums(restored["state"]).items()
+            if value != meta["checksums"][path]
+        ]
+        if wrong:
+            raise self._damaged(step, ValueError(f"the checksum of {wrong[0]!r} differs"))
         return restored["state"]
 
     def wait(self) -> None:
@@ -147,11 +175,18 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         try:
-            return self._manager.restore(
+            meta = self._manager.restore(
                 step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
             )["meta"]
+            if meta.pop("checksum") != _checksum_of_json(meta):
+                raise ValueError("the checksum of its description differs")
+            return meta
         except Exception as error:
             raise self._damaged(step, error) from error
+
+    def _sums(self, state: Any) -> dict[str, int]:
+        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(self._checksums(state)))
+        return {path_name(path): int(value) for path, value in leaves}
 
     def _damaged(self, step: int, error: Exception) -> CheckpointError:
         earlier = [s for s in self.steps() if s < step]
@@ -210,6 +245,31 @@ class _Writing:
 def _local_bytes(leaf: jax.Array) -> int:
     shards = leaf.addressable_shards
     return sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
+
+
+def checksums(state: Any) -> Any:
+    """Returns a uint32 for every leaf of `state`, which any single wrong bit changes.
+
+    It is the sum, modulo 2^32, of the elements' bits times an odd weight for each place: whole
+    numbers, so that any sharding and any order of adding give the same.
+    """
+    return jax.tree.map(_checksum, state)
+
+
+def _checksum(leaf: jax.Array) -> jax.Array:
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    if leaf.dtype == bool:
+        leaf = leaf.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    place, stride = jnp.uint32(0), 1
+    for dim in reversed(range(leaf.ndim)):
+        place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim) * jnp.uint32(stride)
+        stride = stride * leaf.shape[dim] % 2**32
+    return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
+
+
+def _checksum_of_json(meta: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def spec_of(state: Any) -> dict[str, list]:

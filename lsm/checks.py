@@ -28,6 +28,21 @@ def require(config: Any, **intervals: str) -> None:
             )
 
 
+def require_sizes(config: Any, *names: str) -> None:
+    """Checks that whole numbers in fields of a dataclass, or in tuples there, are above 0.
+
+    Raises:
+      ConfigError: one of them is not.
+    """
+    for name in names:
+        value = getattr(config, name)
+        sizes = value if isinstance(value, tuple | list) else (value,)
+        if any(isinstance(size, int) and size < 1 for size in sizes):
+            raise ConfigError(
+                f"{type(config).__name__}.{name}: {value!r} given; allowed: 1 or more."
+            )
+
+
 def require_pattern(config: Any, *names: str) -> None:
     """Checks that fields of a dataclass are regular expressions, else raises ConfigError."""
     for name in names:

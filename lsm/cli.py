@@ -31,6 +31,8 @@ def main(default: str | os.PathLike) -> None:
     anything that the user can mend.
     """
     overrides: dict[str, str] = {}
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
     def parse(argv: Sequence[str]) -> list[str]:
         rest, found = split_overrides(argv)
@@ -120,8 +122,14 @@ def _one_line(run) -> int:
     try:
         run()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not _HELP.value:
+            print("error: stdout was closed; the same command continues.", file=sys.stderr)
+            return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command continues.", file=sys.stderr)
+        return 130
     except LsmError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

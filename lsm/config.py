@@ -55,7 +55,7 @@ class Train:
             shown = ", ".join(f"{k}={v}" for k, v in given.items()) or "none"
             raise ConfigError(f"train: one of steps, epochs, examples is needed; {shown} given.")
         require(self, **dict.fromkeys([*LENGTHS, "batch_size", "accumulation"], "(0, inf)"))
-        require(self, seed="[0, inf)")
+        require(self, seed="[0, 4294967296)")
         require_duration(self, "log_every", self.log_every)
         if self.batch_size % self.accumulation:
             raise ConfigError(

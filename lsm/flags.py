@@ -9,12 +9,13 @@ import pathlib
 import re
 import traceback
 import types
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lsm import schema
 from lsm.config import Experiment
-from lsm.errors import ConfigError, listed, nearest
+from lsm.errors import ConfigError, LsmError, listed, nearest
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> Experiment:
@@ -110,10 +111,11 @@ class _readable:
             raise ConfigError(f"{self._where(trace)}: {text}") from error
         if isinstance(error, SyntaxError):
             raise ConfigError(f"{self.path}:{error.lineno}: {error.msg}") from error
-        if isinstance(error, TypeError | AttributeError | NameError | ImportError | ValueError):
+        if isinstance(error, Exception) and not isinstance(error, LsmError):
             frames = [frame for frame, _ in traceback.walk_tb(trace)]
             scope = {k: v for f in frames for k, v in (f.f_globals | f.f_locals).items()}
-            raise ConfigError(f"{self._where(trace)}: {_advice(error, scope) or error}") from error
+            text = _advice(error, scope) or f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{self._where(trace)}: {' '.join(text.split())}") from error
 
     def _where(self, trace) -> str:
         file = str(self.path.absolute())
@@ -149,6 +151,8 @@ def _rebuild(value: Any, tree: Mapping[str, Any], path: str) -> Any:
         if name not in current:
             raise ConfigError(_no_field(value, name, where, current))
         child, hint = current[name]
+        if isinstance(text, dict) and child is None:
+            child = _default(hint)
         if isinstance(text, dict):
             changed[name] = _rebuild(child, text, f"{path}.{name}")
         elif isinstance(value, tuple):
@@ -166,6 +170,14 @@ def _rebuild(value: Any, tree: Mapping[str, Any], path: str) -> Any:
         if other not in changed
     }
     return dataclasses.replace(value, **replaced, **changed)
+
+
+def _default(hint: Any) -> Any:
+    """Returns the default of the dataclass in an optional type, or None: a field of it is set."""
+    for cls in typing.get_args(hint):
+        if dataclasses.is_dataclass(cls):
+            return cls()
+    return None
 
 
 def _no_field(value: Any, name: str, where: str, allowed: Mapping[str, Any]) -> str:

@@ -110,6 +110,19 @@ def test_fields_that_depend_on_each_other_change_together():
     assert (changed.train.accumulation, changed.train.batch_size) == (3, 12)
 
 
+def test_a_field_of_what_is_none_makes_its_default():
+    config = experiment(data=Data(source=Digits(), validation="train[90%:]"))
+    changed = flags.override(config, {"evaluation.early_stopping.patience": "7"})
+    assert changed.evaluation.early_stopping == EarlyStopping(patience=7)
+
+
+@pytest.mark.parametrize("error", ["KeyError('x')", "AssertionError('x')", "OSError('x')"])
+def test_any_error_of_the_file_is_one_line_with_its_place(tmp_path, error):
+    path = write(tmp_path, "    return Exp", f"    raise {error}\n    return Exp")
+    with pytest.raises(ConfigError, match=r"config.py:9: \w+Error: '?x'?$"):
+        flags.load(path)
+
+
 def test_both_forms_on_the_line():
     line = ["x", "--workdir=w", "--config.a.b=1", "--config.c", "2 epochs", "--mode=eval"]
     rest, found = split_overrides(line)
@@ -132,6 +145,8 @@ def test_both_forms_on_the_line():
         ({"train.accumulation": "3"}, "3 does not divide train.batch_size=128"),
         ({"checkpoint.every": "2 epocs"}, "'2 epocs' is not a duration.* Did you mean 'epochs'?"),
         ({"optimizer": "Adam"}, "--config.optimizer: 'Adam' given; Optimizer is needed."),
+        ({"task.model.widths": "(32, 0)"}, "MLP.widths: (32, 0) given; allowed: 1 or more."),
+        ({"train.seed": "4294967296"}, "Train.seed: 4294967296 given; allowed: a number in [0, 4294967296)."),
         ({"mesh.data": "0"}, "mesh.data: 0 given; it must be 1 or more, or -1."),
     ],
 )  # fmt: skip
@@ -159,7 +174,7 @@ def test_what_is_wrong_on_the_line(overrides, message):
         ("get_config", "make", "no function get_config(arg=None) in it"),
         ("return Exp", "return 3\n    return Exp", "get_config returned int"),
         ("name=", "name==", "config.py:10: "),
-        ("import optim", "import optimm", "config.py:3: cannot import name 'optimm'"),
+        ("import optim", "import optimm", "config.py:3: ImportError: cannot import name 'optimm'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_the_file(tmp_path, old, new, message):

@@ -160,6 +160,36 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_it_serves(straight
     assert_same_run(straight, workdir)
 
 
+def test_a_flipped_bit_is_found(straight, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    files = (workdir / "checkpoints/150/state").rglob("ocdbt.process_0/d/*")
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    largest.write_bytes(content)
+    code, _, err = run(workdir)
+    assert_one_line(code, err, "checkpoints/150 cannot be read", "continue from step 140")
+    assert (workdir / "result.json").read_bytes() == (straight / "result.json").read_bytes()
+
+
+def test_two_runs_in_one_workdir_are_refused(tmp_path):
+    first = start(tmp_path)
+    wait_for_step(first, 20)
+    code, _, err = run(tmp_path)
+    assert_one_line(code, err, "another run is in progress")
+    out, err = first.communicate(timeout=120)
+    assert first.returncode == 0 and "completed at step 150" in out, err
+
+
+def test_a_reader_that_goes_away_is_an_error(tmp_path):
+    process = start(tmp_path)
+    wait_for_step(process, 20)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert_one_line(process.wait(timeout=120), err, "stdout was closed")
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 3 MB."""

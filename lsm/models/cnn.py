@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lsm.checks import require, require_sizes
 from lsm.models.initializers import HE
 from lsm.models.layers import Activation, Dtype, Initializer, max_pool_2x2
 
@@ -47,6 +48,11 @@ class CNN(nn.Module):
     dropout: float = 0.0
     kernel_init: Initializer = HE
     dtype: Dtype = "float32"
+
+    def __post_init__(self):
+        require_sizes(self, "widths", "convs", "hidden", "outputs")
+        require(self, dropout="[0, 1)")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lsm.checks import require, require_sizes
 from lsm.errors import ConfigError
 from lsm.models.initializers import Gaussian
 from lsm.models.layers import Dtype
@@ -39,6 +40,8 @@ class GPT(nn.Module):
     dtype: Dtype = "float32"
 
     def __post_init__(self):
+        require_sizes(self, "vocabulary", "layers", "heads", "width", "context", "unroll")
+        require(self, dropout="[0, 1)")
         if self.width % self.heads:
             raise ConfigError(f"heads: {self.heads} does not divide width {self.width}.")
         super().__post_init__()

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 
+from lsm.checks import require, require_sizes
 from lsm.models.initializers import LECUN
 from lsm.models.layers import Activation, Dtype, Initializer
 
@@ -27,6 +28,11 @@ class MLP(nn.Module):
     dropout: float = 0.0
     kernel_init: Initializer = LECUN
     dtype: Dtype = "float32"
+
+    def __post_init__(self):
+        require_sizes(self, "widths", "outputs")
+        require(self, dropout="[0, 1)")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

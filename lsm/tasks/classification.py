@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lsm import losses
 from lsm.checks import require
@@ -37,6 +38,10 @@ class Classification(Task):
 
     def __post_init__(self):
         require(self, label_smoothing="[0, 1)")
+        if not np.all(self.std):
+            raise ConfigError(f"Classification.std: {self.std} given; inputs are divided by it.")
+        if any(weight < 0 for weight in self.class_weights):
+            raise ConfigError(f"Classification.class_weights: {self.class_weights}; none below 0.")
 
     def inputs(self, batch: Batch) -> jax.Array:
         """Returns float32 inputs, scaled and normalised."""

@@ -1,10 +1,12 @@
 """From an experiment to a trained model: `fit`, and `evaluate_run` for what was trained."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import warnings
+from collections.abc import Iterator
 
 import jax
 
@@ -58,9 +60,13 @@ def fit(
     _keep_compiled()
     setup = Setup.of(experiment, data_dir)
     _claim(workdir, experiment, allow_config_change)
-    with contextlib.closing(
-        Checkpoints(workdir / "checkpoints", experiment.checkpoint.keep)
-    ) as checkpoints:
+    keep, checksums = experiment.checkpoint.keep, setup.program.checksums
+    with (
+        _alone(workdir),
+        contextlib.closing(
+            Checkpoints(workdir / "checkpoints", keep, checksums=checksums)
+        ) as checkpoints,
+    ):
         state, progress = _start(setup.program, checkpoints)
         info = RunInfo(
             name=experiment.name,
@@ -113,14 +119,22 @@ def evaluate_run(
         raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
     _keep_compiled()
     setup = Setup.of(experiment, data_dir)
-    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
-        step = checkpoints.latest()
-        if step is None:
-            raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
-        best = Progress(**checkpoints.progress(step)).best_step
-        step = best if best in checkpoints.steps() else step
-        state = checkpoints.restore(setup.program.abstract_state, step)
-    return step, _evaluate_all(setup, state)
+    while True:
+        with contextlib.closing(
+            Checkpoints(directory, checksums=setup.program.checksums, read_only=True)
+        ) as checkpoints:
+            step = checkpoints.latest()
+            if step is None:
+                raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
+            try:
+                best = Progress(**checkpoints.progress(step)).best_step
+                step = best if best in checkpoints.steps() else step
+                state = checkpoints.restore(setup.program.abstract_state, step)
+            except CheckpointError:
+                if (directory / str(step)).is_dir():
+                    raise
+                continue  # a run in progress has just replaced it with a newer one
+        return step, _evaluate_all(setup, state)
 
 
 def _keep_compiled() -> None:
@@ -149,10 +163,25 @@ def _claim(workdir: pathlib.Path, experiment: Experiment, allow_config_change: b
                 "another --workdir, or --allow_config_change to continue with the new one."
             )
         atomic_write(path, json.dumps(new, indent=2).encode())
+        (workdir / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:
         raise TrainingError(f"--workdir: cannot write to {workdir}: {error.strerror}.") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not text
         raise ConfigError(f"{path} is damaged ({error}); remove it to continue.") from error
+
+
+@contextlib.contextmanager
+def _alone(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds a lock on the workdir, which goes with the process however that ends."""
+    handle = os.open(workdir, os.O_RDONLY)
+    try:
+        if jax.process_index() == 0:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise TrainingError(f"--workdir: another run is in progress in {workdir}.") from error
+    finally:
+        os.close(handle)
 
 
 def _start(program: Program, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:

@@ -10,7 +10,7 @@ from lsm.checkpoint import Checkpoints
 from lsm.config import Experiment
 from lsm.data import EvalBatches, Prefetcher, TrainBatches
 from lsm.durations import Horizon, to_steps
-from lsm.errors import ConfigError, TrainingError, listed, nearest
+from lsm.errors import TrainingError, listed
 from lsm.optim import learning_rate_at
 from lsm.sharding import place
 from lsm.train.evaluation import evaluate
@@ -119,7 +119,8 @@ class Loop:
             raise TrainingError(self._diagnosis(bad, state))
         figures = self.experiment.task.summary(totals)
         figures["learning_rate"] = self._learning_rate(step, state)
-        figures["examples_per_sec"] = speed["steps_per_sec"] * self.horizon.batch_size
+        if speed:
+            figures["examples_per_sec"] = speed["steps_per_sec"] * self.horizon.batch_size
         self.writers.write(step, "train", figures | speed)
         window.clear(step)
 
@@ -133,11 +134,6 @@ class Loop:
         if split == "test":
             return False
         config = self.experiment.evaluation
-        if config.monitor not in figures:
-            raise ConfigError(
-                f"evaluation.monitor: no metric {config.monitor!r}; this task has "
-                f"{listed(figures)}.{nearest(config.monitor, figures)}"
-            )
         self.progress = self.progress.after(step, figures[config.monitor], config)
         return self.progress.best_step == step
 

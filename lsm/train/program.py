@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lsm.checkpoint import checksums
 from lsm.config import Experiment
 from lsm.durations import Horizon
 from lsm.errors import MeshError
@@ -30,6 +31,7 @@ class Program:
       step: (state, batch) -> (state, metrics); the state's buffers are donated.
       evaluate: (params, model_state, batch) -> metrics.
       finite: params -> whether every parameter is finite.
+      checksums: state -> a checksum of every leaf; see `lsm.checkpoint.checksums`.
       summary: the task's figures from totals of its metrics.
     """
 
@@ -40,6 +42,7 @@ class Program:
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Weighted]]]
     evaluate: Callable[[Any, Any, Any], dict[str, Weighted]]
     finite: Callable[[Any], jax.Array]
+    checksums: Callable[[TrainState], Any]
     summary: Callable[[Mapping[str, Weighted]], dict[str, float]]
 
     def table(self) -> list[tuple[str, tuple[int, ...], str, str, int]]:
@@ -92,6 +95,7 @@ def build(
             task.evaluate, in_shardings=(state.params, state.model_state, rows), **options
         ),
         finite=compile(_all_finite, in_shardings=(state.params,), **options),
+        checksums=compile(checksums, in_shardings=(state,), **options),
         summary=task.summary,
     )
 

@@ -2,13 +2,16 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
 from lsm.config import Experiment
 from lsm.data import EvalBatches, TrainBatches
 from lsm.durations import Horizon
-from lsm.errors import MeshError
+from lsm.errors import ConfigError, MeshError, listed, nearest
+from lsm.metrics import Weighted
 from lsm.train.program import Program, build
 
 
@@ -46,6 +49,11 @@ class Setup:
         }
         train_set = data.source.open(data.train, data_dir)
         batches = TrainBatches(train_set, train.batch_size, train.seed, data.augment, **processes)
+        if train.batch_size > len(train_set):
+            raise ConfigError(
+                f"train.batch_size: {train.batch_size} given; {data.train!r} has {len(train_set)} "
+                "examples, and a batch can have no more."
+            )
         horizon = train.horizon(len(train_set))
         sample = batches.batch_at(0)
         experiment.task.check(sample)
@@ -62,8 +70,22 @@ class Setup:
         }
         for eval_batches in evaluation.values():
             experiment.task.check(eval_batches.batch_at(0))
+        _check_monitor(experiment, program, sample)
         return cls(experiment, horizon, batches, evaluation, program)
 
     def monitored(self) -> tuple[str, EvalBatches] | None:
         """Returns the split evaluated while training: validation, else test, else none."""
         return next(iter(self.evaluation.items()), None)
+
+
+def _check_monitor(experiment: Experiment, program: Program, batch: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the monitored metric is not one of the task's."""
+    state, task = program.abstract_state, experiment.task
+    metrics = jax.eval_shape(task.evaluate, state.params, state.model_state, dict(batch))
+    figures = task.summary({name: Weighted(1.0, 1.0) for name in metrics})
+    monitor = experiment.evaluation.monitor
+    if monitor not in figures:
+        raise ConfigError(
+            f"evaluation.monitor: no metric {monitor!r}; this task has {listed(figures)}."
+            + nearest(monitor, figures)
+        )

@@ -44,13 +44,17 @@ class Window:
             self._metrics[-_IN_FLIGHT]["loss"].sum.block_until_ready()
 
     def read(self) -> tuple[dict[str, Weighted], dict[str, float], int | None]:
-        """Waits for the steps; returns (totals, speed, first step whose loss is not finite)."""
+        """Waits for the steps; returns (totals, speed, first step whose loss is not finite).
+
+        There is no speed where no step was timed: just after a start.
+        """
         jax.block_until_ready(self._metrics[-1])
         seconds = max(time.monotonic() - self._began, 1e-9)
-        speed = {
-            "steps_per_sec": (len(self._metrics) - self._untimed) / seconds,
-            "input_wait": min((self._prefetcher.waited - self._waited) / seconds, 1.0),
-        }
+        timed = len(self._metrics) - self._untimed
+        speed = {}
+        if timed:
+            speed["steps_per_sec"] = timed / seconds
+            speed["input_wait"] = min((self._prefetcher.waited - self._waited) / seconds, 1.0)
         metrics = jax.device_get(self._metrics)
         finite = [bool(np.isfinite(m["loss"].sum)) for m in metrics]
         bad = None if all(finite) else self.first + finite.index(False)

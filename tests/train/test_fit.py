@@ -9,13 +9,13 @@ import pytest
 
 import lsm
 from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Train
-from lsm.checkpoint import Checkpoints
+from lsm.checkpoint import Checkpoints, checksums
 from lsm.data import Arrays, Digits
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError, TrainingError
 from lsm.models import MLP
 from lsm.optim import Adam
 from lsm.report import fingerprint
-from lsm.sharding import Fsdp, Rule
+from lsm.sharding import Fsdp, Rule, make_mesh, shard
 from lsm.tasks import Classification
 from lsm.train.progress import Progress
 from lsm.writers import Jsonl
@@ -186,6 +186,7 @@ def test_a_diverging_parameter_is_never_saved(tmp_path):
         ({"task": Classification(model=MLP(), label="lable")}, DataError, "no column 'lable'.*Did you mean 'label'"),
         ({"evaluation": Evaluation(every=10, monitor="acuracy")}, ConfigError, "no metric 'acuracy'.*Did you mean 'accuracy'"),
         ({"data": Data(source=Digits(), train="trian")}, DataError, "Did you mean 'train'"),
+        ({"train": Train(steps=1, batch_size=8000)}, ConfigError, "train.batch_size: 8000 given; 'train\\[:80%\\]' has 1150 examples"),
         ({"train": Train(steps=30.5)}, ConfigError, "train.steps: 30.5 given"),
     ],
 )  # fmt: skip
@@ -213,6 +214,21 @@ def test_restoring_refuses_another_dtype(tmp_path):
     with pytest.raises(CheckpointError, match=r"'w' is \(4,\) float32 there and \(4,\) bfloat16"):
         checkpoints.restore({"w": jax.ShapeDtypeStruct((4,), jax.numpy.bfloat16)}, 1)
     checkpoints.close()
+
+
+def test_checksums_see_any_bit_and_no_layout():
+    random = np.random.default_rng(0)
+    state = {"w": random.normal(size=(6, 8)).astype("f"), "n": np.arange(8, dtype=np.int32)}
+    expected = jax.device_get(checksums(state))
+    mesh = make_mesh(Mesh(data=1, fsdp=8))
+    layout = shard(state, mesh, [Rule(".*", Fsdp(min_size=1))])
+    assert jax.device_get(checksums(jax.device_put(state, layout))) == expected
+    for _ in range(50):
+        place, bit = random.integers(48), random.integers(32)
+        bad = state["w"].copy()
+        bad.reshape(-1).view(np.uint32)[place] ^= np.uint32(1) << np.uint32(bit)
+        assert checksums({"w": bad})["w"] != expected["w"]
+    assert checksums({"w": state["w"][::-1]})["w"] != expected["w"]
 
 
 def test_fingerprint_is_of_the_last_checkpoint(finished):
