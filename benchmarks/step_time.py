@@ -213,7 +213,7 @@ def torch_version(python: str) -> str | None:
 
 def measure(case: Case, dtype: str, python: str | None, seconds: float) -> dict[str, list[float]]:
     """Returns seconds a step of every contender, shortest first; all have taken turns."""
-    options, batches = compiler_options(jax.default_backend()), case.batches()
+    options, batches = compiler_options(jax.default_backend(), hot=True), case.batches()
     step = Step(case, dtype)
     contenders: dict[str, Contender] = {
         "bare": Bare(case.model, batches, dtype, options),

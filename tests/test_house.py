@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = [
-    ["lsm.errors", "lsm.durations", "lsm.rng", "lsm.files", "lsm.checks", "lsm.paths"],
+    ["lsm.errors", "lsm.durations", "lsm.rng", "lsm.files", "lsm.checks", "lsm.paths", "lsm.heap"],
     ["lsm.metrics"],
     ["lsm.losses", "lsm.models", "lsm.optim"],
     ["lsm.tasks", "lsm.data", "lsm.sharding", "lsm.writers", "lsm.schema"],

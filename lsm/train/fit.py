@@ -15,6 +15,7 @@ from lsm.checkpoint import Checkpoints
 from lsm.config import Experiment
 from lsm.errors import CheckpointError, ConfigError, TrainingError
 from lsm.files import atomic_write
+from lsm.heap import keep_memory
 from lsm.report import Result, fingerprint, git_revision, hardware, plot_curves, versions
 from lsm.train.evaluation import evaluate
 from lsm.train.loop import Ending, Loop
@@ -58,6 +59,7 @@ def fit(
     workdir = pathlib.Path(workdir)
     tracer = Profile(profile, workdir / "profile")
     _keep_compiled()
+    keep_memory()
     setup = Setup.of(experiment, data_dir)
     _claim(workdir, experiment, allow_config_change)
     keep, checksums = experiment.checkpoint.keep, setup.program.checksums

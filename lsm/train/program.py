@@ -78,7 +78,13 @@ def build(
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state
     )
-    step = make_step(task, optimizer, seed=train.seed, accumulation=train.accumulation)
+    step = make_step(
+        task,
+        optimizer,
+        seed=train.seed,
+        accumulation=train.accumulation,
+        unroll=mesh.devices.flat[0].platform == "cpu",
+    )
     if train.skip_nonfinite:
         step = skip_nonfinite(step)
     rows, whole = batch_sharding(mesh), replicated(mesh)

@@ -40,8 +40,11 @@ def mean_gradient(task: Task) -> GradientFn:
     return gradient
 
 
-def accumulated_gradient(task: Task, steps: int) -> GradientFn:
+def accumulated_gradient(task: Task, steps: int, unroll: bool = False) -> GradientFn:
     """Returns `mean_gradient` computed over `steps` micro-batches, one after the other.
+
+    With `unroll` there is no loop in the program: XLA's CPU back end runs convolutions in a loop
+    ten times slower.
 
     Sums of losses and of weights are added up and divided once, so the result is the whole
     batch's, however unevenly the weights fall. Micro-batch i holds rows i, i + steps, ...: on a
@@ -62,7 +65,7 @@ def accumulated_gradient(task: Task, steps: int) -> GradientFn:
         _, aux = jax.eval_shape(task.loss, params, model_state, first, key)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, aux.metrics))
         ((grads, metrics), new_state), _ = jax.lax.scan(
-            one, (zeros, model_state), (jnp.arange(steps), micro_batches)
+            one, (zeros, model_state), (jnp.arange(steps), micro_batches), unroll=unroll
         )
         return Gradient(_divide(grads, metrics["loss"].weight), metrics, new_state)
 
@@ -75,6 +78,7 @@ def make_step(
     *,
     seed: int = 0,
     accumulation: int = 1,
+    unroll: bool = False,
     gradient: GradientFn | None = None,
 ) -> Step:
     """Returns the pure function (state, batch) -> (state, metrics).
@@ -84,11 +88,13 @@ def make_step(
       optimizer: an Optax chain; its update also receives `value`, the mean loss.
       seed: of the random streams; dropout at step n draws from fold_in(seed, "dropout", n).
       accumulation: micro-batches that the batch is split into; must divide it.
+      unroll: write the micro-batches out instead of looping over them.
       gradient: replaces the mean gradient, and with it the accumulation.
     """
     if gradient is None:
-        many = accumulation > 1
-        gradient = accumulated_gradient(task, accumulation) if many else mean_gradient(task)
+        gradient = mean_gradient(task)
+        if accumulation > 1:
+            gradient = accumulated_gradient(task, accumulation, unroll)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

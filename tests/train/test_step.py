@@ -59,9 +59,10 @@ def test_accumulation_equals_the_whole_batch(task, make):
     batches = [make(seed=i) for i in range(3)]
     sgd = SGD(learning_rate=0.1)
     whole, whole_metrics = steps(task, batches, sgd)
-    parts, parts_metrics = steps(task, batches, sgd, accumulation=4)
-    assert_close(whole.params, parts.params)
-    assert_close(whole_metrics, parts_metrics)
+    for unroll in (False, True):
+        parts, parts_metrics = steps(task, batches, sgd, accumulation=4, unroll=unroll)
+        assert_close(whole.params, parts.params)
+        assert_close(whole_metrics, parts_metrics)
 
 
 def test_accumulation_is_exact_for_uneven_weights():

@@ -13,7 +13,7 @@ from lsm.tasks import Classification
 def get_config(arg=None):
     return Experiment(
         name="digits",
-        task=Classification(model=CNN(widths=(32, 64), convs=1)),
+        task=Classification(model=CNN(widths=(32, 64))),
         data=Data(source=Digits(), train="train[:90%]", validation="train[90%:]", test="test"),
         optimizer=AdamW(learning_rate=3e-3, schedule=WarmUp("5%", then=Cosine())),
         train=Train(epochs=20, batch_size=64, log_every=20),
