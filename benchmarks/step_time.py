@@ -14,6 +14,7 @@ bfloat16, it times
 
 Data are random: constant labels would drive PyTorch's gradients into denormals. All take turns,
 many times, and the shortest time of each counts, since other work on the machine only ever adds.
+bare and step have lsm's memory settings, which are the process's.
 PyTorch is optional, and may live in another interpreter (`--peer_python`).
 """
 
@@ -21,7 +22,6 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import itertools
 import os
 import platform
 import statistics
@@ -29,9 +29,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -44,6 +44,7 @@ from experiments.configs.shakespeare import gpt as shakespeare_gpt
 from lsm.data import Arrays
 from lsm.sharding import compiler_options, place
 from lsm.train.setup import Setup
+from lsm.writers import RunInfo
 
 DTYPES = ("float32", "bfloat16")
 _CONFIGS = {"mlp": mnist_mlp, "cnn": cifar_cnn, "gpt": shakespeare_gpt}
@@ -60,7 +61,7 @@ class Case:
       model: "mlp", "cnn" or "gpt".
       batch_size: examples in a step.
       examples: size of the training set that the loop draws from.
-      log_every: steps between two log rows of the loop, which end a measurement of it.
+      log_every: steps between two log rows of the loop, and in one turn of each of the others.
     """
 
     name: str
@@ -89,9 +90,9 @@ class Case:
 
 CASES = (
     Case("MLP (A2), batch 64", "mlp", 64, 60_000, 200),
-    Case("CNN (A1), batch 32", "cnn", 32, 50_000, 20),
-    Case("CNN (A1), batch 128", "cnn", 128, 50_000, 8),
-    Case("GPT (nanoGPT's CPU setting)", "gpt", 12, 20_000, 8),
+    Case("CNN (A1), batch 32", "cnn", 32, 50_000, 16),
+    Case("CNN (A1), batch 128", "cnn", 128, 50_000, 12),
+    Case("GPT (nanoGPT's CPU setting)", "gpt", 12, 20_000, 12),
 )
 
 
@@ -100,8 +101,8 @@ class Contender(Protocol):
 
     parameters: int
 
-    def run(self, steps: int) -> list[float]:
-        """Trains for about `steps` steps; returns seconds a step, of one or more stretches."""
+    def run(self, steps: int) -> float:
+        """Trains for `steps` steps; returns the seconds that one took."""
 
 
 def experiment(case: Case, dtype: str, steps: int) -> lsm.Experiment:
@@ -127,47 +128,48 @@ class Step:
         self._batches = [place(batch, program.batch) for batch in case.batches()]
         self.parameters = sum(x.size for x in jax.tree.leaves(self._state.params))
 
-    def run(self, steps: int) -> list[float]:
+    def run(self, steps: int) -> float:
         """See `Contender.run`."""
         start = time.perf_counter()
         for i in range(steps):
             self._state, metrics = self._step(self._state, self._batches[i % _BATCHES])
         jax.block_until_ready((self._state, metrics))
-        return [(time.perf_counter() - start) / steps]
-
-
-class Loop:
-    """`lsm.fit`, timed from one log row to the next; before each row every step is waited for."""
-
-    def __init__(self, case: Case, dtype: str, parameters: int):
-        self._case, self._dtype, self.parameters = case, dtype, parameters
-
-    def run(self, steps: int) -> list[float]:
-        """See `Contender.run`; the stretch before the first row, which compiles, is left out."""
-        every = self._case.log_every
-        config = experiment(self._case, self._dtype, every * max(4, steps // every + 1))
-        clock = _Clock([])
-        config = dataclasses.replace(config, writers=(*config.writers, clock))
-        with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
-            lsm.fit(config, workdir)
-        return [(end - start) / every for start, end in itertools.pairwise(clock.rows)]
+        return (time.perf_counter() - start) / steps
 
 
 @dataclasses.dataclass(frozen=True)
-class _Clock:
-    """The config of a writer, and the writer: notes when rows of training metrics come."""
+class Clock:
+    """Times the loop from inside: the config of a writer, and the writer, of a run of `lsm.fit`.
 
-    rows: list[float]
+    When a row of training metrics comes, the loop has waited for every step before it. The clock
+    then stops, the others have their turn, and it goes on when they are done.
 
-    def open(self, workdir: Path, run: Any, resume_step: int) -> "_Clock":
+    Attributes:
+      every: steps from one row to the next.
+      times: seconds a step of each stretch; the first row, which compiled, only starts the clock.
+      others: has the others' turn.
+      running: when the clock was started last.
+    """
+
+    every: int
+    times: list[float]
+    others: Callable[[], None]
+    running: list[float]
+
+    def open(self, workdir: Path, run: RunInfo, resume_step: int) -> "Clock":
+        """Returns itself."""
         return self
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """Takes the time where `split` is "train"."""
         if split == "train":
-            self.rows.append(time.perf_counter())
+            now = time.perf_counter()
+            self.times.extend((now - start) / self.every for start in self.running)
+            self.others()
+            self.running[:] = [time.perf_counter()]
 
     def close(self) -> None:
-        pass
+        """Does nothing."""
 
 
 class Torch:
@@ -183,10 +185,10 @@ class Torch:
         )
         self.parameters = int(self._answer())
 
-    def run(self, steps: int) -> list[float]:
+    def run(self, steps: int) -> float:
         """See `Contender.run`."""
         print(steps, file=self._process.stdin, flush=True)
-        return [float(self._answer())]
+        return float(self._answer())
 
     def close(self) -> None:
         """Ends the process."""
@@ -211,15 +213,13 @@ def torch_version(python: str) -> str | None:
     return answer.stdout.strip() or None
 
 
-def measure(case: Case, dtype: str, python: str | None, seconds: float) -> dict[str, list[float]]:
+def measure(case: Case, dtype: str, python: str | None, turns: int) -> dict[str, list[float]]:
     """Returns seconds a step of every contender, shortest first; all have taken turns."""
     options, batches = compiler_options(jax.default_backend(), hot=True), case.batches()
-    step = Step(case, dtype)
     contenders: dict[str, Contender] = {
         "bare": Bare(case.model, batches, dtype, options),
         "defaults": Bare(case.model, batches, dtype, None),
-        "step": step,
-        "loop": Loop(case, dtype, step.parameters),
+        "step": Step(case, dtype),
     }
     with contextlib.ExitStack() as stack:
         for memory_format in _FORMATS[: 2 if case.model == "cnn" else 1] if python else ():
@@ -229,22 +229,26 @@ def measure(case: Case, dtype: str, python: str | None, seconds: float) -> dict[
         counts = {name: contender.parameters for name, contender in contenders.items()}
         if len(set(counts.values())) != 1:
             raise SystemExit(f"step_time: these are not the same model: parameters {counts}.")
-        return take_turns(contenders, seconds)
+        return take_turns(case, dtype, contenders, turns)
 
 
-def take_turns(contenders: Mapping[str, Contender], seconds: float) -> dict[str, list[float]]:
-    """Times all in short stretches, round and round, each for `seconds` in all."""
-    steps = {}
-    for name, contender in contenders.items():
-        contender.run(3)  # compiles, and warms up
-        steps[name] = max(1, round(0.1 / min(contender.run(3))))
-    times = {name: [] for name in contenders}
-    for turn in range(max(1, round(seconds / 0.1))):
+def take_turns(
+    case: Case, dtype: str, contenders: Mapping[str, Contender], turns: int
+) -> dict[str, list[float]]:
+    """Runs the loop for `turns` rows of its log; after each, the others train for as many steps."""
+    times: dict[str, list[float]] = {name: [] for name in (*contenders, "loop")}
+
+    def others() -> None:
         for name, contender in contenders.items():
-            if not isinstance(contender, Loop):
-                times[name] += contender.run(steps[name])
-            elif turn % 10 == 0:  # a run of its own, with a start and an end: longer and rarer
-                times[name] += contender.run(10 * steps[name])
+            times[name].append(contender.run(case.log_every))
+
+    for contender in contenders.values():
+        contender.run(3)  # compiles, and warms up
+    config = experiment(case, dtype, steps=case.log_every * (turns + 1))
+    clock = Clock(case.log_every, times["loop"], others, running=[])
+    config = dataclasses.replace(config, writers=(*config.writers, clock))
+    with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
+        lsm.fit(config, workdir)
     return {name: sorted(values) for name, values in times.items()}
 
 
@@ -294,7 +298,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a few seconds for each model")
+    parser.add_argument("--quick", action="store_true", help="a sixth of the turns")
     parser.add_argument("--only", default="", help="only models whose name contains this")
     parser.add_argument("--peer_python", default=sys.executable, help="interpreter with PyTorch")
     arguments = parser.parse_args()
@@ -308,8 +312,8 @@ def main() -> None:
         for dtype in DTYPES:
             print(f"{case.name}, {dtype} ...", file=sys.stderr, flush=True)
             python = arguments.peer_python if torch else None
-            seconds = 0.5 if arguments.quick else 6.0
-            times[case.name, dtype] = measure(case, dtype, python, seconds)
+            turns = 10 if arguments.quick else 60
+            times[case.name, dtype] = measure(case, dtype, python, turns)
     print(
         f"{_cpus()} CPUs ({platform.machine()}), jax {jax.__version__}, PyTorch {torch or 'none'}"
     )
