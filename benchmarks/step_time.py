@@ -260,8 +260,7 @@ def overhead_table(times: Times) -> list[list[str]]:
     """Returns rows: what lsm's step and loop take, as multiples of the bare step."""
     rows = [["model", "dtype", "bare, ms", "bare with XLA's defaults", "lsm's step", "lsm's loop"]]
     for (name, dtype), by in times.items():
-        bare = by["bare"][0]
-        ratios = [f"{by[other][0] / bare:.3f}" for other in ("defaults", "step", "loop")]
+        ratios = [_ratio(by[other], by["bare"], 3) for other in ("defaults", "step", "loop")]
         rows.append([name, dtype, _milliseconds(by["bare"]), *ratios])
     return rows
 
@@ -269,22 +268,27 @@ def overhead_table(times: Times) -> list[list[str]]:
 def peer_table(times: Times) -> list[list[str]]:
     """Returns rows: lsm's loop and PyTorch's step, and lsm as a multiple of PyTorch."""
     rows = [["model", "dtype", "lsm's loop, ms", "PyTorch, ms", "lsm / PyTorch"]]
-    best: dict[str, list[float]] = {}
+    best: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
     for (name, dtype), by in times.items():
         peers = [values for contender, values in by.items() if contender.startswith("torch")]
         peer, loop = min(peers), by["loop"]
-        ratio = f"{loop[0] / peer[0]:.2f}"
-        rows.append([name, dtype, _milliseconds(loop), _milliseconds(peer), ratio])
-        old = best.get(name, [float("inf")] * 2)
-        best[name] = [min(old[0], loop[0]), min(old[1], peer[0])]
-    for name, (own, peer) in best.items():
-        shown = [f"{own * 1e3:.2f}", f"{peer * 1e3:.2f}", f"{own / peer:.2f}"]
-        rows.append([name, "the faster of both", *shown])
-    return rows
+        rows.append(_peer_row(name, dtype, loop, peer))
+        old = best.get(name, (loop, peer))
+        best[name] = min(old[0], loop), min(old[1], peer)
+    return rows + [_peer_row(name, "the faster", *both) for name, both in best.items()]
+
+
+def _peer_row(name: str, dtype: str, loop: Sequence[float], peer: Sequence[float]) -> list[str]:
+    return [name, dtype, _milliseconds(loop), _milliseconds(peer), _ratio(loop, peer, 2)]
 
 
 def _milliseconds(times: Sequence[float]) -> str:
     return f"{times[0] * 1e3:.2f} ({statistics.median(times) * 1e3:.2f})"
+
+
+def _ratio(times: Sequence[float], to: Sequence[float], digits: int) -> str:
+    shortest, median = times[0] / to[0], statistics.median(times) / statistics.median(to)
+    return f"{shortest:.{digits}f} ({median:.{digits}f})"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -317,7 +321,7 @@ def main() -> None:
     print(
         f"{_cpus()} CPUs ({platform.machine()}), jax {jax.__version__}, PyTorch {torch or 'none'}"
     )
-    print("Shortest (median) time of a step in ms; ratios are of shortest times.\n")
+    print("Shortest (median) time of a step, and ratios of the shortest (of the median) times.\n")
     print(markdown(overhead_table(times)) + "\n")
     if torch:
         print(markdown(peer_table(times)))

@@ -61,10 +61,9 @@ def fit(
     _keep_compiled()
     keep_memory()
     setup = Setup.of(experiment, data_dir)
-    _claim(workdir, experiment, allow_config_change)
     keep, checksums = experiment.checkpoint.keep, setup.program.checksums
     with (
-        _alone(workdir),
+        _claimed(workdir, experiment, allow_config_change),
         contextlib.closing(
             Checkpoints(workdir / "checkpoints", keep, checksums=checksums)
         ) as checkpoints,
@@ -151,39 +150,51 @@ def _keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.join(path, "compiled"))
 
 
-def _claim(workdir: pathlib.Path, experiment: Experiment, allow_config_change: bool) -> None:
-    """Makes the workdir, compares the config of the run in it, and writes the new one."""
-    new = schema.to_json(experiment)
-    path = workdir / "config.json"
+@contextlib.contextmanager
+def _claimed(
+    workdir: pathlib.Path, experiment: Experiment, allow_config_change: bool
+) -> Iterator[None]:
+    """Holds the workdir for this run: locked, with its config compared and written.
+
+    The lock goes with the process, however that ends.
+    """
+    checkpoints = workdir / "checkpoints"
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        old = json.loads(path.read_text()) if path.exists() else new
-        changes = schema.differences(old, new, schema.free_fields(experiment))
-        if changes and not allow_config_change and (workdir / "checkpoints").is_dir():
-            raise ConfigError(
-                f"--workdir: {workdir} holds a run of another config: {'; '.join(changes)}. Use "
-                "another --workdir, or --allow_config_change to continue with the new one."
-            )
-        atomic_write(path, json.dumps(new, indent=2).encode())
-        (workdir / "checkpoints").mkdir(exist_ok=True)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        handle = os.open(workdir, os.O_RDONLY)
     except OSError as error:
         raise TrainingError(f"--workdir: cannot write to {workdir}: {error.strerror}.") from error
-    except ValueError as error:  # not JSON, or not text
-        raise ConfigError(f"{path} is damaged ({error}); remove it to continue.") from error
-
-
-@contextlib.contextmanager
-def _alone(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds a lock on the workdir, which goes with the process however that ends."""
-    handle = os.open(workdir, os.O_RDONLY)
     try:
         if jax.process_index() == 0:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle, workdir)
+            _check_config(workdir, experiment, allow_config_change)
         yield
-    except BlockingIOError as error:
-        raise TrainingError(f"--workdir: another run is in progress in {workdir}.") from error
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, workdir: pathlib.Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise TrainingError(f"--workdir: another run is in progress in {workdir}.") from error
+
+
+def _check_config(workdir: pathlib.Path, experiment: Experiment, allow_change: bool) -> None:
+    """Compares the config with that of the run that was saved here, and writes the new one."""
+    new, path = schema.to_json(experiment), workdir / "config.json"
+    saved = any(step.name.isdigit() for step in (workdir / "checkpoints").iterdir())
+    try:
+        old = json.loads(path.read_text()) if path.exists() and saved else new
+    except ValueError as error:  # not JSON, or not text
+        raise ConfigError(f"{path} is damaged ({error}); remove it to continue.") from error
+    changes = schema.differences(old, new, schema.free_fields(experiment))
+    if changes and not allow_change:
+        raise ConfigError(
+            f"--workdir: {workdir} holds a run of another config: {'; '.join(changes)}. Use "
+            "another --workdir, or --allow_config_change to continue with the new one."
+        )
+    atomic_write(path, json.dumps(new, indent=2).encode())
 
 
 def _start(program: Program, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
