@@ -187,18 +187,21 @@ class Torch:
 
     def run(self, steps: int) -> float:
         """See `Contender.run`."""
-        print(steps, file=self._process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # ended: the missing answer tells
+            print(steps, file=self._process.stdin, flush=True)
         return float(self._answer())
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
 
     def _answer(self) -> str:
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit("step_time: the PyTorch process ended; its own message is above.")
+            code = self._process.wait()
+            raise SystemExit(f"step_time: PyTorch's process ended with {code}; see above for why.")
         return line
 
 
@@ -314,10 +317,11 @@ def main() -> None:
     times = {}
     for case in cases:
         for dtype in DTYPES:
-            print(f"{case.name}, {dtype} ...", file=sys.stderr, flush=True)
             python = arguments.peer_python if torch else None
-            turns = 10 if arguments.quick else 60
-            times[case.name, dtype] = measure(case, dtype, python, turns)
+            by = measure(case, dtype, python, turns=10 if arguments.quick else 60)
+            shown = ", ".join(f"{name} {_milliseconds(values)}" for name, values in by.items())
+            print(f"{case.name}, {dtype}: {shown}", file=sys.stderr, flush=True)
+            times[case.name, dtype] = by
     print(
         f"{_cpus()} CPUs ({platform.machine()}), jax {jax.__version__}, PyTorch {torch or 'none'}"
     )
