@@ -114,7 +114,7 @@ def experiment(case: Case, dtype: str, steps: int) -> lsm.Experiment:
         task=dataclasses.replace(config.task, model=model),
         data=lsm.Data(source=Arrays(case.columns(case.examples)), test=None),
         train=lsm.Train(steps=steps, batch_size=case.batch_size, log_every=case.log_every),
-        evaluation=lsm.Evaluation(),
+        evaluation=lsm.Evaluation(every=steps),
         checkpoint=lsm.Checkpoint(every=0),
     )
 
@@ -145,16 +145,14 @@ class Clock:
     then stops, the others have their turn, and it goes on when they are done.
 
     Attributes:
-      every: steps from one row to the next.
       times: seconds a step of each stretch; the first row, which compiled, only starts the clock.
       others: has the others' turn.
-      running: when the clock was started last.
+      running: step at which the clock was started last, and when; empty before the first row.
     """
 
-    every: int
     times: list[float]
     others: Callable[[], None]
-    running: list[float]
+    running: list[tuple[int, float]] = dataclasses.field(default_factory=list)
 
     def open(self, workdir: Path, run: RunInfo, resume_step: int) -> "Clock":
         """Returns itself."""
@@ -164,9 +162,9 @@ class Clock:
         """Takes the time where `split` is "train"."""
         if split == "train":
             now = time.perf_counter()
-            self.times.extend((now - start) / self.every for start in self.running)
+            self.times.extend((now - start) / (step - first) for first, start in self.running)
             self.others()
-            self.running[:] = [time.perf_counter()]
+            self.running[:] = [(step, time.perf_counter())]
 
     def close(self) -> None:
         """Does nothing."""
@@ -248,7 +246,7 @@ def take_turns(
     for contender in contenders.values():
         contender.run(3)  # compiles, and warms up
     config = experiment(case, dtype, steps=case.log_every * (turns + 1))
-    clock = Clock(case.log_every, times["loop"], others, running=[])
+    clock = Clock(times["loop"], others)
     config = dataclasses.replace(config, writers=(*config.writers, clock))
     with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
         lsm.fit(config, workdir)
