@@ -18,7 +18,9 @@ def softmax_cross_entropy(
     """
     logits_BxK = logits_BxK.astype(jnp.float32)
     log_normalizer_B = jax.nn.logsumexp(logits_BxK, axis=-1)
-    picked_B = jnp.take_along_axis(logits_BxK, labels_B[..., None], axis=-1)[..., 0]
+    # A comparison, not a gather: classes that are split over devices stay where they are.
+    is_label_BxK = labels_B[..., None] == jnp.arange(logits_BxK.shape[-1])
+    picked_B = jnp.where(is_label_BxK, logits_BxK, 0).sum(-1)
     if not label_smoothing:
         return log_normalizer_B - picked_B
     target_B = (1 - label_smoothing) * picked_B + label_smoothing * logits_BxK.mean(-1)

@@ -10,104 +10,118 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from lsm.axes import AXES, BATCH_AXES, Entry, Fsdp, Layout, Rule, axis_names, product
 from lsm.errors import ConfigError, MeshError, listed, nearest
 from lsm.paths import path_name
-
-AXES = ("data", "fsdp")
-
-
-@dataclasses.dataclass(frozen=True)
-class Fsdp:
-    """Shards the largest dimension that the axis divides; leaves small arrays whole.
-
-    Attributes:
-      axis: mesh axis to shard over.
-      min_size: arrays with fewer elements are replicated: gathering them costs more than it saves.
-    """
-
-    axis: str = "fsdp"
-    min_size: int = 4096
-
-    def __call__(self, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
-        """Returns the spec of an array of `shape` on `mesh`."""
-        ways = mesh.shape[self.axis]
-        if ways == 1 or math.prod(shape) < self.min_size:
-            return PartitionSpec()
-        for dim in sorted(range(len(shape)), key=lambda d: shape[d], reverse=True):
-            if shape[dim] % ways == 0:
-                return PartitionSpec(*[self.axis if d == dim else None for d in range(len(shape))])
-        return PartitionSpec()
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """Where the parameters whose path matches go.
-
-    Attributes:
-      pattern: regular expression searched for in the path, such as "qkv/kernel$".
-      spec: one entry a dimension (an axis, several axes, or None), or `Fsdp()`. Optimiser state
-        that it does not fit (factored moments, say) is laid out by `Fsdp()`.
-    """
-
-    pattern: str
-    spec: tuple[str | tuple[str, ...] | None, ...] | Fsdp = Fsdp()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
     """Devices arranged along named axes; the product must be the number of devices.
 
-    Batches are split over "data" and "fsdp" together; parameters by `rules`.
+    Rows of a batch are split over data, fsdp and expert together; parameters by `rules`.
 
     Attributes:
       data: data-parallel ways; -1 takes the devices that are left.
       fsdp: ways that parameters and optimiser state are sharded (ZeRO-3, arXiv:1910.02054).
-      rules: first match wins, and every array must match one; scalars are replicated.
+      tensor: ways that every matrix product is split (Megatron-LM, arXiv:1909.08053).
+      sequence: ways that sequences are split; attention gathers keys and values (context
+        parallelism as in Llama 3, arXiv:2407.21783).
+      expert: ways that the experts of a mixture are split (GShard, arXiv:2006.16668).
+      pipeline: ways that the layers are split into stages (GPipe, arXiv:1811.06965).
+      across_slices: the axis that spans several TPU slices, whose network is slower; the slices
+        must divide its size.
+      offload: keep the optimiser state in the hosts' memory, and move it for every update.
+      rules: first match wins, and every array must match one; scalars are replicated. None takes
+        the rules of the model.
     """
 
     data: int = -1
     fsdp: int = 1
-    rules: tuple[Rule, ...] = (Rule(".*", Fsdp()),)
+    tensor: int = 1
+    sequence: int = 1
+    expert: int = 1
+    pipeline: int = 1
+    across_slices: Literal["data", "fsdp", "pipeline"] = "data"
+    offload: bool = False
+    rules: tuple[Rule, ...] | None = None
 
     def __post_init__(self):
         for axis in AXES:
             size = getattr(self, axis)
             if size < 1 and size != -1:
                 raise ConfigError(f"mesh.{axis}: {size} given; it must be 1 or more, or -1.")
-        if self.data == -1 and self.fsdp == -1:
-            raise ConfigError("mesh: only one of data and fsdp can be -1.")
+        free = [axis for axis in AXES if getattr(self, axis) == -1]
+        if len(free) > 1:
+            raise ConfigError(f"mesh: only one axis can be -1; {listed(free)} are.")
 
 
 def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """Returns a JAX mesh with the axes of `config` over `devices` (default: all).
 
+    The devices of several TPU slices are arranged so that only `config.across_slices` leaves a
+    slice.
+
     Raises:
-      MeshError: the axes do not multiply to the number of devices.
+      MeshError: the axes do not multiply to the number of devices, or the slices do not fit.
     """
     devices = jax.devices() if devices is None else list(devices)
+    sizes = _sizes(config, devices)
+    slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
+    inner, outer = list(sizes.values()), [1] * len(AXES)
+    place = AXES.index(config.across_slices)
+    if inner[place] % slices:
+        raise MeshError(
+            f"mesh.{config.across_slices}: {inner[place]} does not divide over the {slices} "
+            "slices that it spans; see mesh.across_slices."
+        )
+    inner[place], outer[place] = inner[place] // slices, slices
+    if slices > 1:
+        arranged = mesh_utils.create_hybrid_device_mesh(
+            inner, outer, devices, allow_split_physical_axes=True
+        )
+    else:
+        arranged = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _sizes(config: Mesh, devices: Sequence[jax.Device]) -> dict[str, int]:
+    """Returns the size of every axis, -1 filled in."""
     sizes = {axis: getattr(config, axis) for axis in AXES}
     known = math.prod(size for size in sizes.values() if size != -1)
     sizes = {a: len(devices) // known if s == -1 else s for a, s in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
-        given = " x ".join(f"mesh.{axis}={getattr(config, axis)}" for axis in AXES)
+        named = [axis for axis in AXES if getattr(config, axis) != 1]
+        given = " x ".join(f"mesh.{axis}={getattr(config, axis)}" for axis in named or ["data"])
         divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         raise MeshError(
             f"{given} does not fit {len(devices)} {devices[0].platform} device(s): the product "
             f"must be {len(devices)}; allowed sizes of an axis: {listed(map(str, divisors))}, "
             "or -1 for the rest (JAX_NUM_CPU_DEVICES=n simulates n on a CPU)."
         )
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        tuple(sizes),
-        axis_types=(AxisType.Auto,) * len(sizes),
-        devices=devices,
-    )
+    return sizes
+
+
+def check_axes(mesh: jax.sharding.Mesh, rules: Sequence[Rule], layout: Layout, model: str) -> None:
+    """Raises MeshError where an axis has several ways that neither the model nor `rules` use."""
+    used = {*BATCH_AXES, *layout.axes}
+    for rule in rules:
+        if not isinstance(rule.spec, Fsdp):
+            used.update(axis for entry in rule.spec for axis in axis_names(entry))
+    for axis, size in mesh.shape.items():
+        if size > 1 and axis not in used:
+            able = [name for name in AXES if name in used]
+            raise MeshError(
+                f"mesh.{axis}: {size} given, but {model} makes nothing of this axis; "
+                f"it can use {listed(able)}."
+            )
 
 
 def shard(tree: Any, mesh: jax.sharding.Mesh, rules: Sequence[Rule]) -> Any:
@@ -124,8 +138,13 @@ def shard(tree: Any, mesh: jax.sharding.Mesh, rules: Sequence[Rule]) -> Any:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: its leading axis over all data axes."""
-    return NamedSharding(mesh, PartitionSpec(AXES))
+    """Returns the sharding of a batch: its rows over `BATCH_AXES`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_ways(mesh: jax.sharding.Mesh) -> int:
+    """Returns the number of parts that the rows of a batch are split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -134,10 +153,39 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def place(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """Puts this process's rows of a batch on its devices, as global arrays."""
+    """Puts this process's rows of a batch (see `local_rows`) on its devices, as global arrays."""
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    ways, local = _blocks(sharding)
+
+    def put(x: np.ndarray) -> jax.Array:
+        rows = len(x) // len(local)  # of one block
+
+        def of_device(index: tuple[slice, ...]) -> np.ndarray:
+            start = local.index((index[0].start or 0) // rows) * rows
+            return x[start : start + rows]
+
+        return jax.make_array_from_callback((ways * rows, *x.shape[1:]), sharding, of_device)
+
+    return {name: put(x) for name, x in batch.items()}
+
+
+def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+    """Returns the rows (n,) of a batch that devices of this process hold, in order.
+
+    Processes hold the same rows where an axis that does not split rows, such as "tensor", spans
+    them.
+    """
+    ways, local = _blocks(sharding)
+    return np.arange(batch_size).reshape(ways, batch_size // ways)[list(local)].reshape(-1)
+
+
+@functools.cache
+def _blocks(sharding: NamedSharding) -> tuple[int, tuple[int, ...]]:
+    """Returns how many blocks of rows there are, and the numbers of those in this process."""
+    ways = math.prod(sharding.mesh.shape[axis] for axis in BATCH_AXES)
+    indices = sharding.addressable_devices_indices_map((ways,)).values()
+    return ways, tuple(sorted({index[0].start or 0 for index in indices}))
 
 
 def compile(
@@ -147,6 +195,7 @@ def compile(
     out_shardings: Any,
     donate: Sequence[int] = (),
     hot: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Callable:
     """Returns the jitted function. The only place with `jax.jit` in lsm.
 
@@ -157,15 +206,25 @@ def compile(
         them the state drift to another layout.
       donate: arguments whose buffers the results may take.
       hot: called so often that a little speed is worth a compilation at every start.
+      mesh: ambient mesh of the trace, which constraints inside models refer to.
     """
     platform = jax.tree.leaves(out_shardings)[0].mesh.devices.flat[0].platform
     return jax.jit(
-        function,
+        function if mesh is None else _under(mesh, function),
         in_shardings=in_shardings,
         out_shardings=out_shardings,
         donate_argnums=tuple(donate),
         compiler_options=compiler_options(platform, hot),
     )
+
+
+def _under(mesh: jax.sharding.Mesh, function: Callable) -> Callable:
+    @functools.wraps(function)
+    def under(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return under
 
 
 @functools.cache
@@ -212,31 +271,44 @@ def _spec(
     if rule is None:
         patterns = listed(repr(rule.pattern) for rule in rules)
         raise MeshError(f"mesh.rules: no rule matches {path!r}; the patterns are {patterns}.")
-    if isinstance(rule.spec, Fsdp):
-        return rule.spec(shape, mesh)
-    try:
-        _check_spec(rule, path, shape, mesh)
-    except MeshError:
-        if not path.startswith("opt_state"):
-            raise
-        return Fsdp()(shape, mesh)
-    return PartitionSpec(*rule.spec)
+    spec, state = rule.spec, path.startswith("opt_state")
+    if isinstance(spec, Fsdp):
+        return spec(shape, mesh)
+    if rule.otherwise is not None and len(spec) == len(shape) and not _divides(spec, shape, mesh):
+        spec = rule.otherwise
+    elif state and not (len(spec) == len(shape) and _divides(spec, shape, mesh)):
+        spec = Fsdp()
+    if isinstance(spec, Fsdp):
+        return spec(shape, mesh)
+    _check_spec(rule.pattern, spec, path, shape, mesh)
+    return PartitionSpec(*spec)
 
 
-def _check_spec(rule: Rule, path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> None:
-    if len(rule.spec) != len(shape):
+def _divides(spec: tuple[Entry, ...], shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> bool:
+    ways = [math.prod(mesh.shape.get(a, 1) for a in axis_names(entry)) for entry in spec]
+    return all(size % way == 0 for size, way in zip(shape, ways, strict=True))
+
+
+def _check_spec(
+    pattern: str,
+    spec: tuple[Entry, ...],
+    path: str,
+    shape: tuple[int, ...],
+    mesh: jax.sharding.Mesh,
+) -> None:
+    if len(spec) != len(shape):
         raise MeshError(
-            f"mesh.rules: {rule.pattern!r} has {len(rule.spec)} entries, but {path!r} has shape "
+            f"mesh.rules: {pattern!r} has {len(spec)} entries, but {path!r} has shape "
             f"{shape}; give one entry a dimension."
         )
-    for dim, entry in enumerate(rule.spec):
+    for dim, entry in enumerate(spec):
         _check_dimension(path, shape, dim, entry, mesh)
 
 
 def _check_dimension(
-    path: str, shape: tuple[int, ...], dim: int, entry: Any, mesh: jax.sharding.Mesh
+    path: str, shape: tuple[int, ...], dim: int, entry: Entry, mesh: jax.sharding.Mesh
 ) -> None:
-    axes = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    axes = axis_names(entry)
     for axis in axes:
         if axis not in mesh.shape:
             raise MeshError(
@@ -245,7 +317,10 @@ def _check_dimension(
             )
     ways = math.prod(mesh.shape[axis] for axis in axes)
     if shape[dim] % ways:
+        size = shape[dim]
+        fitting = math.gcd(size, ways)
         raise MeshError(
-            f"mesh.rules: dimension {dim} of {path!r} {shape} is {shape[dim]}, which "
-            f"{' x '.join(axes)} = {ways} does not divide; use another axis, or None to replicate."
+            f"mesh: {product(axes, mesh.shape)} does not divide dimension {dim} of {path!r} "
+            f"{shape}, which is {size}; {fitting} ways would, or a size of "
+            f"{-(-size // ways) * ways}, or a rule with None there."
         )

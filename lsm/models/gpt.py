@@ -1,31 +1,58 @@
-"""Decoder-only Transformer (GPT-2 form), scanned over its layers."""
+"""Decoder-only Transformer: GPT-2, Llama, Qwen and Gemma, dense or with a mixture of experts."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lsm.axes import BATCH_AXES, Fsdp, Layout, Rule, constrain, unplaced, ways
 from lsm.checks import require, require_sizes
-from lsm.errors import ConfigError
+from lsm.errors import ConfigError, MeshError
+from lsm.models.attention import attend, capped, rotate
+from lsm.models.experts import ExpertDense, Experts, combine, dispatch, route
 from lsm.models.initializers import Gaussian
-from lsm.models.layers import Dtype
+from lsm.models.layers import Dtype, dot_rows
+from lsm.models.pipeline import run_layers
+from lsm.models.remat import Remat, rematerialised
 
 
-class GPT(nn.Module):
-    """GPT-2's decoder (Radford et al. 2019): pre-norm blocks, learned positions, tied embedding.
-
-    Initialised as GPT-2: normal(0.02), and 0.02 / sqrt(2 layers) for what writes into the
-    residual stream. Parameters of the blocks are stacked along a leading layer axis.
+class Decoder(nn.Module):
+    """Hyper-parameters of the model, which its blocks share.
 
     Attributes:
       vocabulary: number of tokens.
       layers: number of blocks.
-      heads: attention heads; must divide `width`.
+      heads: query heads.
       width: size D of the residual stream.
       context: longest sequence.
-      bias: whether dense layers and norms have biases.
+      kv_heads: heads of keys and values, each shared by heads / kv_heads queries; None is `heads`.
+      head_width: size of a head; None is width / heads.
+      hidden: size of the MLP's hidden layer; None is 4 x width.
+      positions: "learned", or "rotary" (arXiv:2104.09864).
+      theta: base of the rotary frequencies.
+      window: positions that a token sees, itself among them; None is all.
+      global_every: with a window, every so many-th block sees all; 0 for none.
+      global_theta: base of the rotary frequencies in those blocks; None is `theta`.
+      norm: "layer" norm or "rms" norm.
+      epsilon: added to the variance in norms.
+      post_norm: norms also after attention and MLP, before the residual (Gemma).
+      qk_norm: RMS norms on queries and keys (Qwen 3, Gemma 3).
+      mlp: "gelu", or gated: "swiglu" or "geglu" (arXiv:2002.05202).
+      bias: biases in dense layers and layer norms: True, False, or "qkv" alone (Qwen 2).
+      tied: logits from the embedding's own table.
+      scale_embedding: multiply embeddings by sqrt(width) (Gemma).
+      attention_softcap: bound of attention scores (Gemma 2); None for none.
+      logit_softcap: bound of logits (Gemma 2); None for none.
+      experts: a mixture of experts instead of the MLP.
       dropout: dropout after the embedding, on attention weights and on what each block adds.
-      unroll: blocks compiled out in each turn of the scan: more are faster on a CPU and slower to
-        compile.
+      unroll: blocks compiled out in each turn of the loop over them: more are faster on a CPU and
+        slower to compile.
+      remat: what the backward pass computes again: "none", "dots", "full" or "offload"; see
+        `lsm.models.remat`.
       dtype: dtype of the computation; logits are float32.
     """
 
@@ -34,100 +61,256 @@ class GPT(nn.Module):
     heads: int = 4
     width: int = 128
     context: int = 64
-    bias: bool = False
+    kv_heads: int | None = None
+    head_width: int | None = None
+    hidden: int | None = None
+    positions: Literal["learned", "rotary"] = "learned"
+    theta: float = 10_000.0
+    window: int | None = None
+    global_every: int = 0
+    global_theta: float | None = None
+    norm: Literal["layer", "rms"] = "layer"
+    epsilon: float = 1e-6
+    post_norm: bool = False
+    qk_norm: bool = False
+    mlp: Literal["gelu", "swiglu", "geglu"] = "gelu"
+    bias: bool | Literal["qkv"] = False
+    tied: bool = True
+    scale_embedding: bool = False
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    experts: Experts | None = None
     dropout: float = 0.0
     unroll: int = 1
+    remat: Remat = "none"
     dtype: Dtype = "float32"
 
     def __post_init__(self):
         require_sizes(self, "vocabulary", "layers", "heads", "width", "context", "unroll")
-        require(self, dropout="[0, 1)")
-        if self.width % self.heads:
+        require(self, dropout="[0, 1)", window="[1, inf)", global_every="[0, inf)")
+        require(self, kv_heads="[1, inf)", head_width="[1, inf)", hidden="[1, inf)")
+        if self.head_width is None and self.width % self.heads:
             raise ConfigError(f"heads: {self.heads} does not divide width {self.width}.")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ConfigError(f"kv_heads: {self.kv_heads} does not divide heads {self.heads}.")
         super().__post_init__()
 
-    @nn.compact
+    def normalise(self, name: str | None = None) -> nn.Module:
+        """Returns a norm; a layer norm's variance takes two passes, exact and fast on a CPU."""
+        if self.norm == "rms":
+            return nn.RMSNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)
+        return nn.LayerNorm(
+            epsilon=self.epsilon,
+            use_bias=self.bias is True,
+            dtype=self.dtype,
+            use_fast_variance=False,
+            name=name,
+        )
+
+
+class GPT(Decoder):
+    """GPT-2's decoder (Radford et al. 2019) by default; `lsm.models.families` has the others.
+
+    Initialised as GPT-2: normal(0.02), and 0.02 / sqrt(2 layers) for what writes into the
+    residual stream. Parameters of the blocks are stacked along a leading layer axis.
+    """
+
+    layout: ClassVar[Layout] = Layout(
+        rules=(
+            Rule(r"blocks/experts_(gate|up)/kernel$", ("pipeline", "expert", "fsdp", "tensor")),
+            Rule(r"blocks/experts_down/kernel$", ("pipeline", "expert", "tensor", "fsdp")),
+            Rule(r"blocks/(qkv|gate|up)/kernel$", ("pipeline", "fsdp", "tensor")),
+            Rule(r"blocks/(out|down)/kernel$", ("pipeline", "tensor", "fsdp")),
+            Rule(r"blocks/router/kernel$", ("pipeline", "fsdp", None)),
+            Rule(r"blocks/(qkv|gate|up)/bias$", ("pipeline", "tensor")),
+            Rule(r"blocks/", ("pipeline", None)),
+            Rule(r"tokens/embedding$", ("tensor", "fsdp"), otherwise=(None, "fsdp")),
+            Rule(r"head/kernel$", ("fsdp", "tensor"), otherwise=("fsdp", None)),
+            Rule(r".*", Fsdp()),
+        ),
+        axes=("tensor", "sequence", "pipeline"),
+    )
+
+    def setup(self):
+        """Makes the parameters."""
+        self.tokens = nn.Embed(self.vocabulary, self.width, embedding_init=Gaussian(0.02))
+        if self.positions == "learned":
+            self.learned = self.param(
+                "positions", Gaussian(0.02), (self.context, self.width), jnp.float32
+            )
+        self.param("blocks", self._init_blocks)
+        self.drop = nn.Dropout(self.dropout)
+        self.norm_f = self.normalise()
+        if not self.tied:
+            self.head = nn.Dense(
+                self.vocabulary,
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=Gaussian(0.02),
+                dot_general=dot_rows,
+            )
+
     def __call__(self, tokens_BxT: jax.Array, train: bool = False) -> jax.Array:
         """Maps int tokens (B, T), T <= context, to float32 logits (B, T, vocabulary)."""
-        b, t = tokens_BxT.shape
-        embed = nn.Embed(
-            self.vocabulary,
-            self.width,
-            embedding_init=Gaussian(0.02),
-            dtype=self.dtype,
-            name="tokens",
-        )
-        positions = self.param("positions", Gaussian(0.02), (self.context, self.width), jnp.float32)
-        x_BxTxD = embed(tokens_BxT) + positions[:t].astype(self.dtype)
-        # Tokens in one row each: the gradient of a dense layer on (B, T, D) contracts two axes,
-        # which XLA's CPU back end runs in a slow loop.
-        x_NxD = x_BxTxD.reshape(b * t, self.width)
-        x_NxD = nn.Dropout(self.dropout, deterministic=not train)(x_NxD)
-        blocks = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            length=self.layers,
-            unroll=self.unroll,
-        )
-        x_NxD, _ = blocks(
-            length=t,
-            heads=self.heads,
-            bias=self.bias,
-            dropout=self.dropout,
-            layers=self.layers,
-            dtype=self.dtype,
-            name="blocks",
-        )(x_NxD, train)
-        x_NxD = layer_norm(self.bias, self.dtype, "norm")(x_NxD)
-        return embed.attend(x_NxD).astype(jnp.float32).reshape(b, t, self.vocabulary)
+        return self.logits(self.features(tokens_BxT, train))
+
+    def features(self, tokens_BxT: jax.Array, train: bool = False) -> jax.Array:
+        """Maps tokens (B, T) to what `logits` reads (B, T, D).
+
+        With experts, the load-balancing loss (B,) is sown as "balance" into "losses".
+        """
+        x_BxTxD = self._table()[tokens_BxT]
+        if self.scale_embedding:
+            x_BxTxD = x_BxTxD * jnp.asarray(self.width**0.5, self.dtype)
+        if self.positions == "learned":
+            x_BxTxD = x_BxTxD + self.learned[: tokens_BxT.shape[1]].astype(self.dtype)
+        x_BxTxD = self.drop(x_BxTxD, deterministic=not train)
+        x_BxTxD, balance_B = self._run_blocks(x_BxTxD, train)
+        if self.experts and not self.is_initializing():
+            self.sow("losses", "balance", self.experts.balance * balance_B / self.layers)
+        return self.norm_f(x_BxTxD)
+
+    def logits(self, x_BxTxD: jax.Array) -> jax.Array:
+        """Maps features to float32 logits (B, T, vocabulary)."""
+        if self.tied:
+            x_NxD = x_BxTxD if ways("sequence") > 1 else x_BxTxD.reshape(-1, self.width)
+            y = jnp.einsum("...d,vd->...v", x_NxD, self._table())
+            y_BxTxV = y.reshape(*x_BxTxD.shape[:-1], self.vocabulary)
+        else:
+            y_BxTxV = self.head(x_BxTxD)
+        return capped(y_BxTxV.astype(jnp.float32), self.logit_softcap)
+
+    def _table(self) -> jax.Array:
+        """The embedding (V, D) in the computation's dtype, whole along D."""
+        split = "tensor" if self.vocabulary % ways("tensor") == 0 else None
+        return constrain(self.tokens.embedding.astype(self.dtype), split, None)
+
+    def _block(self) -> "Block":
+        """One block with this model's hyper-parameters, outside of the module tree."""
+        names = [f.name for f in dataclasses.fields(self) if f.name not in ("parent", "name")]
+        return Block(**{name: getattr(self, name) for name in names}, parent=None)
+
+    def _init_blocks(self, key: jax.Array) -> Any:
+        x_BxTxD = jnp.zeros((1, 1, self.width), self.dtype)
+        init = functools.partial(self._block().init, train=False, is_global=False)
+        with unplaced():
+            return jax.vmap(lambda key: init(key, x_BxTxD)["params"])(
+                jax.random.split(key, self.layers)
+            )
+
+    def _run_blocks(self, x_BxTxD: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Returns the residual stream after all blocks, and the sum of balance losses (B,)."""
+        keys_L = None
+        if train and self.dropout:
+            keys_L = jax.random.split(self.make_rng("dropout"), self.layers)
+        every = self.global_every
+        global_L = (jnp.arange(self.layers) + 1) % every == 0 if every else None
+        layers = (self.get_variable("params", "blocks"), keys_L, global_L)
+
+        def one(rows: Any, layer: Any, tick: jax.Array) -> Any:
+            (x_BxTxD, balance_B), (params, key, is_global) = rows, layer
+            rngs = {} if key is None else {"dropout": jax.random.fold_in(key, tick)}
+            args = (x_BxTxD, train, is_global)
+            x_BxTxD, more_B = self._block().apply({"params": params}, *args, rngs=rngs)
+            return x_BxTxD, balance_B + more_B
+
+        rows = (x_BxTxD, jnp.zeros(x_BxTxD.shape[0]))
+        return run_layers(rematerialised(one, self.remat), layers, rows, self.unroll)
 
 
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), on N = B x T tokens in one row each."""
-
-    length: int
-    heads: int
-    bias: bool
-    dropout: float
-    layers: int
-    dtype: Dtype
+class Block(Decoder):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     @nn.compact
-    def __call__(self, x_NxD: jax.Array, train: bool) -> tuple[jax.Array, None]:
-        """Returns the new residual stream (N, D), in the carry form of `nn.scan`."""
+    def __call__(
+        self, x_BxTxD: jax.Array, train: bool, is_global: jax.Array | bool | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the new residual stream (B, T, D) and the balance loss (B,)."""
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        x_NxD = x_NxD + drop(self._attention(self._norm("norm_1")(x_NxD), drop))
-        return x_NxD + drop(self._mlp(self._norm("norm_2")(x_NxD))), None
+        x_BxTxD = constrain(x_BxTxD, BATCH_AXES, "sequence", None)
+        y_BxTxD = self._attention(self.normalise("norm_1")(x_BxTxD), drop, train, is_global)
+        x_BxTxD = x_BxTxD + drop(self._post(y_BxTxD, "post_norm_1"))
+        y_BxTxD, balance_B = self._mlp_or_experts(self.normalise("norm_2")(x_BxTxD))
+        x_BxTxD = x_BxTxD + drop(self._post(y_BxTxD, "post_norm_2"))
+        return constrain(x_BxTxD, BATCH_AXES, "sequence", None), balance_B
 
-    def _attention(self, x_NxD: jax.Array, drop: nn.Dropout) -> jax.Array:
-        n, d = x_NxD.shape
-        t, k = self.length, d // self.heads
-        qkv_BxTx3xHxK = self._dense(3 * d, "qkv")(x_NxD).reshape(n // t, t, 3, self.heads, k)
-        q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = jnp.moveaxis(qkv_BxTx3xHxK, 2, 0)
-        scores_BxHxTxS = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK * k**-0.5, k_BxTxHxK)
-        causal_TxS = jnp.tri(t, dtype=bool)
-        scores_BxHxTxS = jnp.where(causal_TxS, scores_BxHxTxS.astype(jnp.float32), -jnp.inf)
-        weights_BxHxTxS = drop(jax.nn.softmax(scores_BxHxTxS).astype(self.dtype))
-        y_BxTxHxK = jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS, v_BxTxHxK)
-        return self._dense(d, "out", residual=True)(y_BxTxHxK.reshape(n, d))
+    def _attention(
+        self, x_BxTxD: jax.Array, drop: nn.Dropout, train: bool, is_global: jax.Array | bool | None
+    ) -> jax.Array:
+        b, t, d = x_BxTxD.shape
+        g, k = self.kv_heads or self.heads, self.head_width or d // self.heads
+        if g % ways("tensor"):
+            raise MeshError(f"mesh.tensor={ways('tensor')} does not divide the {g} key heads.")
+        q = self.heads // g
+        # One product for all three; each group's queries, key and value lie side by side, so that
+        # splitting the columns over devices splits them by groups.
+        qkv = self._dense((q + 2) * g * k, "qkv", bias=bool(self.bias))(x_BxTxD)
+        qkv = qkv.reshape(b, t, g, q + 2, k)
+        q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK = qkv[..., :q, :], qkv[..., q, :], qkv[..., q + 1, :]
+        if self.qk_norm:
+            norm = functools.partial(nn.RMSNorm, epsilon=self.epsilon, dtype=self.dtype)
+            q_BxTxGxQxK, k_BxTxGxK = (
+                norm(name="q_norm")(q_BxTxGxQxK),
+                norm(name="k_norm")(k_BxTxGxK),
+            )
+        if self.positions == "rotary":
+            theta = self.theta
+            if self.global_theta is not None:
+                theta = jnp.where(is_global, self.global_theta, theta)
+            q_BxTxHxK = rotate(q_BxTxGxQxK.reshape(b, t, -1, k), theta)
+            q_BxTxGxQxK, k_BxTxGxK = q_BxTxHxK.reshape(b, t, g, q, k), rotate(k_BxTxGxK, theta)
+        attention = functools.partial(
+            attend, softcap=self.attention_softcap, drop=drop if train and self.dropout else None
+        )
+        qkv = (q_BxTxGxQxK * k**-0.5, k_BxTxGxK, v_BxTxGxK)
+        local = functools.partial(attention, window=self.window)
+        if self.window is None or is_global is None:
+            y_BxTxGxQxK = local(*qkv)
+        else:
+            y_BxTxGxQxK = jax.lax.cond(is_global, attention, local, *qkv)
+        y_BxTxE = y_BxTxGxQxK.reshape(b, t, self.heads * k)
+        return self._dense(d, "out", residual=True)(y_BxTxE)
 
-    def _mlp(self, x_NxD: jax.Array) -> jax.Array:
-        d = x_NxD.shape[-1]
-        h_NxF = nn.gelu(self._dense(4 * d, "up")(x_NxD))
-        return self._dense(d, "down", residual=True)(h_NxF)
+    def _mlp_or_experts(self, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if not self.experts:
+            return self._mlp(x_BxTxD, self._dense), jnp.zeros(x_BxTxD.shape[0])
+        router = nn.Dense(
+            self.experts.count, use_bias=False, kernel_init=Gaussian(0.02), name="router"
+        )
+        weights, slots, balance_B = route(router(x_BxTxD.astype(jnp.float32)), self.experts)
+        x_BxExPxD = dispatch(x_BxTxD, slots, self.experts)
+        y_BxExPxD = self._mlp(x_BxExPxD, self._expert_dense)
+        return combine(y_BxExPxD, weights, slots), balance_B
 
-    def _norm(self, name: str) -> nn.LayerNorm:
-        return layer_norm(self.bias, self.dtype, name)
+    def _mlp(self, x: jax.Array, dense: Callable[..., nn.Module]) -> jax.Array:
+        hidden = self.hidden or 4 * self.width
+        h = dense(hidden, "up")(x)
+        if self.mlp == "gelu":
+            h = nn.gelu(h)
+        else:
+            gate = nn.silu if self.mlp == "swiglu" else nn.gelu
+            h = gate(dense(hidden, "gate")(x)) * h
+        return dense(self.width, "down", residual=True)(h)
 
-    def _dense(self, width: int, name: str, residual: bool = False) -> nn.Dense:
-        std = 0.02 / (2 * self.layers) ** 0.5 if residual else 0.02
+    def _dense(
+        self, features: int, name: str, residual: bool = False, bias: bool | None = None
+    ) -> nn.Dense:
         return nn.Dense(
-            width, use_bias=self.bias, dtype=self.dtype, kernel_init=Gaussian(std), name=name
+            features,
+            use_bias=self.bias is True if bias is None else bias,
+            dtype=self.dtype,
+            kernel_init=self._kernel_init(residual),
+            dot_general=dot_rows,
+            name=name,
         )
 
+    def _expert_dense(self, features: int, name: str, residual: bool = False) -> ExpertDense:
+        return ExpertDense(
+            features, self._kernel_init(residual), self.dtype, name=f"experts_{name}"
+        )
 
-def layer_norm(bias: bool, dtype: Dtype, name: str) -> nn.LayerNorm:
-    """Returns a layer norm whose variance takes two passes: exact, and faster on a CPU."""
-    return nn.LayerNorm(use_bias=bias, dtype=dtype, use_fast_variance=False, name=name)
+    def _kernel_init(self, residual: bool) -> Gaussian:
+        return Gaussian(0.02 / (2 * self.layers) ** 0.5 if residual else 0.02)
+
+    def _post(self, y_BxTxD: jax.Array, name: str) -> jax.Array:
+        return self.normalise(name)(y_BxTxD) if self.post_norm else y_BxTxD

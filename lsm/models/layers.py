@@ -6,6 +6,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from lsm.axes import ways
+
 Dtype = Literal["float32", "bfloat16"]
 """Dtype of the computation; parameters are float32 whatever this says."""
 
@@ -14,6 +16,21 @@ Activation = Callable[[jax.Array], jax.Array]
 
 Initializer = Callable[..., jax.Array]
 """(key, shape, dtype) -> array; those of `lsm.models.initializers` print and compare."""
+
+
+def dot_rows(x: jax.Array, kernel_DxF: jax.Array, *args, **options) -> jax.Array:
+    """`jax.lax.dot_general` for `nn.Dense`, on (..., D) with its leading dimensions made one.
+
+    The gradient of a dense layer on (B, T, D) contracts two dimensions, which XLA's CPU back end
+    runs in a slow loop. A sequence that is split over devices stays as it is: split dimensions
+    cannot be merged.
+    """
+    if x.ndim == 2 or ways("sequence") > 1:
+        return jax.lax.dot_general(x, kernel_DxF, *args, **options)
+    (_, batch), *rest = args
+    rows = x.reshape(-1, x.shape[-1])
+    y = jax.lax.dot_general(rows, kernel_DxF, (((1,), (0,)), batch), *rest, **options)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 @jax.custom_vjp

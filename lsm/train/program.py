@@ -8,13 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lsm.axes import BATCH_AXES, Layout
 from lsm.checkpoint import checksums
 from lsm.config import Experiment
 from lsm.durations import Horizon
 from lsm.errors import MeshError
 from lsm.metrics import Weighted
 from lsm.optim import averaged_params
-from lsm.sharding import batch_sharding, compile, make_mesh, replicated, shard, table
+from lsm.sharding import (
+    batch_sharding,
+    batch_ways,
+    check_axes,
+    compile,
+    make_mesh,
+    replicated,
+    shard,
+    table,
+)
 from lsm.train.state import TrainState, init_state
 from lsm.train.step import make_step, skip_nonfinite
 
@@ -73,8 +83,11 @@ def build(
         zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in row.items()}
         return init_state(task, optimizer, zeros, train.seed)
 
+    layout = getattr(task.model, "layout", Layout())
+    rules = experiment.mesh.rules or layout.rules
+    check_axes(mesh, rules, layout, type(task.model).__name__)
     abstract = jax.eval_shape(init)
-    state = shard(abstract, mesh, experiment.mesh.rules)
+    state = shard(abstract, mesh, rules)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state
     )
@@ -88,14 +101,19 @@ def build(
     if train.skip_nonfinite:
         step = skip_nonfinite(step)
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    options = {"out_shardings": whole}
+    options = {"out_shardings": whole, "mesh": mesh}
     return Program(
         mesh=mesh,
         abstract_state=abstract,
         batch=rows,
         init=compile(init, in_shardings=(), out_shardings=state),
         step=compile(
-            step, in_shardings=(state, rows), out_shardings=(state, whole), donate=[0], hot=True
+            step,
+            in_shardings=(state, rows),
+            out_shardings=(state, whole),
+            donate=[0],
+            hot=True,
+            mesh=mesh,
         ),
         evaluate=compile(
             task.evaluate, in_shardings=(state.params, state.model_state, rows), **options
@@ -116,7 +134,7 @@ def _all_finite(params: Any) -> jax.Array:
 
 
 def _check_batch(batch_size: int, accumulation: int, mesh: jax.sharding.Mesh) -> None:
-    ways = mesh.size
+    ways = batch_ways(mesh)
     if batch_size % (ways * accumulation):
         parts = f"{ways} devices" + (f" x {accumulation} micro-batches" if accumulation > 1 else "")
         fitting = max(batch_size // (ways * accumulation), 1) * ways * accumulation

@@ -83,8 +83,8 @@ def test_gpt_equals_a_numpy_transformer():
     x = p["tokens"]["embedding"][tokens_BxT] + p["positions"][:5]
     for i in range(2):
         b = jax.tree.map(lambda leaf, i=i: leaf[i], p["blocks"])
-        qkv = (norm(x, b["norm_1"]["scale"]) @ b["qkv"]["kernel"]).reshape(2, 5, 3, 2, 4)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        qkv = (norm(x, b["norm_1"]["scale"]) @ b["qkv"]["kernel"]).reshape(2, 5, 2, 3, 4)
+        q, k, v = qkv.transpose(3, 0, 2, 1, 4)
         scores = np.where(np.tri(5), q @ k.swapaxes(-1, -2) / 2, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
@@ -92,7 +92,7 @@ def test_gpt_equals_a_numpy_transformer():
         h = norm(x, b["norm_2"]["scale"]) @ b["up"]["kernel"]
         h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
         x = x + h @ b["down"]["kernel"]
-    expected = norm(x, p["norm"]["scale"]) @ p["tokens"]["embedding"].T
+    expected = norm(x, p["norm_f"]["scale"]) @ p["tokens"]["embedding"].T
     np.testing.assert_allclose(model.apply(variables, tokens_BxT), expected, atol=2e-5)
 
 

@@ -1,0 +1,116 @@
+"""Names of mesh axes, rules that lay arrays over them, and constraints inside models.
+
+A model says what it can do with a mesh in a `Layout`; nothing else of it knows of devices. The
+mesh that a function is compiled for is the ambient one while it is traced (`lsm.sharding.compile`);
+without one, as in a unit test, `constrain` does nothing.
+"""
+
+import contextlib
+import dataclasses
+import math
+
+import jax
+from jax.sharding import PartitionSpec
+
+from lsm.errors import MeshError
+
+AXES = ("pipeline", "data", "fsdp", "expert", "sequence", "tensor")
+"""All mesh axes, those that talk least first: the last ones get the nearest devices."""
+
+BATCH_AXES = ("data", "fsdp", "expert")
+"""Axes that the rows of a batch are split over."""
+
+Entry = str | tuple[str, ...] | None
+"""What one dimension is split over: an axis, several, or nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fsdp:
+    """Shards the largest dimension that the axis divides; leaves small arrays whole.
+
+    Attributes:
+      axis: mesh axis to shard over.
+      min_size: arrays with fewer elements are replicated: gathering them costs more than it saves.
+    """
+
+    axis: str = "fsdp"
+    min_size: int = 4096
+
+    def __call__(self, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
+        """Returns the spec of an array of `shape` on `mesh`."""
+        ways = mesh.shape[self.axis]
+        if ways == 1 or math.prod(shape) < self.min_size:
+            return PartitionSpec()
+        for dim in sorted(range(len(shape)), key=lambda d: shape[d], reverse=True):
+            if shape[dim] % ways == 0:
+                return PartitionSpec(*[self.axis if d == dim else None for d in range(len(shape))])
+        return PartitionSpec()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Where the parameters whose path matches go.
+
+    Attributes:
+      pattern: regular expression searched for in the path, such as "qkv/kernel$".
+      spec: one entry a dimension (an axis, several axes, or None), or `Fsdp()`. Optimiser state
+        that it does not fit (factored moments, say) is laid out by `Fsdp()`.
+      otherwise: the spec where a dimension does not divide; None makes that an error.
+    """
+
+    pattern: str
+    spec: tuple[Entry, ...] | Fsdp = Fsdp()
+    otherwise: tuple[Entry, ...] | Fsdp | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What a model can do with a mesh.
+
+    Attributes:
+      rules: where its parameters go; see `Rule`.
+      axes: axes beside `BATCH_AXES` that it uses.
+    """
+
+    rules: tuple[Rule, ...] = (Rule(".*", Fsdp()),)
+    axes: tuple[str, ...] = ()
+
+
+def ways(*axes: str) -> int:
+    """Returns the number of devices along `axes` of the ambient mesh; 1 without one."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in axes)
+
+
+def unplaced() -> contextlib.AbstractContextManager:
+    """Returns a context without an ambient mesh: `constrain` does nothing inside."""
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
+def constrain(x: jax.Array, *spec: Entry) -> jax.Array:
+    """Returns `x`, split over the ambient mesh as `spec` says, one entry a dimension.
+
+    Raises:
+      MeshError: a dimension does not divide.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    for dim, entry in enumerate(spec):
+        names = axis_names(entry)
+        if x.shape[dim] % ways(*names):
+            raise MeshError(
+                f"mesh: {product(names, mesh.shape)} does not divide dimension {dim} of an "
+                f"activation {x.shape}, which is {x.shape[dim]}."
+            )
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def axis_names(entry: Entry) -> tuple[str, ...]:
+    """Returns the axes of one entry of a spec."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else entry
+
+
+def product(axes: tuple[str, ...], shape) -> str:
+    """Returns "fsdp=2 x tensor=4" for error messages."""
+    return " x ".join(f"{axis}={shape[axis]}" for axis in axes)
