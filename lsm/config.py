@@ -5,6 +5,7 @@ it, applies `--config.a.b=value`, and checks every field against its type.
 """
 
 import dataclasses
+from typing import Literal
 
 from lsm.checks import require, require_duration
 from lsm.data import Data
@@ -36,6 +37,8 @@ class Train:
       batch_size: examples in one step, over all devices and micro-batches.
       seed: of the parameters, the order of the data, augmentation and dropout.
       accumulation: micro-batches that one step's gradient is summed over.
+      params: dtype that parameters are held in. With "bfloat16" the optimiser keeps a float32
+        master copy, and everything else reads, gathers and differentiates half the bytes.
       skip_nonfinite: skip an update with a NaN or infinite loss or parameter, instead of stopping.
       log_every: time between rows of training metrics.
     """
@@ -46,6 +49,7 @@ class Train:
     batch_size: int = 128
     seed: int = 0
     accumulation: int = 1
+    params: Literal["float32", "bfloat16"] = "float32"
     skip_nonfinite: bool = False
     log_every: Duration = dataclasses.field(default=100, metadata=COSMETIC)
 

@@ -11,7 +11,6 @@ from lsm.axes import BATCH_AXES, constrain
 from lsm.checks import require
 from lsm.models.layers import Dtype, Initializer
 
-
 _AT_EXPERTS = (("data", "fsdp"), "expert", None, None)
 """Where tokens (B, E, P, D) are while experts work on them; elsewhere rows take all of the axes."""
 

@@ -6,6 +6,7 @@ transform = optimizer.make(Horizon(steps=1000, batch_size=128, examples=50_000))
 
 from lsm.optim.base import Group, Optimizer, learning_rate_at
 from lsm.optim.ema import ParamsEmaState, averaged_params, params_ema
+from lsm.optim.master import keep_master
 from lsm.optim.muon import MatrixAxes, Muon
 from lsm.optim.optimizers import (
     LAMB,
@@ -59,6 +60,7 @@ __all__ = [
     "Step",
     "WarmUp",
     "averaged_params",
+    "keep_master",
     "learning_rate_at",
     "params_ema",
     "scale_by_shampoo",

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -40,6 +40,8 @@ class Task(abc.ABC):
     """
 
     model: nn.Module
+    unit: ClassVar[str] = "examples"
+    """What the loss is a mean over, in the plural; its speed is logged as `{unit}_per_sec`."""
 
     @abc.abstractmethod
     def inputs(self, batch: Batch) -> jax.Array:

@@ -64,7 +64,9 @@ class LanguageModelling(Task):
         loss = metrics["loss"].sum
         weights_BxT = self._targets(batch)[1]
         for name, (value_B,) in sown.items():
-            metrics[name] = weigh(jnp.broadcast_to(value_B[:, None], weights_BxT.shape), weights_BxT)
+            metrics[name] = weigh(
+                jnp.broadcast_to(value_B[:, None], weights_BxT.shape), weights_BxT
+            )
             loss += metrics[name].sum
         return loss, LossOutput(metrics, new_state)
 

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsm.axes import BATCH_AXES, Layout
+from lsm.axes import Layout
 from lsm.checkpoint import checksums
 from lsm.config import Experiment
 from lsm.durations import Horizon
 from lsm.errors import MeshError
 from lsm.metrics import Weighted
-from lsm.optim import averaged_params
+from lsm.optim import averaged_params, keep_master
 from lsm.sharding import (
     batch_sharding,
     batch_ways,
@@ -25,6 +25,7 @@ from lsm.sharding import (
     shard,
     table,
 )
+from lsm.train.offload import in_device_memory, in_host_memory, offloaded
 from lsm.train.state import TrainState, init_state
 from lsm.train.step import make_step, skip_nonfinite
 
@@ -77,29 +78,37 @@ def build(
     mesh = make_mesh(experiment.mesh, devices)
     _check_batch(train.batch_size, train.accumulation, mesh)
     optimizer = experiment.optimizer.make(horizon)
+    if train.params != "float32":
+        optimizer = keep_master(optimizer)
     row = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
 
     def init() -> TrainState:
         zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in row.items()}
-        return init_state(task, optimizer, zeros, train.seed)
+        return init_state(task, optimizer, zeros, train.seed, train.params)
 
-    layout = getattr(task.model, "layout", Layout())
-    rules = experiment.mesh.rules or layout.rules
-    check_axes(mesh, rules, layout, type(task.model).__name__)
+    capabilities = getattr(task.model, "layout", Layout())
+    rules = experiment.mesh.rules or capabilities.rules
+    check_axes(mesh, rules, capabilities, type(task.model).__name__)
     abstract = jax.eval_shape(init)
     state = shard(abstract, mesh, rules)
+    if experiment.mesh.offload:
+        state = dataclasses.replace(state, opt_state=in_host_memory(state.opt_state))
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state
     )
     step = make_step(
         task,
-        optimizer,
+        offloaded(optimizer, state.opt_state) if experiment.mesh.offload else optimizer,
         seed=train.seed,
         accumulation=train.accumulation,
         unroll=mesh.devices.flat[0].platform == "cpu",
     )
     if train.skip_nonfinite:
         step = skip_nonfinite(step)
+
+    def sums(trained: TrainState) -> TrainState:
+        return checksums(jax.device_put(trained, in_device_memory(state)))
+
     rows, whole = batch_sharding(mesh), replicated(mesh)
     options = {"out_shardings": whole, "mesh": mesh}
     return Program(
@@ -119,7 +128,7 @@ def build(
             task.evaluate, in_shardings=(state.params, state.model_state, rows), **options
         ),
         finite=compile(_all_finite, in_shardings=(state.params,), **options),
-        checksums=compile(checksums, in_shardings=(state,), **options),
+        checksums=compile(sums, in_shardings=(state,), **options),
         summary=task.summary,
     )
 

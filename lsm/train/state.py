@@ -18,7 +18,7 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, the number of updates made.
-      params: float32 parameters.
+      params: parameters, float32 unless `train.params` says otherwise.
       model_state: the model's other collections.
       opt_state: the state of the Optax chain.
     """
@@ -30,8 +30,17 @@ class TrainState:
 
 
 def init_state(
-    task: Task, optimizer: optax.GradientTransformation, batch: Batch, seed: int
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    seed: int,
+    dtype: str = "float32",
 ) -> TrainState:
-    """Returns the state at step 0: a pure function of the seed and of the batch's shapes."""
+    """Returns the state at step 0: a pure function of the seed and of the batch's shapes.
+
+    The optimiser sees float32 parameters; the state holds them in `dtype`.
+    """
     params, model_state = task.init(stream(seed, "params"), batch)
-    return TrainState(jnp.int32(0), params, model_state, optimizer.init(params))
+    opt_state = optimizer.init(params)
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    return TrainState(jnp.int32(0), params, model_state, opt_state)

@@ -63,7 +63,7 @@ def accumulated_gradient(task: Task, steps: int, unroll: bool = False) -> Gradie
         micro_batches = jax.tree.map(lambda x: _split(x, steps), dict(batch))
         first = jax.tree.map(lambda x: x[0], micro_batches)
         _, aux = jax.eval_shape(task.loss, params, model_state, first, key)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, aux.metrics))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), (params, aux.metrics))  # float32
         ((grads, metrics), new_state), _ = jax.lax.scan(
             one, (zeros, model_state), (jnp.arange(steps), micro_batches), unroll=unroll
         )
@@ -137,4 +137,4 @@ def _split(x: jax.Array, steps: int) -> jax.Array:
 
 def _divide(grads: Params, weight: jax.Array) -> Params:
     scale = 1 / jnp.where(weight == 0, 1, weight)
-    return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+    return jax.tree.map(lambda g: g.astype(jnp.float32) * scale, grads)

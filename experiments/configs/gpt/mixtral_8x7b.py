@@ -1,0 +1,35 @@
+"""A mixture of experts with the shape of Mixtral 8x7B, 4 M tokens a step.
+
+Not trained here: a config to plan with, and to start from.
+
+    python -m launch.plan --config=experiments/configs/gpt/mixtral_8x7b.py --topology=v5p:4x4x8
+    python -m experiments.gpt --config=experiments/configs/gpt/mixtral_8x7b.py --data_dir=DATA
+"""
+
+from lsm import Data, Evaluation, Experiment, Mesh, Train
+from lsm.data import Tokens
+from lsm.models.families import mixtral
+from lsm.optim import AdamW, Cosine, WarmUp
+from lsm.tasks import LanguageModelling
+
+
+def get_config(arg=None):
+    model = mixtral(
+        dtype="bfloat16",
+        remat="full",
+    )
+    return Experiment(
+        name="mixtral_8x7b",
+        task=LanguageModelling(model=model, chunks=8),
+        data=Data(source=Tokens("llama2", length=4096), validation="validation", test=None),
+        optimizer=AdamW(
+            learning_rate=3e-4,
+            b2=0.95,
+            weight_decay=0.1,
+            clip_norm=1.0,
+            schedule=WarmUp(2000, then=Cosine(final=0.1)),
+        ),
+        train=Train(steps=500_000, batch_size=1024),
+        evaluation=Evaluation(every=1000),
+        mesh=Mesh(data=1, fsdp=-1, expert=8),
+    )

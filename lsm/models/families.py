@@ -1,0 +1,132 @@
+"""The published families of decoders, as settings of `lsm.models.GPT`.
+
+Each function takes any field of `GPT` to change, and defaults to one published size. Rotary
+frequencies are not rescaled for long contexts (Llama 3.1 and later do that).
+"""
+
+from typing import Any
+
+from lsm.models.experts import Experts
+from lsm.models.gpt import GPT
+
+
+def gpt2(**changes: Any) -> GPT:
+    """GPT-2 (Radford et al. 2019); by default the smallest, of 124 M parameters."""
+    settings = {
+        "vocabulary": 50257,
+        "layers": 12,
+        "heads": 12,
+        "width": 768,
+        "context": 1024,
+        "bias": True,
+        "epsilon": 1e-5,
+    }
+    return GPT(**settings | changes)
+
+
+def llama(**changes: Any) -> GPT:
+    """Llama 2 and 3 (arXiv:2307.09288, arXiv:2407.21783); by default Llama 3 8B."""
+    settings = {
+        "vocabulary": 128256,
+        "layers": 32,
+        "heads": 32,
+        "kv_heads": 8,
+        "width": 4096,
+        "hidden": 14336,
+        "context": 8192,
+        "positions": "rotary",
+        "theta": 500_000.0,
+        "norm": "rms",
+        "epsilon": 1e-5,
+        "mlp": "swiglu",
+        "tied": False,
+    }
+    return GPT(**settings | changes)
+
+
+def mixtral(**changes: Any) -> GPT:
+    """Mixtral (arXiv:2401.04088), with 8 experts of which a token uses 2; by default 8x7B."""
+    settings = {"vocabulary": 32000, "theta": 1e6, "experts": Experts(count=8, top_k=2)}
+    return llama(**settings | changes)
+
+
+def qwen2(**changes: Any) -> GPT:
+    """Qwen 2 and 2.5 (arXiv:2407.10671): biases on queries, keys and values; by default 0.5B."""
+    settings = {
+        "vocabulary": 151936,
+        "layers": 24,
+        "heads": 14,
+        "kv_heads": 2,
+        "width": 896,
+        "hidden": 4864,
+        "context": 32768,
+        "theta": 1e6,
+        "epsilon": 1e-6,
+        "bias": "qkv",
+        "tied": True,
+    }
+    return llama(**settings | changes)
+
+
+def qwen3(**changes: Any) -> GPT:
+    """Qwen 3 (arXiv:2505.09388): norms on queries and keys; by default 0.6B."""
+    settings = {
+        "layers": 28,
+        "heads": 16,
+        "kv_heads": 8,
+        "width": 1024,
+        "head_width": 128,
+        "hidden": 3072,
+        "bias": False,
+        "qk_norm": True,
+    }
+    return qwen2(**settings | changes)
+
+
+def gemma2(**changes: Any) -> GPT:
+    """Gemma 2 (arXiv:2408.00118): local and global layers in turn, soft caps; by default 2B.
+
+    The scales of norms here are Gemma's 1 + weight.
+    """
+    settings = {
+        "vocabulary": 256000,
+        "layers": 26,
+        "heads": 8,
+        "kv_heads": 4,
+        "head_width": 256,
+        "width": 2304,
+        "hidden": 9216,
+        "theta": 10_000.0,
+        "epsilon": 1e-6,
+        "mlp": "geglu",
+        "window": 4096,
+        "global_every": 2,
+        "attention_softcap": 50.0,
+        "logit_softcap": 30.0,
+        "post_norm": True,
+        "scale_embedding": True,
+        "tied": True,
+    }
+    return llama(**settings | changes)
+
+
+def gemma3(**changes: Any) -> GPT:
+    """Gemma 3 (arXiv:2503.19786): five local layers to one global, norms on queries and keys.
+
+    By default the text model of 1B. The scales of norms here are Gemma's 1 + weight.
+    """
+    settings = {
+        "vocabulary": 262144,
+        "heads": 4,
+        "kv_heads": 1,
+        "width": 1152,
+        "hidden": 6912,
+        "context": 32768,
+        "window": 512,
+        "global_every": 6,
+        "global_theta": 1e6,
+        "attention_softcap": None,
+        "logit_softcap": None,
+        "qk_norm": True,
+    }
+    return gemma2(**settings | changes)
