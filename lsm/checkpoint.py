@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lsm import distributed
 from lsm.errors import CheckpointError
 from lsm.paths import path_name
 
@@ -61,6 +62,7 @@ class Checkpoints:
         )
         if not read_only:
             self._remove_partial()
+            distributed.wait_for_all("the opening of the checkpoints")
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_names=("state", "meta")
         )
@@ -201,6 +203,8 @@ class Checkpoints:
         return _Writing(self)
 
     def _remove_partial(self) -> None:
+        if not distributed.is_first():
+            return
         for partial in self.directory.glob(_TEMPORARY):
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import app, flags, logging
 
+from lsm import distributed, libtpu
 from lsm import flags as config_flags
 from lsm.config import Experiment
 from lsm.errors import ConfigError, LsmError, listed, nearest
@@ -21,7 +22,31 @@ _MODE = flags.DEFINE_string("mode", "train", "train, or eval: evaluate the run i
 _HELP = flags.DEFINE_bool("config_help", False, "print every field of the config, and exit")
 _CHANGE = flags.DEFINE_bool("allow_config_change", False, "continue a run with another config")
 _PROFILE = flags.DEFINE_string("profile", "", "FIRST:LAST steps to trace into WORKDIR/profile")
-_OWN = ("config", "workdir", "data_dir", "mode", "config_help", "allow_config_change", "profile")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0 of several; or auto: what JAX detects"
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "number of processes, with --coordinator")
+_PROCESS = flags.DEFINE_integer("process", None, "number of this process, 0 to processes - 1")
+_START_TIMEOUT = flags.DEFINE_float(
+    "start_timeout", 300.0, "seconds to wait for all processes to come", lower_bound=1
+)
+_PEER_TIMEOUT = flags.DEFINE_float(
+    "peer_timeout", 60.0, "seconds of silence until a process is taken for lost", lower_bound=1
+)
+_OWN = (
+    "config",
+    "workdir",
+    "data_dir",
+    "mode",
+    "config_help",
+    "allow_config_change",
+    "profile",
+    "coordinator",
+    "processes",
+    "process",
+    "start_timeout",
+    "peer_timeout",
+)
 
 
 def main(default: str | os.PathLike) -> None:
@@ -33,6 +58,7 @@ def main(default: str | os.PathLike) -> None:
     overrides: dict[str, str] = {}
     if sys.stdout is None:  # closed by the caller
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    libtpu.ignore_without_tpu()
 
     def parse(argv: Sequence[str]) -> list[str]:
         rest, found = split_overrides(argv)
@@ -64,6 +90,8 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
+    if not _HELP.value:
+        _join()
     experiment = config_flags.load(_CONFIG.value or str(default), overrides)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{experiment.name}")
     if _HELP.value:
@@ -83,6 +111,20 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
     else:
         hint = nearest(_MODE.value, ("train", "eval"))
         raise ConfigError(f"--mode: {_MODE.value!r} given; allowed: train, eval.{hint}")
+
+
+def _join() -> None:
+    """Joins the other processes, where there are any; then process 0 alone talks on stdout."""
+    distributed.initialize(
+        _COORDINATOR.value,
+        _PROCESSES.value,
+        _PROCESS.value,
+        start_timeout=_START_TIMEOUT.value,
+        peer_timeout=_PEER_TIMEOUT.value,
+    )
+    if not distributed.is_first():
+        sys.stdout.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def summary(figures: Mapping[str, Mapping[str, float]]) -> str:
@@ -122,15 +164,19 @@ def _one_line(run) -> int:
     try:
         run()
         sys.stdout.flush()
+        distributed.finish()
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not _HELP.value:
+            distributed.fail("stdout was closed; the same command continues.")
             print("error: stdout was closed; the same command continues.", file=sys.stderr)
             return 1
     except KeyboardInterrupt:
+        distributed.fail("interrupted; the same command continues.", status=130)
         print("error: interrupted; the same command continues.", file=sys.stderr)
         return 130
     except LsmError as error:
+        distributed.fail(str(error))
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0

@@ -33,6 +33,10 @@ class TrainingError(LsmError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
+class ProcessError(LsmError):
+    """Processes that work together cannot find each other, or do not agree."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the closest of `allowed`, or "" where nothing is close."""
     folded = {option.casefold(): option for option in allowed}

@@ -156,9 +156,9 @@ def _rebuild(value: Any, tree: Mapping[str, Any], path: str) -> Any:
         if isinstance(text, dict):
             changed[name] = _rebuild(child, text, f"{path}.{name}")
         elif isinstance(value, tuple):
-            changed[name] = _parse(text, type(child), where)
+            changed[name] = parse_value(text, type(child), where)
         else:
-            changed[name] = _parse(text, hint, where)
+            changed[name] = parse_value(text, hint, where)
     if not changed:
         return value
     if isinstance(value, tuple):
@@ -190,8 +190,12 @@ def _no_field(value: Any, name: str, where: str, allowed: Mapping[str, Any]) -> 
     return f"{where}: {kind} has no field {name!r}; it has {listed(allowed, 20)}.{hint}"
 
 
-def _parse(text: str, hint: Any, where: str) -> Any:
-    """Returns the first reading of `text` that is of type `hint`."""
+def parse_value(text: str, hint: Any, where: str) -> Any:
+    """Returns the first reading of `text` that is of type `hint`.
+
+    Raises:
+      ConfigError: there is none; the line begins with `where`.
+    """
     for candidate in _readings(text):
         if schema.accepts(candidate, hint):
             return candidate

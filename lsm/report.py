@@ -36,7 +36,8 @@ class Result:
       metrics: final figures by split, {"test": {"accuracy": 0.91}}; not finite ones are null in the
         file and NaN when read back.
       step: optimiser steps taken.
-      wall_time: seconds spent, over all restarts where the run was interrupted.
+      wall_time: seconds from the start of `lsm.fit` to the end of the last evaluation, over all
+        pieces of a run that was interrupted.
       fingerprint: see `fingerprint`.
       seed: the seed that the run's data order, initial parameters and noise come from.
       stopped: why it ended, "completed", "early stopping" or "interrupted".
@@ -44,6 +45,8 @@ class Result:
       versions: see `versions`.
       hardware: see `hardware`.
       best_step: the step of the best evaluation, where the run kept track of it.
+      goodput: where the time went and how fast the steps were; see `Throughput.summary`. Not
+        compared by ==, as no two runs take the same time.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
@@ -56,6 +59,7 @@ class Result:
     versions: Mapping[str, str]
     hardware: Mapping[str, Any]
     best_step: int | None = None
+    goodput: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values, figures that are not finite as None."""
@@ -219,7 +223,7 @@ def plot_curves(workdir: Path) -> Path:
 
 def _panels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns loss, accuracy, then what evaluations report, each where a row has it."""
-    evaluated = [k for row in rows if row["split"] != "train" for k in row]
+    evaluated = [k for row in rows if row["split"] in _SPLITS[1:] for k in row]
     trained = {k for row in rows if row["split"] == "train" for k in row}
     known = [k for k in ("loss", "accuracy") if k in evaluated or k in trained]
     names = dict.fromkeys(known + [k for k in evaluated if k not in ("step", "split")])
@@ -228,7 +232,9 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _draw_panel(axes, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     is_share = name.endswith("accuracy")
-    everything = [row[name] for row in rows if row.get(name) is not None]
+    everything = [
+        row[name] for row in rows if row["split"] in _SPLITS and row.get(name) is not None
+    ]
     for split in _SPLITS:
         points = [(row["step"], row[name]) for row in rows if row["split"] == split and name in row]
         if points:

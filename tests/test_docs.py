@@ -52,6 +52,7 @@ def desk(page, tmp_path, monkeypatch):
 def load(command):
     """Does what `python -m experiments.NAME --...` does, up to the checked experiment."""
     words = shlex.split(command, comments=True)
+    words = words[words.index("--") + 1 :] if "--" in words else words  # of a launcher
     name, *words = words[words.index("-m") + 1 :]
     rest, overrides = split_overrides(words)
     given = dict(word.removeprefix("--").partition("=")[::2] for word in rest)
@@ -64,13 +65,14 @@ def load(command):
 def fields_table(name):
     cls = pkgutil.resolve_name(name)
     texts, types = schema.documentation(cls), schema.hints(cls)
-    yield "| field | type | default | may change | what |"
-    yield "|---|---|---|---|---|"
+    of_a_run = name.startswith("lsm.")  # a launcher's flags are no part of it
+    yield f"| field | type | default |{' may change |' if of_a_run else ''} what |"
+    yield "|---|---|---|---|---|" if of_a_run else "|---|---|---|---|"
     for name, field in schema.fields(cls).items():
         needed = field.default is dataclasses.MISSING
         default = "needed" if needed else f"`{schema.shown(field.default)}`"
-        free = "" if field.metadata.get("alters_run", True) else "yes"
-        cells = (f"`{name}`", f"`{schema.spelled(types[name])}`", default, free, texts[name])
+        free = ("" if field.metadata.get("alters_run", True) else "yes",) if of_a_run else ()
+        cells = (f"`{name}`", f"`{schema.spelled(types[name])}`", default, *free, texts[name])
         yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 

@@ -27,6 +27,7 @@ RESULT = report.Result(
     versions={"jax": "0.12.0"},
     hardware={"platform": "cpu", "device_count": 1},
     best_step=15000,
+    goodput={"goodput": 0.9, "wall_time": 601.5},
 )
 
 # ------------------------------------------------------------------- fingerprint
@@ -253,6 +254,13 @@ def test_a_panel_for_what_evaluations_report_and_none_for_speed(tmp_path, monkey
     write_rows(tmp_path, rows)
     axes, _ = drawn_axes(monkeypatch, tmp_path)
     assert list(axes) == ["loss", *(f"figure {n}" for n in range(5))]
+
+
+def test_the_row_of_the_goodput_is_not_drawn(tmp_path, monkeypatch):
+    rows = [{"step": 1, "split": "train", "loss": 1.0}]
+    write_rows(tmp_path, [*rows, {"step": 1, "split": "goodput", "wall_time": 3.0}])
+    axes, _ = drawn_axes(monkeypatch, tmp_path)
+    assert list(axes) == ["loss"]
 
 
 def test_a_dense_training_curve_is_smoothed_by_a_centred_mean(tmp_path, monkeypatch):

@@ -112,6 +112,39 @@ def test_lines_where_stdout_is_not_a_terminal(tmp_path, capsys, monkeypatch):
     ]
 
 
+def test_a_language_model_is_timed_in_tokens_and_a_known_chip_by_its_use(tmp_path, capsys):
+    writer = Console().open(tmp_path, RUN, resume_step=0)
+    speeds = {"steps_per_sec": 2.0, "examples_per_sec": 256.0, "tokens_per_sec": 16384.0}
+    writer.write(100, "train", {"loss": 1.0} | speeds | {"mfu": 0.4321})
+    line = "step 100/1000  train  loss 1.0000  tokens/s 16,384  mfu 43.2 %  left 7:30\n"
+    assert capsys.readouterr().out == line
+
+
+GOODPUT = {
+    "goodput": 0.75,
+    "wall_time": 40.0,
+    "steps_seconds": 30.0,
+    "input_seconds": 0.0,
+    "compile_seconds": 2.0,
+    "lost_seconds": 8.0,
+    "replayed_steps": 70,
+    "steps_per_sec": 12.5,
+    "mfu": 0.4,
+}
+
+
+def test_the_account_at_the_end(tmp_path, capsys):
+    writer = Console().open(tmp_path, RUN, resume_step=0)
+    writer.write(1000, "goodput", GOODPUT)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "goodput 75.0 % of 40.0 s, 12.5 steps/s mfu 40.0 %, 70 steps made again"
+    assert [line for line in lines[1:] if line.endswith("%")] == [
+        "steps 30.0 75.0 %",
+        "lost 8.0 20.0 %",
+        "compile 2.0 5.0 %",
+    ]
+
+
 def test_a_resumed_run_is_paced_by_the_steps_it_takes_itself(tmp_path, capsys, monkeypatch):
     now = Clock(monkeypatch)
     writer = Console().open(tmp_path, RUN, resume_step=800)

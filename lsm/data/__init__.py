@@ -7,6 +7,7 @@ from lsm.data.folder import Folder
 from lsm.data.prefetch import Prefetcher
 from lsm.data.text import CharText, CharWindows
 from lsm.data.tfds import Tfds
+from lsm.data.tokens import Tokens, TokenWindows
 from lsm.data.transforms import (
     Cutout,
     RandomCrop,
@@ -37,6 +38,8 @@ __all__ = [
     "Spec",
     "SplitSource",
     "Tfds",
+    "TokenWindows",
+    "Tokens",
     "TrainBatches",
     "Transform",
 ]

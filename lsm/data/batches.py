@@ -1,4 +1,4 @@
-"""Which examples make up which batch: pure functions of (seed, step, process)."""
+"""Which examples make up which batch: pure functions of (seed, step, rows)."""
 
 import dataclasses
 import functools
@@ -51,28 +51,25 @@ class TrainBatches:
       batch_size: examples of a batch over all processes.
       seed: of order and augmentation, at least 0.
       augment: changes of the batch, in this order.
-      process_index: which part of the batch is this process's.
-      process_count: processes that share a batch; divides `batch_size`.
+      rows: (n,) integers, the rows of each batch that are read here (`lsm.sharding.local_rows`);
+        None reads all.
     """
 
     dataset: Dataset
     batch_size: int
     seed: int = 0
     augment: tuple[Transform, ...] = ()
-    process_index: int = 0
-    process_count: int = 1
+    rows: np.ndarray | None = None
 
     def __post_init__(self):
-        _check_share(self.batch_size, self.process_index, self.process_count)
+        _check_size(self.batch_size)
         if self.seed < 0:
             raise ConfigError(f"train.seed: {self.seed} is negative; a seed is 0 or more.")
 
     def batch_at(self, step: int) -> Columns:
-        """Returns the rows of this process of batch `step` (0, 1, ...), (batch_size / P, ...)."""
-        rows = _share(self.batch_size, self.process_index, self.process_count)
-        batch = self.dataset.take(
-            self._examples(step * self.batch_size + rows.start, rows.stop - rows.start)
-        )
+        """Returns `rows` of batch `step` (0, 1, ...), columns of shape (n, ...)."""
+        rows = slice(None) if self.rows is None else self.rows
+        batch = self.dataset.take(self._examples(step * self.batch_size, self.batch_size)[rows])
         if self.augment:
             rng = np.random.Generator(_bits(self.seed, _AUGMENT, step))
         for transform in self.augment:
@@ -102,17 +99,15 @@ class EvalBatches:
     Attributes:
       dataset: where the examples are; read in its `evaluation()` form.
       batch_size: examples of a batch over all processes.
-      process_index: which part of each batch is this process's.
-      process_count: processes that share a batch; divides `batch_size`.
+      rows: (n,) integers, the rows of each batch that are read here; None reads all.
     """
 
     dataset: Dataset
     batch_size: int
-    process_index: int = 0
-    process_count: int = 1
+    rows: np.ndarray | None = None
 
     def __post_init__(self):
-        _check_share(self.batch_size, self.process_index, self.process_count)
+        _check_size(self.batch_size)
         object.__setattr__(self, "dataset", self.dataset.evaluation())
 
     def __len__(self) -> int:
@@ -120,11 +115,11 @@ class EvalBatches:
         return -(-len(self.dataset) // self.batch_size)
 
     def batch_at(self, number: int) -> Columns:
-        """Returns the rows of this process of batch `number`, (batch_size / P, ...)."""
+        """Returns `rows` of batch `number`, columns of shape (n, ...)."""
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of {len(self)}")
-        rows = _share(self.batch_size, self.process_index, self.process_count)
-        places = number * self.batch_size + np.arange(rows.start, rows.stop)
+        rows = np.arange(self.batch_size) if self.rows is None else self.rows
+        places = number * self.batch_size + rows
         last = len(self.dataset) - 1
         batch = self.dataset.take(np.minimum(places, last))
         weight = (places <= last).astype(np.float32)
@@ -155,16 +150,6 @@ def _bits(seed: int, stream: int, number: int) -> np.random.Philox:
     return np.random.Philox(np.random.SeedSequence((seed, stream, number)))
 
 
-def _share(batch_size: int, process_index: int, process_count: int) -> slice:
-    size = batch_size // process_count
-    return slice(process_index * size, (process_index + 1) * size)
-
-
-def _check_share(batch_size: int, process_index: int, process_count: int) -> None:
-    if batch_size < 1 or batch_size % process_count:
-        raise ConfigError(
-            f"train.batch_size: {batch_size} must be above 0 and divisible by the "
-            f"{process_count} processes."
-        )
-    if not 0 <= process_index < process_count:
-        raise ConfigError(f"process_index: {process_index} is not in 0 to {process_count - 1}.")
+def _check_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ConfigError(f"train.batch_size: {batch_size} must be above 0.")

@@ -41,6 +41,11 @@ class Dataset(abc.ABC):
         """Names of the classes that the labels number, or None where there are none."""
         return None
 
+    @property
+    def vocabulary_size(self) -> int | None:
+        """Number of ids that tokens may have, or None where there are none or it is not known."""
+        return None
+
     def evaluation(self) -> "Dataset":
         """Returns the form that is read once from first to last; itself unless windows overlap."""
         return self
@@ -105,6 +110,10 @@ class _Rows(Dataset):
     def classes(self) -> tuple[str, ...] | None:
         return self._dataset.classes
 
+    @property
+    def vocabulary_size(self) -> int | None:
+        return self._dataset.vocabulary_size
+
 
 class _Joined(Dataset):
     """Datasets of one kind, one after the other."""
@@ -138,6 +147,13 @@ class _Joined(Dataset):
     def classes(self) -> tuple[str, ...] | None:
         return self._parts[0].classes
 
+    @property
+    def vocabulary_size(self) -> int | None:
+        return self._parts[0].vocabulary_size
+
+    def evaluation(self) -> Dataset:
+        return _Joined([part.evaluation() for part in self._parts])
+
 
 class Source(abc.ABC):
     """Where examples come from; a frozen dataclass, so that a config can hold it."""
@@ -149,6 +165,14 @@ class Source(abc.ABC):
         Raises:
           DataError: the data is not there, or it has no such split.
         """
+
+    def spec(self, split: str, data_dir: PathLike | None = None) -> Spec:
+        """Returns the `spec` of the dataset of `split`; opens it, unless the source knows better.
+
+        Raises:
+          DataError: the data is needed for this and is not there.
+        """
+        return self.open(split, data_dir).spec
 
 
 class SplitSource(Source):

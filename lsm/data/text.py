@@ -109,6 +109,11 @@ class CharWindows(Dataset):
         """The vocabulary: the character of each token."""
         return self.vocabulary
 
+    @property
+    def vocabulary_size(self) -> int:
+        """See `Dataset.vocabulary_size`."""
+        return len(self.vocabulary)
+
     def evaluation(self) -> Dataset:
         """Returns windows side by side, `weight` 0 where the last goes beyond the text."""
         targets = len(self._tokens) - 1

@@ -1,11 +1,12 @@
 """Convolutional network for small pictures: stages of 3x3 convolutions with pooling between."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lsm.axes import Fsdp, Layout, Rule
 from lsm.checks import require, require_sizes
 from lsm.models.initializers import HE
 from lsm.models.layers import Activation, Dtype, Initializer, max_pool_2x2
@@ -36,6 +37,17 @@ class CNN(nn.Module):
       kernel_init: initialiser of the kernels; biases start at 0.
       dtype: dtype of the computation.
     """
+
+    layout: ClassVar[Layout] = Layout(
+        rules=(
+            # Filters are split over devices; so are the units of every other dense layer.
+            Rule(r"Conv_\d+/kernel$", (None, None, None, ("fsdp", "tensor")), otherwise=Fsdp()),
+            Rule(r"Dense_\d*[02468]/kernel$", ("fsdp", "tensor"), otherwise=Fsdp()),
+            Rule(r"Dense_\d*[13579]/kernel$", ("tensor", "fsdp"), otherwise=Fsdp()),
+            Rule(".*", Fsdp()),
+        ),
+        axes=("tensor",),
+    )
 
     widths: tuple[int, ...] = (64, 128, 256)
     convs: int = 2

@@ -1,8 +1,11 @@
 """Multi-layer perceptron."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 
+from lsm.axes import Fsdp, Layout, Rule
 from lsm.checks import require, require_sizes
 from lsm.models.initializers import LECUN
 from lsm.models.layers import Activation, Dtype, Initializer
@@ -20,6 +23,16 @@ class MLP(nn.Module):
       kernel_init: initialiser of the kernels; biases start at 0.
       dtype: dtype of the computation.
     """
+
+    layout: ClassVar[Layout] = Layout(
+        # Columns, then rows, and so on: one all-reduce for each pair of layers.
+        rules=(
+            Rule(r"Dense_\d*[02468]/kernel$", ("fsdp", "tensor"), otherwise=Fsdp()),
+            Rule(r"Dense_\d*[13579]/kernel$", ("tensor", "fsdp"), otherwise=Fsdp()),
+            Rule(".*", Fsdp()),
+        ),
+        axes=("tensor",),
+    )
 
     widths: tuple[int, ...] = (128,)
     outputs: int = 10

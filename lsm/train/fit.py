@@ -1,29 +1,33 @@
 """From an experiment to a trained model: `fit`, and `evaluate_run` for what was trained."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
 import pathlib
+import secrets
 import warnings
 from collections.abc import Iterator
 
 import jax
 
-from lsm import schema
+from lsm import distributed, schema
 from lsm.checkpoint import Checkpoints
 from lsm.config import Experiment
-from lsm.errors import CheckpointError, ConfigError, TrainingError
+from lsm.errors import CheckpointError, ConfigError, ProcessError, TrainingError
 from lsm.files import atomic_write
 from lsm.heap import keep_memory
 from lsm.report import Result, fingerprint, git_revision, hardware, plot_curves, versions
 from lsm.train.evaluation import evaluate
+from lsm.train.goodput import Clock, Goodput, undone
 from lsm.train.loop import Ending, Loop
 from lsm.train.profile import Profile
 from lsm.train.program import Program, evaluated_params
 from lsm.train.progress import Progress
 from lsm.train.setup import Setup
 from lsm.train.state import TrainState
+from lsm.train.throughput import Throughput
 from lsm.writers import RunInfo, Writers, read_metrics
 
 
@@ -36,6 +40,9 @@ def fit(
     profile: str = "",
 ) -> Result:
     """Trains an experiment in `workdir`, or continues the run that is there.
+
+    On several processes (`lsm.distributed.initialize`) every one of them calls this, with the same
+    experiment; `workdir` must be on a disk that they share.
 
     Writes `config.json`, `checkpoints/`, what the writers write (`metrics.jsonl`, ...), and at the
     end `result.json` and `curves.png`. Killed at any moment and called again with the same
@@ -55,12 +62,14 @@ def fit(
     Raises:
       LsmError: anything that the caller can mend, in one line.
     """
+    clock = Clock()
     schema.check(experiment)
     workdir = pathlib.Path(workdir)
     tracer = Profile(profile, workdir / "profile")
     _keep_compiled()
     keep_memory()
     setup = Setup.of(experiment, data_dir)
+    throughput = Throughput.of(setup)
     keep, checksums = experiment.checkpoint.keep, setup.program.checksums
     with (
         _claimed(workdir, experiment, allow_config_change),
@@ -68,14 +77,16 @@ def fit(
             Checkpoints(workdir / "checkpoints", keep, checksums=checksums)
         ) as checkpoints,
     ):
-        state, progress = _start(setup.program, checkpoints)
+        clock.book("startup")
+        state, progress = _start(setup.program, checkpoints, clock)
+        progress = _with_undone(progress, workdir, int(state.step), clock)
         info = RunInfo(
             name=experiment.name,
             config=schema.to_json(experiment),
             total_steps=setup.horizon.steps,
             batch_size=experiment.train.batch_size,
         )
-        configs = experiment.writers if jax.process_index() == 0 else ()
+        configs = experiment.writers if distributed.is_first() else ()
         writers = Writers.open(configs, workdir, info, int(state.step))
         with contextlib.closing(writers):
             loop = Loop(
@@ -88,15 +99,23 @@ def fit(
                 writers=writers,
                 profile=tracer,
                 progress=progress,
+                clock=clock,
+                throughput=throughput,
             )
             state, ending = loop.run(state)
+            last = int(state.step)
             checkpoints.wait()
+            clock.book("checkpoint")
             metrics = {}
             if ending != "interrupted":
                 state = _chosen(setup, checkpoints, state, loop.progress)
-                metrics = _final(setup, writers, workdir, state)
-    result = _result(experiment, state, metrics, ending, loop.progress)
-    if ending != "interrupted":
+                clock.book("restore")
+                metrics = _final(setup, writers, workdir, state, clock)
+            goodput = throughput.summary(clock.spent, loop.progress.replayed, last)
+            if ending != "interrupted":
+                writers.write(last, "goodput", goodput)
+    result = _result(experiment, state, metrics, ending, loop.progress, goodput)
+    if ending != "interrupted" and distributed.is_first():
         result.save(workdir)
         if read_metrics(workdir):
             plot_curves(workdir)
@@ -128,7 +147,7 @@ def evaluate_run(
             if step is None:
                 raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
             try:
-                best = Progress(**checkpoints.progress(step)).best_step
+                best = Progress.of(checkpoints.progress(step)).best_step
                 step = best if best in checkpoints.steps() else step
                 state = checkpoints.restore(setup.program.abstract_state, step)
             except CheckpointError:
@@ -156,7 +175,8 @@ def _claimed(
 ) -> Iterator[None]:
     """Holds the workdir for this run: locked, with its config compared and written.
 
-    The lock goes with the process, however that ends.
+    The lock goes with the process, however that ends. Process 0 does it for all, and no other
+    touches anything before.
     """
     checkpoints = workdir / "checkpoints"
     try:
@@ -165,12 +185,43 @@ def _claimed(
     except OSError as error:
         raise TrainingError(f"--workdir: cannot write to {workdir}: {error.strerror}.") from error
     try:
-        if jax.process_index() == 0:
+        _check_same_config(experiment)
+        if distributed.is_first():
             _lock(handle, workdir)
             _check_config(workdir, experiment, allow_config_change)
+        _check_shared(workdir)
         yield
     finally:
         os.close(handle)
+
+
+def _check_same_config(experiment: Experiment) -> None:
+    """Raises ProcessError where this process runs another config than process 0."""
+    new = schema.to_json(experiment)
+    first = distributed.share("the comparison of configs", new)
+    changes = schema.differences(first, new, ())
+    if changes:
+        raise ProcessError(f"not the config of process 0: {'; '.join(changes)}.")
+    distributed.wait_for_all("the comparison of configs")  # nothing is written before
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+    """Raises TrainingError where this process does not see a file that process 0 makes."""
+    if distributed.peers() is None:
+        return
+    mark = workdir / distributed.share("the claim of the workdir", f".claim-{secrets.token_hex(8)}")
+    if distributed.is_first():
+        atomic_write(mark, b"")
+    distributed.wait_for_all("the claim of the workdir")
+    seen = mark.exists()
+    distributed.wait_for_all("the check that the workdir is shared")
+    if distributed.is_first():
+        mark.unlink()
+    if not seen:
+        raise TrainingError(
+            f"--workdir: {workdir} is not the folder that process 0 sees; processes need one on "
+            "a disk that they share."
+        )
 
 
 def _lock(handle: int, workdir: pathlib.Path) -> None:
@@ -197,12 +248,24 @@ def _check_config(workdir: pathlib.Path, experiment: Experiment, allow_change: b
     atomic_write(path, json.dumps(new, indent=2).encode())
 
 
-def _start(program: Program, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
-    step = checkpoints.latest()
+def _start(program: Program, checkpoints: Checkpoints, clock: Clock) -> tuple[TrainState, Progress]:
+    step = distributed.share("the start", checkpoints.latest())
     if step is None:
-        return program.init(), Progress()
+        state = program.init()
+        clock.book("compile")
+        return state, Progress()
     state = checkpoints.restore(program.abstract_state, step)
-    return state, Progress(**checkpoints.progress(step))
+    clock.book("restore")
+    progress = Progress.of(checkpoints.progress(step))
+    clock.add(progress.goodput)
+    return state, progress
+
+
+def _with_undone(progress: Progress, workdir: pathlib.Path, step: int, clock: Clock) -> Progress:
+    """Counts what a killed run did after `step`: its rows, soon written again, tell of it."""
+    steps, seconds = undone(read_metrics(workdir), step)
+    clock.add(Goodput(lost=seconds))
+    return dataclasses.replace(progress, replayed=progress.replayed + steps)
 
 
 def _chosen(
@@ -216,10 +279,13 @@ def _chosen(
 
 
 def _final(
-    setup: Setup, writers: Writers, workdir: pathlib.Path, state: TrainState
+    setup: Setup, writers: Writers, workdir: pathlib.Path, state: TrainState, clock: Clock
 ) -> dict[str, dict[str, float]]:
     """Evaluates every split with the final state; the test row is written once."""
-    figures = _evaluate_all(setup, state)
+    figures = _evaluate_all(setup, state, clock)
+    clock.book("other")
+    if not distributed.is_first():
+        return figures
     step = int(state.step)
     written = any(row["step"] == step and row["split"] == "test" for row in read_metrics(workdir))
     if "test" in figures and not written:
@@ -227,10 +293,12 @@ def _final(
     return figures
 
 
-def _evaluate_all(setup: Setup, state: TrainState) -> dict[str, dict[str, float]]:
+def _evaluate_all(
+    setup: Setup, state: TrainState, clock: Clock | None = None
+) -> dict[str, dict[str, float]]:
     params = evaluated_params(state)
     return {
-        split: evaluate(setup.program, params, state, batches)
+        split: evaluate(setup.program, params, state, batches, clock)
         for split, batches in setup.evaluation.items()
     }
 
@@ -241,11 +309,12 @@ def _result(
     metrics: dict[str, dict[str, float]],
     ending: Ending,
     progress: Progress,
+    goodput: dict[str, float],
 ) -> Result:
     return Result(
         metrics=metrics,
         step=int(state.step),
-        wall_time=progress.seconds,
+        wall_time=goodput["wall_time"],
         fingerprint=fingerprint(state.params),
         seed=experiment.train.seed,
         stopped=ending,
@@ -253,4 +322,5 @@ def _result(
         versions=versions(),
         hardware=hardware(),
         best_step=progress.best_step,
+        goodput=goodput,
     )

@@ -4,19 +4,26 @@ import signal
 import threading
 from types import FrameType
 
+from lsm import distributed
+
 
 class Interrupt:
     """While open, SIGTERM and Ctrl-C ask the loop to save and stop instead of killing it.
 
     A second Ctrl-C stops at once. Outside the main thread signals cannot be caught, and
-    nothing is changed.
+    nothing is changed. Of several processes, one that is asked asks the others: all stop after the
+    same step. They agree on it over TCP (`lsm.peers`), as an all-reduce at every step would cost.
     """
 
     def __init__(self):
         self.requested: str | None = None
         self._previous: dict[int, object] = {}
+        self._peers = distributed.peers()
+        self._asked = False
 
     def __enter__(self) -> "Interrupt":
+        if self._peers is not None:
+            self._peers.begin_loop()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._handle)
@@ -25,6 +32,15 @@ class Interrupt:
     def __exit__(self, *error):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def stops_after(self, step: int) -> bool:
+        """Returns whether to save and stop after `step`; to be called at every step."""
+        if self._peers is None:
+            return self.requested is not None
+        if self.requested and not self._asked:
+            self._asked = True
+            self._peers.ask_to_stop()
+        return self._peers.stops_after(step)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name

@@ -1,7 +1,6 @@
 """The loop: fetch, step, log, evaluate, save; until done, stopped early or interrupted."""
 
 import dataclasses
-import time
 from typing import Literal
 
 import numpy as np
@@ -14,11 +13,13 @@ from lsm.errors import TrainingError, listed
 from lsm.optim import learning_rate_at
 from lsm.sharding import place
 from lsm.train.evaluation import evaluate
+from lsm.train.goodput import Clock
 from lsm.train.interrupt import Interrupt
 from lsm.train.profile import Profile
 from lsm.train.program import Program, evaluated_params
 from lsm.train.progress import Progress
 from lsm.train.state import TrainState
+from lsm.train.throughput import Throughput
 from lsm.train.window import Window
 from lsm.writers import Writers
 
@@ -39,6 +40,8 @@ class Loop:
       writers: where metrics go.
       profile: steps to trace.
       progress: how far the run has come.
+      clock: books where the time goes.
+      throughput: what a step's work is, for the rows.
     """
 
     experiment: Experiment
@@ -50,6 +53,8 @@ class Loop:
     writers: Writers
     profile: Profile
     progress: Progress
+    clock: Clock
+    throughput: Throughput
 
     def __post_init__(self):
         self._log_every = to_steps(self.experiment.train.log_every, self.horizon)
@@ -64,7 +69,6 @@ class Loop:
           CheckpointError: a checkpoint cannot be written.
         """
         start, end = int(state.step), self.horizon.steps
-        began = time.monotonic() - self.progress.seconds
         with (
             Interrupt() as interrupt,
             Prefetcher(
@@ -72,7 +76,7 @@ class Loop:
             ) as prefetcher,
             self.profile,
         ):
-            window = Window(start, prefetcher)
+            window = Window(start, prefetcher, self.clock)
             for step in range(start + 1, end + 1):
                 if self.progress.stopped:
                     return state, "early stopping"
@@ -81,10 +85,11 @@ class Loop:
                 state, metrics = self.program.step(state, batch)
                 window.add(metrics)
                 if step == start + 1:
-                    window.restart()  # the first dispatch compiles
-                leaving = interrupt.requested
+                    window.book("compile")  # the first dispatch does
+                    window.restart()
+                leaving = interrupt.stops_after(step)
                 if leaving or self._is_due(step):
-                    self._pause(step, state, window, began, leaving)
+                    self._pause(step, state, window, leaving)
                     window.restart()
                 if leaving and step < end:
                     return state, "interrupted"
@@ -96,22 +101,23 @@ class Loop:
             for every in (self._log_every, self._evaluate_every, self._save_every)
         )
 
-    def _pause(
-        self, step: int, state: TrainState, window: Window, began: float, leaving: bool
-    ) -> None:
+    def _pause(self, step: int, state: TrainState, window: Window, leaving: bool) -> None:
         """Logs, then evaluates and saves where that is due after `step`.
 
         Rows come before the checkpoint of their step: what a restart finds saved is also written.
         """
         self._log(step, state, window)
+        self.clock.book("other")
         last = step == self.horizon.steps
         best = False
         if last or (self._evaluate_every and step % self._evaluate_every == 0):
             best = self._evaluate(step, state, last)
-        self.progress = dataclasses.replace(self.progress, seconds=time.monotonic() - began)
+        self.clock.book("other")
+        self.progress = dataclasses.replace(self.progress, goodput=self.clock.spent)
         save = self._save_every and step % self._save_every == 0
         if save or best or last or leaving or self.progress.stopped:
             self._save(step, state, best)
+            self.clock.book("checkpoint")
 
     def _log(self, step: int, state: TrainState, window: Window) -> None:
         totals, speed, bad = window.read()
@@ -120,16 +126,23 @@ class Loop:
         figures = self.experiment.task.summary(totals)
         figures["learning_rate"] = self._learning_rate(step, state)
         if speed:
-            figures["examples_per_sec"] = speed["steps_per_sec"] * self.horizon.batch_size
+            figures |= self._rates(speed["steps_per_sec"], totals["loss"].weight / len(window))
         self.writers.write(step, "train", figures | speed)
         window.clear(step)
+
+    def _rates(self, steps_per_sec: float, weight: float) -> dict[str, float]:
+        """Returns examples (and where the loss weighs others, say tokens) and FLOPs a second."""
+        rates = {"examples_per_sec": steps_per_sec * self.horizon.batch_size}
+        if (unit := self.experiment.task.unit) != "examples":
+            rates[f"{unit}_per_sec"] = steps_per_sec * weight
+        return rates | self.throughput.figures(steps_per_sec)
 
     def _evaluate(self, step: int, state: TrainState, last: bool) -> bool:
         """Evaluates the monitored split; returns whether the model is the best so far."""
         if self.monitored is None or (last and self.monitored[0] == "test"):
             return False  # the test split is evaluated after the last step anyway
         split, batches = self.monitored
-        figures = evaluate(self.program, evaluated_params(state), state, batches)
+        figures = evaluate(self.program, evaluated_params(state), state, batches, self.clock)
         self.writers.write(step, split, figures)
         if split == "test":
             return False

@@ -1,8 +1,11 @@
 """How far a run has come: what decides when it stops and which step was best."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from lsm.config import Evaluation
+from lsm.train.goodput import Goodput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,14 +17,22 @@ class Progress:
       best_step: the step that it was reached at.
       stale: evaluations since then.
       stopped: the run ended early.
-      seconds: wall time spent so far, over all its pieces.
+      goodput: what the time went into so far, over all pieces of the run.
+      replayed: steps that kills undid and that were made again.
     """
 
     best: float | None = None
     best_step: int | None = None
     stale: int = 0
     stopped: bool = False
-    seconds: float = 0.0
+    goodput: Goodput = Goodput()
+    replayed: int = 0
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> "Progress":
+        """Returns what `dataclasses.asdict` made of a progress; what else is there is left out."""
+        known = {f.name: saved[f.name] for f in dataclasses.fields(cls) if f.name in saved}
+        return cls(**known | {"goodput": Goodput(**known.get("goodput", {}))})
 
     def after(self, step: int, value: float, config: Evaluation) -> "Progress":
         """Returns the progress after an evaluation that measured `value` at `step`."""

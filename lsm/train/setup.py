@@ -1,17 +1,21 @@
 """What a run stands on before its first step: data opened, checked against the task, compiled."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
+from lsm.axes import BATCH_AXES
 from lsm.config import Experiment
 from lsm.data import EvalBatches, TrainBatches
 from lsm.durations import Horizon
-from lsm.errors import ConfigError, MeshError, listed, nearest
+from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
 from lsm.metrics import Weighted
+from lsm.sharding import local_rows
 from lsm.train.program import Program, build
 
 
@@ -22,8 +26,8 @@ class Setup:
     Attributes:
       experiment: what they are of.
       horizon: its length in steps.
-      train: training batches by step.
-      evaluation: evaluation batches by split, of the splits that the experiment names.
+      train: training batches by step; of each, the rows of this process.
+      evaluation: evaluation batches by split, of the splits that the experiment names; likewise.
       program: the compiled pieces.
     """
 
@@ -43,39 +47,54 @@ class Setup:
           ConfigError: the optimiser does not fit the model.
         """
         data, train = experiment.data, experiment.train
-        processes = {
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
-        }
+        alone = jax.process_count() == 1
         train_set = data.source.open(data.train, data_dir)
-        batches = TrainBatches(train_set, train.batch_size, train.seed, data.augment, **processes)
+        batches = TrainBatches(train_set, train.batch_size, train.seed, data.augment)
         if train.batch_size > len(train_set):
             raise ConfigError(
                 f"train.batch_size: {train.batch_size} given; {data.train!r} has {len(train_set)} "
                 "examples, and a batch can have no more."
             )
         horizon = train.horizon(len(train_set))
-        sample = batches.batch_at(0)
+        few = None if alone else np.arange(-(-train.batch_size // jax.process_count()))
+        sample = dataclasses.replace(batches, rows=few).batch_at(0)
+        _check_vocabulary(experiment, train_set.vocabulary_size)
         experiment.task.check(sample)
         program = build(experiment, horizon, sample)
         size = experiment.evaluation.batch_size or train.batch_size
-        if size % program.mesh.size:
-            raise MeshError(
-                f"evaluation.batch_size: {size} does not divide over {program.mesh.size} devices."
-            )
+        ways = math.prod(program.mesh.shape[axis] for axis in BATCH_AXES)
+        if size % ways:
+            raise MeshError(f"evaluation.batch_size: {size} does not divide over {ways} devices.")
+        rows = None if alone else local_rows(program.batch, size)
         evaluation = {
-            split: EvalBatches(data.source.open(spec, data_dir), size, **processes)
+            split: EvalBatches(data.source.open(spec, data_dir), size, rows)
             for split, spec in (("validation", data.validation), ("test", data.test))
             if spec
         }
         for eval_batches in evaluation.values():
             experiment.task.check(eval_batches.batch_at(0))
         _check_monitor(experiment, program, sample)
+        if not alone:
+            rows = local_rows(program.batch, train.batch_size)
+            batches = dataclasses.replace(batches, rows=rows)
         return cls(experiment, horizon, batches, evaluation, program)
 
     def monitored(self) -> tuple[str, EvalBatches] | None:
         """Returns the split evaluated while training: validation, else test, else none."""
         return next(iter(self.evaluation.items()), None)
+
+
+def _check_vocabulary(experiment: Experiment, ids: int | None) -> None:
+    """Raises DataError where tokens may have ids that the model does not know.
+
+    The check of a batch does not see the rare ones, such as the end of a text.
+    """
+    known = getattr(experiment.task.model, "vocabulary", None)
+    if None not in (ids, known) and ids > known:
+        raise DataError(
+            f"task.model.vocabulary: {known:,} given; allowed: {ids:,} or more, the number of ids "
+            f"that {experiment.data.source} has."
+        )
 
 
 def _check_monitor(experiment: Experiment, program: Program, batch: Mapping[str, Any]) -> None:

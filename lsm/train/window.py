@@ -8,6 +8,7 @@ import numpy as np
 from lsm.data import Prefetcher
 from lsm.metrics import Weighted
 from lsm.train.evaluation import total
+from lsm.train.goodput import Clock
 
 _IN_FLIGHT = 16
 """Steps dispatched but not finished: enough to hide the host, few enough to hold their batches."""
@@ -16,9 +17,9 @@ _IN_FLIGHT = 16
 class Window:
     """Collects each step's metrics without waiting for them; reads them all at once."""
 
-    def __init__(self, start: int, prefetcher: Prefetcher):
-        """Opens a window whose first step is `start + 1`."""
-        self._prefetcher = prefetcher
+    def __init__(self, start: int, prefetcher: Prefetcher, clock: Clock):
+        """Opens a window whose first step is `start + 1`; books time as it is read."""
+        self._prefetcher, self._clock = prefetcher, clock
         self.clear(start)
 
     def __len__(self) -> int:
@@ -37,6 +38,13 @@ class Window:
         self._began = time.monotonic()
         self._waited = self._prefetcher.waited
 
+    def book(self, kind: str) -> float:
+        """Books the time since `restart`, but for waits for data; returns those, in seconds."""
+        waited = self._prefetcher.waited - self._waited
+        self._clock.book("input", waited)
+        self._clock.book(kind)
+        return waited
+
     def add(self, metrics: dict[str, Weighted]) -> None:
         """Adds a step's metrics; waits for the one `_IN_FLIGHT` steps back."""
         self._metrics.append(metrics)
@@ -50,11 +58,12 @@ class Window:
         """
         jax.block_until_ready(self._metrics[-1])
         seconds = max(time.monotonic() - self._began, 1e-9)
+        waited = self.book("steps")
         timed = len(self._metrics) - self._untimed
         speed = {}
         if timed:
             speed["steps_per_sec"] = timed / seconds
-            speed["input_wait"] = min((self._prefetcher.waited - self._waited) / seconds, 1.0)
+            speed["input_wait"] = min(waited / seconds, 1.0)
         metrics = jax.device_get(self._metrics)
         finite = [bool(np.isfinite(m["loss"].sum)) for m in metrics]
         bad = None if all(finite) else self.first + finite.index(False)

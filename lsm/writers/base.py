@@ -27,7 +27,11 @@ class Writer(Protocol):
     """Takes rows of figures, one at a time, in the order of their steps."""
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Records `metrics` of `split` ("train", "validation" or "test") after `step` steps."""
+        """Records `metrics` of `split` after `step` steps.
+
+        A split is "train", "validation", "test", or at the very end "goodput": where the run's
+        time went (see `lsm.train.throughput`).
+        """
 
     def close(self) -> None:
         """Writes what is still held back and lets go of files, connections and the screen."""

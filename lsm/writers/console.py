@@ -32,16 +32,19 @@ class _Pace:
         self._run = run
         self._first: tuple[int, float] | None = None
 
-    def speed_and_left(self, step: int, metrics: Mapping[str, float]) -> tuple[str, str]:
-        """Returns ("12,345", "0:42"): examples per second, and the time to the last step."""
+    def speed_and_left(self, step: int, metrics: Mapping[str, float]) -> tuple[str, str, str]:
+        """Returns ("tokens", "12,345", "0:42"): what goes through in a second, and time left."""
         now = time.monotonic()
         first_step, start = self._first = self._first or (step, now)
         steps_per_sec = metrics.get("steps_per_sec", 0.0)
         if step > first_step and now > start:
             steps_per_sec = (step - first_step) / (now - start)
-        speed = metrics.get("examples_per_sec", steps_per_sec * self._run.batch_size)
+        speeds = {k.removesuffix("_per_sec"): metrics[k] for k in metrics if k.endswith("_per_sec")}
+        other = [unit for unit in speeds if unit not in ("steps", "examples")]
+        unit = other[0] if other else "examples"
+        speed = speeds.get(unit, steps_per_sec * self._run.batch_size)
         left = (self._run.total_steps - step) / steps_per_sec if steps_per_sec > 0 else None
-        return f"{speed:,.0f}", "?" if left is None else clock(left)
+        return unit, f"{speed:,.0f}", "?" if left is None else clock(left)
 
 
 class _Lines:
@@ -53,10 +56,15 @@ class _Lines:
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Prints the row; of a training row only loss, accuracy and speed."""
+        if split == "goodput":
+            import rich.console
+
+            rich.console.Console(file=sys.stdout).print(_account(metrics))
+            return
         line = f"step {step}/{self._total}  {split}  {_figures(split, metrics)}"
         if split == "train":
-            speed, left = self._pace.speed_and_left(step, metrics)
-            line += f"  examples/s {speed}  left {left}"
+            unit, speed, left = self._pace.speed_and_left(step, metrics)
+            line += f"  {unit}/s {speed}{_mfu(metrics)}  left {left}"
         print(line, flush=True)
 
     def close(self) -> None:
@@ -89,6 +97,9 @@ class _Bar:
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Prints an evaluation above the bar; moves the bar for a training row, when due."""
+        if split == "goodput":
+            self._bar.console.print(_account(metrics))
+            return
         if split != "train":
             line = f"step {step}/{self._total}  {split}  {_figures(split, metrics)}"
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -100,12 +111,12 @@ class _Bar:
 
     def _draw(self) -> None:
         step, metrics = self._row
-        speed, left = self._pace.speed_and_left(step, metrics)
+        unit, speed, left = self._pace.speed_and_left(step, metrics)
         self._bar.update(
             self._task,
             completed=step,
             figures=_figures("train", metrics),
-            pace=f"{speed} examples/s  {left} left",
+            pace=f"{speed} {unit}/s{_mfu(metrics)}  {left} left",
         )
         self._bar.refresh()
 
@@ -120,6 +131,30 @@ def _figures(split: str, metrics: Mapping[str, float]) -> str:
     """Returns "loss 0.4321  accuracy 0.8700": all figures of an evaluation, two of training."""
     shown = ("loss", "accuracy") if split == "train" else metrics
     return "  ".join(f"{name} {_short(metrics[name])}" for name in shown if name in metrics)
+
+
+def _mfu(metrics: Mapping[str, float]) -> str:
+    return f"  mfu {100 * metrics['mfu']:.1f} %" if "mfu" in metrics else ""
+
+
+def _account(metrics: Mapping[str, float]):
+    """Returns where the time of a run went as a table, the longest first, below its speed."""
+    from rich import box, console, table
+
+    wall = metrics["wall_time"]
+    times = {k.removesuffix("_seconds"): v for k, v in metrics.items() if k.endswith("_seconds")}
+    notes = [f"goodput {100 * metrics['goodput']:.1f} % of {wall:.1f} s"]
+    if "steps_per_sec" in metrics:
+        notes.append(f"{metrics['steps_per_sec']:.4g} steps/s{_mfu(metrics)}")
+    if metrics["replayed_steps"]:
+        notes.append(f"{metrics['replayed_steps']:.0f} steps made again")
+    account = table.Table(box=box.SIMPLE_HEAD)
+    for heading in ("time in", "seconds", "share"):
+        account.add_column(heading, justify="left" if heading == "time in" else "right")
+    for kind, seconds in sorted(times.items(), key=lambda item: -item[1]):
+        if seconds > 0.0005 * wall:
+            account.add_row(kind, f"{seconds:.1f}", f"{100 * seconds / wall:.1f} %")
+    return console.Group(", ".join(notes), account)
 
 
 def _short(value: float) -> str:

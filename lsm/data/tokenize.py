@@ -1,0 +1,357 @@
+"""Turns texts into packed tokens, which `lsm.data.Tokens` reads.
+
+    python -m lsm.data.tokenize 'corpus/*.jsonl.gz' --tokenizer=DIR --out=DIR [--column=text]
+    python -m lsm.data.tokenize input.txt           --tokenizer=DIR --out=DIR --split=train
+    python -m lsm.data.tokenize tfds:NAME           --tokenizer=DIR --out=DIR [--data_dir=DIR]
+
+A document is an object of a .jsonl, .json or .ndjson file (a line each), an example of TFDS, or any
+other file whole; files may be gzipped. It is followed by the end-of-text token. A tokenizer is a
+tokenizer.json, or a folder with one or with vocab.json and merges.txt.
+
+Memory is bounded (by the longest line, of JSON). Killed at any moment, the same command goes on
+behind the last whole shard, and the files are those of a run that was not killed, for any number of
+workers. A finished split is not written again, but its checksums are compared.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from absl import app, flags, logging
+
+from lsm.data import documents
+from lsm.data.dataset import PathLike
+from lsm.data.documents import Piece, Position
+from lsm.data.tokenizer import END_OF_TEXT, Tokenizer
+from lsm.data.tokens import INDEX, Index, Shard, check_shards, read_index
+from lsm.errors import ConfigError, DataError, LsmError
+from lsm.files import atomic_write, readable_disk_errors
+
+SHARD_TOKENS = 1 << 28
+"""Half a GiB of uint16: at a million tokens a second, what a kill costs is under five minutes."""
+
+Told = Callable[[int, Position], None]
+"""Takes progress: tokens so far, and where reading is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """How texts become the tokens of one split.
+
+    Attributes:
+      tokenizer: see `lsm.data.tokenizer.Tokenizer`.
+      split: name of the split that is written.
+      slice: what to read of TFDS, in its slicing syntax; None is `split`.
+      column: field of JSON, or feature of TFDS, that holds the text.
+      shard_tokens: tokens from which on a shard is closed; it may hold a piece more.
+      eos: name of the token that follows every document; None for none.
+      workers: threads that encode; they alter nothing else.
+    """
+
+    tokenizer: PathLike
+    split: str = "train"
+    slice: str | None = None
+    column: str = "text"
+    shard_tokens: int = SHARD_TOKENS
+    eos: str | None = END_OF_TEXT
+    workers: int = 1
+
+    def __post_init__(self):
+        for name in ("shard_tokens", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name}: {getattr(self, name)} is below 1.")
+        if not self.split or pathlib.PurePath(self.split).name != self.split:
+            raise ConfigError(f"--split: {self.split!r} is no name of a folder, such as 'train'.")
+
+
+def tokenize(
+    inputs: Sequence[str],
+    out: PathLike,
+    packing: Packing,
+    data_dir: PathLike | None = None,
+    told: Told = lambda tokens, position: None,
+) -> Index:
+    """Writes a split of packed tokens to `out`/SPLIT, or the rest of it; returns its index.
+
+    Args:
+      inputs: files, patterns of them, and "tfds:NAME".
+      out: folder of the splits.
+      packing: how.
+      data_dir: where TFDS datasets are.
+      told: called now and then.
+
+    Raises:
+      DataError: an input or the tokenizer is not there or cannot be read, the inputs hold no text,
+        `out` holds something else or is being written.
+      TrainingError: the disk cannot be written.
+    """
+    tokenizer = Tokenizer(packing.tokenizer)
+    eos = None if packing.eos is None else tokenizer.eos(packing.eos)
+    sources = documents.find(inputs, packing.slice or packing.split, packing.column, data_dir)
+    wanted = Index(
+        tokenizer=tokenizer.name,
+        tokenizer_sha256=tokenizer.sha256,
+        vocabulary=tokenizer.vocabulary,
+        eos=eos,
+        dtype=tokenizer.dtype.name,
+        inputs=tuple((source.name, source.size) for source in sources),
+        column=packing.column,
+        shard_tokens=packing.shard_tokens,
+    )
+    folder = pathlib.Path(out).expanduser() / packing.split
+    with _claimed(folder):
+        _check_siblings(folder, wanted)
+        index = _found(folder, wanted)
+        if index.position is None:
+            check_shards(folder, index, content=True)
+            return index
+        check_shards(folder, index)
+        with contextlib.closing(_Writer(folder, index)) as writer:
+            pieces = documents.read(sources, Position(*index.position), tokenizer.joins)
+            for piece, ids in _encoded(pieces, tokenizer, packing.workers):
+                writer.add(piece, ids)
+                told(writer.tokens, piece.after)
+            return writer.finish()
+
+
+class _Writer:
+    """Appends to a split; shards and the index appear whole."""
+
+    def __init__(self, folder: pathlib.Path, index: Index):
+        self._folder, self._index = folder, index
+        self.tokens = index.tokens
+        self._open()
+
+    def _open(self) -> None:
+        self._path = self._folder / f"{len(self._index.shards):05d}.bin"
+        self._part = self._path.with_name(self._path.name + ".part")
+        with readable_disk_errors(self._path):
+            self._file = self._part.open("wb")
+        self._sha256, self._held, self._documents = hashlib.sha256(), 0, 0
+
+    def add(self, piece: Piece, ids: np.ndarray) -> None:
+        """Appends the ids of a piece, and the end of its document."""
+        if not piece.text:
+            return
+        eos = self._index.eos
+        if piece.ends and eos is not None:
+            ids = np.append(ids, ids.dtype.type(eos))
+        content = ids.tobytes()
+        with readable_disk_errors(self._path):
+            self._file.write(content)
+        self._sha256.update(content)
+        self.tokens, self._held = self.tokens + len(ids), self._held + len(ids)
+        self._documents += piece.ends
+        if self._held >= self._index.shard_tokens:
+            self._keep(piece.after)
+            self._open()
+
+    def finish(self) -> Index:
+        """Completes the split; returns its index."""
+        if not self.tokens:
+            raise DataError(f"--split: the inputs of {self._index_name()} hold no text.")
+        if self._held:
+            self._keep(None)
+        else:
+            self._write(dataclasses.replace(self._index, position=None))
+        return self._index
+
+    def close(self) -> None:
+        """Lets go of the open shard; nothing of it stays."""
+        with contextlib.suppress(OSError):  # a full disk was told of already
+            self._file.close()
+        self._part.unlink(missing_ok=True)
+
+    def _keep(self, position: Position | None) -> None:
+        """Publishes the open shard, then the index that names it."""
+        with readable_disk_errors(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._part.replace(self._path)
+        name, digest = self._path.name, self._sha256.hexdigest()
+        shards = (*self._index.shards, Shard(name, self._held, self._documents, digest))
+        self._write(dataclasses.replace(self._index, shards=shards, position=position))
+
+    def _write(self, index: Index) -> None:
+        atomic_write(self._folder / INDEX, index.to_json())
+        self._index = index
+
+    def _index_name(self) -> str:
+        return ", ".join(name for name, _ in self._index.inputs)
+
+
+def _encoded(
+    pieces: Iterator[Piece], tokenizer: Tokenizer, workers: int
+) -> Iterator[tuple[Piece, np.ndarray]]:
+    """Yields pieces with their ids, in order; `workers` threads encode some batches ahead."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        waiting: collections.deque = collections.deque()
+        for batch in _batches(pieces):
+            texts = [piece.text for piece in batch]
+            waiting.append((batch, pool.submit(tokenizer.encode, texts)))
+            if len(waiting) > 2 * workers:
+                batch, ids = waiting.popleft()
+                yield from zip(batch, ids.result(), strict=True)
+        for batch, ids in waiting:
+            yield from zip(batch, ids.result(), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
+    """Collects short documents, until they make a long one."""
+    batch, characters = [], 0
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece.text)
+        if characters >= documents.PIECE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+@contextlib.contextmanager
+def _claimed(folder: pathlib.Path) -> Iterator[None]:
+    """Holds the folder of a split for this process, however that ends."""
+    with readable_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise DataError(f"--out: another process is writing {folder}.") from error
+    finally:
+        os.close(handle)
+
+
+def _check_siblings(folder: pathlib.Path, wanted: Index) -> None:
+    """Checks that the other splits are of the same tokenizer."""
+    for other in sorted(folder.parent.glob("*/" + INDEX)):
+        index = read_index(other.parent)
+        if index is not None and index.tokenizer_sha256 != wanted.tokenizer_sha256:
+            raise DataError(
+                f"--out: {other.parent} was made by another tokenizer, {index.tokenizer} of "
+                f"{index.vocabulary:,} ids, not {wanted.tokenizer} of {wanted.vocabulary:,}; give "
+                "another folder, or remove that one."
+            )
+
+
+def _found(folder: pathlib.Path, wanted: Index) -> Index:
+    """The index to go on from: that of the folder, which must be `wanted` but for progress."""
+    index = read_index(folder)
+    if index is None:
+        return wanted
+    for field in dataclasses.fields(Index):
+        before, now = getattr(index, field.name), getattr(wanted, field.name)
+        if field.name not in ("shards", "position") and before != now:
+            raise DataError(
+                f"--out: {folder} was begun with {field.name} {_short(before)}, not {_short(now)}; "
+                "give another folder or --split, or remove that one."
+            )
+    return index
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) < 100 else text[:97] + "..."
+
+
+class _Progress:
+    """A line on stderr: rewritten on a terminal, else one each half minute."""
+
+    def __init__(self, split: str):
+        self._split, self._live = split, sys.stderr.isatty()
+        self._start = self._shown = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, tokens: int, position: Position) -> None:
+        """Shows progress where it is time; see `Told`."""
+        now = time.monotonic()
+        self._first = tokens if self._first is None else self._first
+        if now - self._shown < (1 if self._live else 30):
+            return
+        self._shown = now
+        rate = (tokens - self._first) / (now - self._start) / 1e6
+        line = f"{self._split}: {tokens:,} tokens, {rate:.2f} M/s, input {position.input + 1}"
+        print(line, end="\r" if self._live else "\n", file=sys.stderr, flush=True)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line; returns the exit code."""
+    if len(argv) < 2:
+        print(f"error: give files, patterns or tfds:NAME.\n{__doc__}", file=sys.stderr)
+        return 1
+    logging.set_verbosity(logging.WARNING)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads are ours, as many as asked for
+    try:
+        for split in _splits(argv[1:]):
+            _run(argv[1:], split)
+    except LsmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _splits(inputs: list[str]) -> list[str]:
+    """The splits to write: as asked for, or those that the dataset has."""
+    given = flags.FLAGS
+    if given.split or given.slice or not any(map(documents.is_tfds, inputs)):
+        return [given.split or "train"]
+    if len(inputs) > 1:
+        raise ConfigError("--split: is needed where a dataset of TFDS is not the only input.")
+    return documents.tfds_splits(inputs[0], given.data_dir)
+
+
+def _run(inputs: list[str], split: str) -> None:
+    given, start = flags.FLAGS, time.perf_counter()
+    packing = Packing(
+        tokenizer=given.tokenizer,
+        split=split,
+        slice=given.slice,
+        column=given.column,
+        shard_tokens=given.shard_tokens,
+        eos=given.eos if given.append_eos else None,
+        workers=given.workers,
+    )
+    index = tokenize(inputs, given.out, packing, given.data_dir, _Progress(split))
+    print(
+        f"{split}: {index.tokens:,} tokens of {index.documents:,} documents by {index.tokenizer} "
+        f"in {pathlib.Path(given.out) / split} ({time.perf_counter() - start:.0f} s)"
+    )
+
+
+def _define_flags() -> None:
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    flags.DEFINE_string("tokenizer", None, "Folder or file of the tokenizer.")
+    flags.DEFINE_string("out", None, "Where the splits go; made if it is not there.")
+    flags.DEFINE_string("split", None, "Split to write; default train, or all that TFDS has.")
+    flags.DEFINE_string("slice", None, "What to read of TFDS, as train[:99%]; default the split.")
+    flags.DEFINE_string("column", "text", "Field of JSON, or feature of TFDS, with the text.")
+    flags.DEFINE_integer("shard_tokens", SHARD_TOKENS, "Tokens from which a shard is closed.")
+    flags.DEFINE_integer("workers", cpus, "Threads that encode.")
+    flags.DEFINE_string("eos", END_OF_TEXT, "Name of the token between documents.")
+    flags.DEFINE_bool("append_eos", True, "Whether to put that token after every document.")
+    flags.DEFINE_string("data_dir", None, "Where TFDS datasets are; default TFDS's own place.")
+    flags.mark_flags_as_required(["tokenizer", "out"])
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main)

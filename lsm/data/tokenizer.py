@@ -1,0 +1,131 @@
+"""Subword tokenizers from files, run by the Hugging Face `tokenizers` library."""
+
+import hashlib
+import importlib.util
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lsm.data.dataset import PathLike
+from lsm.errors import DataError, listed, nearest
+
+END_OF_TEXT = "<|endoftext|>"
+"""GPT-2's token between documents."""
+
+_BPE = ("vocab.json", "merges.txt")
+# A text, and where it may be cut: white space after a letter begins a new word.
+_SEAMS = ("A first line, 12 words\n\tand a second", "\nline. She's here", "  in the end")
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Text is encoded as it stands: nothing is added, nothing is cut off, and the name of a special
+    token within a text is ordinary text, so that a document cannot end itself.
+
+    Attributes:
+      name: of the folder, or of the file.
+      sha256: of the files' content, hexadecimal.
+      vocabulary: one more than the largest id.
+      joins: whether the ids of a text are those of its parts, where it is cut before white space
+        after a letter. Not so for tokenizers that mark the beginning of a text (SentencePiece's).
+    """
+
+    def __init__(self, path: PathLike):
+        """Reads a tokenizer.json of any model, or GPT-2's vocab.json and merges.txt.
+
+        Args:
+          path: a tokenizer.json, or the folder that holds it or the pair.
+
+        Raises:
+          DataError: no such file, one that cannot be read, or the library is not installed.
+        """
+        files = _files(pathlib.Path(path).expanduser())
+        self._tokenizer = _load(files)
+        whole = files[0].stem not in ("tokenizer", "vocab")
+        self.name = files[0].stem if whole else files[0].resolve().parent.name
+        self.sha256 = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        self._ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocabulary = max(self._ids.values(), default=-1) + 1
+        parts = np.concatenate(self.encode(_SEAMS))
+        self.joins = np.array_equal(parts, self.encode(["".join(_SEAMS)])[0])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest of uint16 and uint32 that holds every id."""
+        return np.dtype("<u2" if self.vocabulary <= 1 << 16 else "<u4")
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids (tokens,) uint16 or uint32 of each text; lets other threads run.
+
+        Raises:
+          DataError: the tokenizer has no id for something in a text.
+        """
+        try:
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exceptions
+            raise DataError(f"tokenizer {self.name} cannot encode a text: {error}") from error
+        return [np.array(encoding.ids, self.dtype) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Returns the text of ids (tokens,), special tokens by their names."""
+        return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+
+    def eos(self, name: str = END_OF_TEXT) -> int:
+        """Returns the id of the token `name`, which ends a document.
+
+        Raises:
+          DataError: there is no such token; names the special ones that there are.
+        """
+        if name in self._ids:
+            return self._ids[name]
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        special = [token.content for token in added if token.special]
+        bracketed = [token for token in self._ids if token[0] in "<[" and token[-1] in ">]"]
+        there = special or sorted(token for token in bracketed if len(token) > 2)
+        raise DataError(
+            f"tokenizer {self.name} has no token {name!r} to end a document with; its special "
+            f"tokens are {listed(there) or 'none'}.{nearest(name, there)} Choose by --eos, or give "
+            "--noappend_eos."
+        )
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files that make the tokenizer at `path`."""
+    if path.is_file() and path.name not in _BPE:
+        return [path]
+    folder = path.parent if path.is_file() else path
+    whole, pair = folder / "tokenizer.json", [folder / name for name in _BPE]
+    if path.is_dir() and whole.is_file():
+        return [whole]
+    if all(file.is_file() for file in pair):
+        return pair
+    found = [file.name for file in folder.glob("*")] if folder.is_dir() else []
+    state = f"holds {listed(sorted(found)) or 'nothing'}" if folder.is_dir() else "is not there"
+    raise DataError(
+        f"tokenizer {path}: {folder} {state}; give a tokenizer.json, or a folder with "
+        "tokenizer.json or with vocab.json and merges.txt."
+    )
+
+
+def _load(files: list[pathlib.Path]) -> Any:
+    if importlib.util.find_spec("tokenizers") is None:
+        raise DataError("the library tokenizers is not installed; pip install 'lsm[text]'.")
+    import tokenizers
+
+    try:
+        if len(files) == 1:
+            made = tokenizers.Tokenizer.from_file(str(files[0]))
+        else:
+            made = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(*map(str, files)))
+            byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+            made.pre_tokenizer, made.decoder = byte_level, tokenizers.decoders.ByteLevel()
+    except Exception as error:  # the library raises bare Exceptions
+        reason = " ".join(str(error).split())
+        raise DataError(f"tokenizer {files[0]} cannot be read: {reason}") from error
+    made.no_truncation()
+    made.no_padding()
+    made.encode_special_tokens = True
+    return made

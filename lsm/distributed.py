@@ -1,0 +1,291 @@
+"""Many processes as one run: `initialize` is the one call, before anything touches a device.
+
+Processes first find each other by themselves (`lsm.peers`), so that the ones that are missing can
+be named; then JAX's own service starts. An ordinary run of one process does none of this.
+"""
+
+import atexit
+import dataclasses
+import os
+import re
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from lsm.errors import ProcessError
+from lsm.peers import Peers, end, listen
+
+_PATIENCE = 1800.0
+"""Seconds to wait for others where one may be at work alone: building a dataset, drawing curves."""
+
+_JAX_HEARTBEAT = 4
+"""JAX's own heartbeat, which ends a process without a readable line, waits so much longer."""
+
+_peers: Peers | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Where this process stands among the processes of a run.
+
+    Attributes:
+      coordinator: "HOST:PORT", HOST where process 0 runs; or "auto", JAX's own detection.
+      processes: number of processes; 0 where JAX detects it.
+      process: number of this one, from 0.
+    """
+
+    coordinator: str
+    processes: int = 0
+    process: int = 0
+
+    def __post_init__(self):
+        host, colon, port = self.coordinator.rpartition(":")
+        if self.coordinator == "auto":
+            return
+        if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+            raise ProcessError(
+                f"--coordinator: {self.coordinator!r} given; allowed: HOST:PORT of process 0, such "
+                "as 10.0.0.1:8476, or auto."
+            )
+        if not 0 <= self.process < self.processes:
+            raise ProcessError(
+                f"--process: {self.process} given; allowed: 0 to {self.processes - 1}, as "
+                f"--processes is {self.processes}."
+            )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of process 0."""
+        host, _, port = self.coordinator.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def detect(environment: Mapping[str, str] = os.environ) -> Cluster | None:
+    """Returns the cluster that the environment tells of, or None for one process alone.
+
+    In this order: `LSM_COORDINATOR`, `LSM_PROCESSES`, `LSM_PROCESS` (set by our launchers); a Slurm
+    step of several tasks; Open MPI and TPU slices of several hosts, whose details JAX finds.
+    Looks at environment variables alone: no network, no device.
+    """
+    if environment.get("LSM_COORDINATOR"):
+        return _given(
+            environment["LSM_COORDINATOR"],
+            environment.get("LSM_PROCESSES"),
+            environment.get("LSM_PROCESS"),
+        )
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in environment:
+        first = re.match(r"([^,\[]+)(?:\[(\d+))?", environment["SLURM_STEP_NODELIST"])
+        port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096
+        return Cluster(
+            f"{first[1]}{first[2] or ''}:{port}",
+            int(environment["SLURM_STEP_NUM_TASKS"]),
+            int(environment["SLURM_PROCID"]),
+        )
+    slices = int(environment.get("MEGASCALE_NUM_SLICES", 1)) > 1
+    hosts = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1 or hosts or slices:
+        return Cluster("auto")
+    return None
+
+
+def _given(coordinator: str, processes: Any, process: Any) -> Cluster:
+    """Returns what flags or environment say; Cluster checks the ranges."""
+    if coordinator == "auto":
+        return Cluster("auto")
+    for name, value in (("processes", processes), ("process", process)):
+        if value is None or not str(value).isdigit():
+            raise ProcessError(
+                f"--{name}: {value!r} given; with --coordinator={coordinator} a number is needed."
+            )
+    return Cluster(coordinator, int(processes), int(process))
+
+
+def initialize(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    start_timeout: float = 300.0,
+    peer_timeout: float = 60.0,
+) -> None:
+    """Joins this process to the others of its run; does nothing for a process alone.
+
+    Call it once, before anything touches a device. Prints a line before and one after.
+
+    Args:
+      coordinator: "HOST:PORT" of process 0, PORT being free there; "auto" for JAX's own detection
+        (TPU VMs, Kubernetes, Open MPI); None takes what `detect` finds.
+      processes: number of processes, where `coordinator` is given.
+      process: number of this process, 0 to `processes - 1`.
+      start_timeout: seconds to wait for all processes to come.
+      peer_timeout: seconds of silence after which a process is taken for lost, and all end.
+
+    Raises:
+      ProcessError: not all processes came in time (they are named), a number is taken twice, a
+        flag is missing or out of range, or this is called twice.
+    """
+    global _peers
+    if coordinator is None and (processes is not None or process is not None):
+        raise ProcessError("--coordinator: HOST:PORT is needed with --processes and --process.")
+    cluster = detect() if coordinator is None else _given(coordinator, processes, process)
+    if cluster is None or cluster.processes == 1:
+        return
+    if _peers is not None or jax.distributed.is_initialized():
+        raise ProcessError("lsm.distributed.initialize: the processes are joined already.")
+    options = {"start_timeout": start_timeout, "peer_timeout": peer_timeout}
+    jax.config.update("jax_enable_preemption_service", False)  # see lsm.train.interrupt
+    _peers = _join_detected(**options) if not cluster.processes else _join(cluster, **options)
+    sys.excepthook = _fail_on_exception
+    atexit.register(finish)
+    if _peers is not None:
+        _check_connection(_peers)
+        devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
+        _tell(f"{_peers.named(_peers.process)}: joined, with {devices}")
+
+
+def _join(cluster: Cluster, start_timeout: float, peer_timeout: float) -> Peers:
+    """Meets the others at the given address, then starts JAX's service on a port found there."""
+    name = f"process {cluster.process} of {cluster.processes}"
+    _tell(f"{name}: waits up to {start_timeout:g} s for all to come to {cluster.coordinator}")
+    peers = Peers.start(
+        cluster.address,
+        cluster.process,
+        cluster.processes,
+        start_timeout=start_timeout,
+        peer_timeout=peer_timeout,
+        jax_host=cluster.coordinator.rpartition(":")[0],
+    )
+    jax.distributed.initialize(
+        peers.coordinator,
+        cluster.processes,
+        cluster.process,
+        initialization_timeout=int(start_timeout) + 1,
+        heartbeat_timeout_seconds=int(peer_timeout * _JAX_HEARTBEAT) + 1,
+    )
+    return peers
+
+
+def _join_detected(start_timeout: float, peer_timeout: float) -> Peers | None:
+    """Lets JAX find the others, then tells all of them over the devices where to meet."""
+    from jax.experimental import multihost_utils
+
+    _tell(f"waits up to {start_timeout:g} s for the processes that JAX detects")
+    try:
+        jax.distributed.initialize(
+            initialization_timeout=int(start_timeout) + 1,
+            heartbeat_timeout_seconds=int(peer_timeout * _JAX_HEARTBEAT) + 1,
+        )
+    except ValueError as error:
+        raise ProcessError(
+            f"--coordinator: auto given, but JAX detects no cluster here ({error}); give "
+            "HOST:PORT, --processes and --process."
+        ) from error
+    process, count = jax.process_index(), jax.process_count()
+    if count == 1:
+        return None
+    listener = listen("", 0) if process == 0 else None
+    place = np.zeros(64, np.uint8)
+    if listener:
+        text = f"{_own_address()}:{listener.getsockname()[1]}".encode()
+        place[: len(text)] = np.frombuffer(text, np.uint8)
+    told = bytes(np.asarray(multihost_utils.broadcast_one_to_all(place))).rstrip(b"\0")
+    return Peers.start(
+        Cluster(told.decode(), count, process).address,
+        process,
+        count,
+        start_timeout=start_timeout,
+        peer_timeout=peer_timeout,
+        listener=listener,
+    )
+
+
+def _own_address() -> str:
+    """Returns the address that this host uses to reach others; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("10.255.255.255", 1))
+            return probe.getsockname()[0]
+        except OSError:
+            return socket.gethostbyname(socket.gethostname())
+
+
+def _check_connection(peers: Peers) -> None:
+    """Makes the devices of all processes talk once, so that a blocked network shows here."""
+    from jax.experimental import multihost_utils
+
+    there = multihost_utils.process_allgather(np.int32(peers.process))
+    if there.tolist() != list(range(peers.count)):
+        raise ProcessError(
+            f"the devices see processes {there.tolist()}, where there are 0 to {peers.count - 1}; "
+            "check --process of each."
+        )
+
+
+def _tell(line: str) -> None:
+    sys.stdout.write(line + "\n")  # in one piece, where the logs of processes are merged
+    sys.stdout.flush()
+
+
+def peers() -> Peers | None:
+    """Returns the connection to the other processes, or None where this process is alone."""
+    return _peers
+
+
+def is_first() -> bool:
+    """Returns whether this is process 0, which talks and writes for all."""
+    return _peers is None or _peers.process == 0
+
+
+def gather(name: str, value: Any, timeout: float = _PATIENCE) -> list[Any]:
+    """Waits for all processes; returns what each gave, JSON values in the order of processes.
+
+    Args:
+      name: what is waited for, in the line about who is missing after `timeout` seconds.
+      value: of this process.
+      timeout: seconds.
+    """
+    return [value] if _peers is None else _peers.gather(name, value, timeout)
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until every process is here; all end where one does not come."""
+    gather(name, None)
+
+
+def share(name: str, value: Any) -> Any:
+    """Returns process 0's value, a JSON value, in every process."""
+    return gather(name, value if is_first() else None)[0]
+
+
+def fail(line: str, status: int = 1) -> None:
+    """Tells an error on stderr and ends all processes; does nothing where this one is alone."""
+    if _peers is None:
+        return
+    name = "" if _peers.process == 0 else f"{_peers.named(_peers.process)}: "
+    untold = _peers.fail(line)
+    end(f"error: {name}{line}" if untold else "", status)
+
+
+def _fail_on_exception(kind, error, trace) -> None:
+    """A bug, or a collective that broke because a process died: then the peers know of it first."""
+    time.sleep(2.0)  # a verdict about a dead process ends this one meanwhile, in one line
+    text = f"{kind.__name__}: {' '.join(str(error).split())[:200]}"
+    traceback.print_exception(kind, error, trace)
+    assert _peers is not None
+    _peers.fail(text)
+    end("")
+
+
+def finish() -> None:
+    """Takes leave of the other processes, in good order; called at the end of Python."""
+    global _peers
+    if _peers is not None:
+        jax.distributed.shutdown()
+        _peers.leave(_PATIENCE)
+        _peers = None

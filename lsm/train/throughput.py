@@ -1,0 +1,69 @@
+"""How much of the devices a run uses."""
+
+import dataclasses
+
+import jax
+
+from lsm.chips import chip_of
+from lsm.flops import model_flops
+from lsm.train.goodput import Goodput
+from lsm.train.setup import Setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+    """Turns steps per second into FLOP/s and their share of the peak.
+
+    Attributes:
+      flops: model FLOPs of one step, over all devices; see `lsm.flops.model_flops`.
+      devices: how many work on it.
+      peak: bfloat16 FLOP/s that one device has at best; None where that is not known, as on CPUs.
+    """
+
+    flops: float
+    devices: int
+    peak: float | None
+
+    @classmethod
+    def of(cls, setup: Setup) -> "Throughput":
+        """Traces the loss once, for a whole batch: some tens of milliseconds."""
+        experiment, state = setup.experiment, setup.program.abstract_state
+        rows = experiment.train.batch_size
+        batch = {
+            name: jax.ShapeDtypeStruct((rows, *column.shape[1:]), column.dtype)
+            for name, column in setup.train.batch_at(0).items()
+        }
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        flops = model_flops(experiment.task.loss, state.params, state.model_state, batch, key)
+        devices = setup.program.mesh.devices
+        chip = chip_of(devices.flat[0].device_kind)
+        return cls(flops.total, devices.size, chip and chip.flops)
+
+    def figures(self, steps_per_sec: float) -> dict[str, float]:
+        """Returns model TFLOP/s of each device, and where the peak is known "mfu", 0 to 1."""
+        flops_per_sec = self.flops * steps_per_sec / self.devices
+        figures = {"tflops_per_sec_per_device": flops_per_sec / 1e12}
+        if self.peak:
+            figures["mfu"] = flops_per_sec / self.peak
+        return figures
+
+    def summary(self, goodput: Goodput, replayed: int, steps: int) -> dict[str, float]:
+        """Returns the figures of a whole run: `result.json` holds them, and its row "goodput".
+
+        Args:
+          goodput: what the time went into.
+          replayed: steps that kills undid.
+          steps: steps that the model is made of.
+
+        Returns:
+          "goodput", the share of useful steps; "wall_time"; the seconds of each kind as
+          "steps_seconds", "input_seconds", ...; "replayed_steps"; and over steps and input together
+          "steps_per_sec" and `figures`.
+        """
+        times = {f"{kind}_seconds": s for kind, s in dataclasses.asdict(goodput).items()}
+        summary = {"goodput": goodput.share, "wall_time": goodput.total} | times
+        summary["replayed_steps"] = replayed
+        if goodput.steps:
+            speed = steps / (goodput.steps + goodput.input)
+            summary |= {"steps_per_sec": speed} | self.figures(speed)
+        return summary

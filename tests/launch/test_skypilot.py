@@ -1,0 +1,113 @@
+"""launch.skypilot: its task files, and what their `run` does on a node."""
+
+import os
+import pathlib
+import subprocess
+
+import golden
+import pytest
+import yaml
+
+from launch import skypilot
+from launch.command import LaunchError, perform
+from launch.skypilot import SkyPilot
+
+ROOT = pathlib.Path(__file__).parents[2]
+DIGITS = ("python", "-m", "experiments.digits", "--config=experiments/configs/digits/cnn.py")
+WORDS = (*DIGITS, "--workdir=/runs/a b", '--config.data.test=it\'s "$(HOME) 50 %"')
+JOBS = {
+    "gpus": SkyPilot(accelerators="H100:8", nodes=2, bucket="gs://my-runs", spot=True),
+    "one_gpu": SkyPilot(
+        accelerators="L4", bucket="s3://my-runs/lsm", infra="aws/us-east-1", managed=False,
+        setup="pip install '.[wandb]'", file="tasks/one.yaml",
+    ),
+    "tpu": SkyPilot(accelerators="tpu-v5litepod-16", bucket="gs://my-runs", max_restarts=0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_dry_run_is_the_golden_one(name, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    perform(skypilot.plan(JOBS[name], WORDS), dry_run=True)
+    text = capsys.readouterr().out
+    golden.compare(f"skypilot_{name}.sh", text)
+    golden.check_shell(text)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_structure(name):
+    """The fields of SkyPilot's YAML; checked by hand with the schema of SkyPilot 0.14.1."""
+    job = JOBS[name]
+    write, launch = skypilot.plan(job, WORDS)
+    task = yaml.safe_load(write.text)
+    assert set(task) == {"name", "workdir", "num_nodes", "resources", "file_mounts", "setup", "run"}
+    assert task["num_nodes"] == job.nodes
+    assert task["resources"]["accelerators"] == job.accelerators
+    assert task["resources"]["use_spot"] == job.spot
+    assert ("job_recovery" in task["resources"]) == job.managed
+    assert task["file_mounts"] == {
+        "/runs": {"source": job.bucket, "mode": "MOUNT_CACHED" if name == "one_gpu" else "MOUNT"}
+    }
+    golden.check_shell(task["setup"])
+    golden.check_shell(task["run"])
+    assert launch.words[-1] == write.path
+    assert launch.words[:3] == (
+        ("sky", "jobs", "launch") if job.managed else ("sky", "launch", "--cluster")
+    )
+
+
+def run_on_a_node(tmp_path, status, name="gpus", finished=False, **env):
+    """Runs the task's `run` with a python that records its words; returns status and words."""
+    (tmp_path / "python").write_text(
+        f'#!/bin/bash\nprintf "%s\\0" "$LSM_COORDINATOR" "$LSM_PROCESSES" "$LSM_PROCESS" "$@" '
+        f'> "{tmp_path}/words"\nexit {status}\n'
+    )
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "a b").mkdir()
+    if finished:
+        (tmp_path / "a b/result.json").write_text("{}")
+    text = yaml.safe_load(skypilot.plan(JOBS[name], WORDS)[0].text)["run"]
+    text = text.replace("/runs/", f"{tmp_path}/")
+    done = subprocess.run(
+        ["bash", "-e", "-c", text],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **env},
+    )
+    return done.returncode, (tmp_path / "words").read_text().split("\0")[:-1]
+
+
+@pytest.mark.parametrize(
+    ("status", "finished", "expected"), [(0, True, 0), (0, False, 75), (1, False, 1)]
+)
+def test_a_node_tells_finished_from_interrupted(tmp_path, status, finished, expected):
+    nodes = {
+        "SKYPILOT_NODE_IPS": "10.0.0.4\n10.0.0.5",
+        "SKYPILOT_NUM_NODES": "2",
+        "SKYPILOT_NODE_RANK": "1",
+    }
+    ended, words = run_on_a_node(tmp_path, status, finished=finished, **nodes)
+    assert ended == expected
+    given = [word.replace("/runs/", f"{tmp_path}/") for word in WORDS[1:]]
+    assert words == ["10.0.0.4:8476", "2", "1", *given]
+
+
+@pytest.mark.parametrize(("nodes", "coordinator"), [("1", ""), ("4", "auto")])
+def test_hosts_of_a_tpu_slice_find_each_other(tmp_path, nodes, coordinator):
+    _, words = run_on_a_node(tmp_path, 0, "tpu", SKYPILOT_NUM_NODES=nodes)
+    assert words[:3] == [coordinator, "", ""]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"accelerators": "H100 x 8"}, "--accelerators: 'H100 x 8' given; NAME or NAME:COUNT"),
+        ({"accelerators": "tpu-v6e-16", "nodes": 2}, "--nodes: a TPU slice is one node"),
+        ({"bucket": "my-runs"}, "--bucket: 'my-runs' given; a URL such as gs://NAME"),
+        ({"bucket": "s3://my-runs", "nodes": 2}, "--bucket: .* several hosts need gs://NAME"),
+        ({"mount": "runs"}, "--mount: 'runs' given; an absolute folder is needed"),
+        ({"mount": "/b"}, "--workdir: '/runs/a b' is not inside '/b', where --bucket is mounted"),
+        ({"name": "A.b"}, "--name: 'A.b' given; .* Did you mean 'a-b'"),
+    ],
+)
+def test_flags_that_cannot_be(flags, message):
+    with pytest.raises(LaunchError, match=message):
+        skypilot.plan(SkyPilot(**{"accelerators": "L4", "bucket": "gs://b", **flags}), WORDS)
