@@ -13,12 +13,14 @@ from lsm import flags as config_flags
 from lsm.config import Experiment
 from lsm.errors import ConfigError, LsmError, listed, nearest
 from lsm.report import Result
-from lsm.train import evaluate_run, fit
+from lsm.train import evaluate_run, fit, state_table
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, FILE.py or FILE.py:arg")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default runs/NAME")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "where datasets are; default TFDS's own place")
-_MODE = flags.DEFINE_string("mode", "train", "train, or eval: evaluate the run in --workdir")
+_MODE = flags.DEFINE_string(
+    "mode", "train", "train; eval: evaluate the run in --workdir; or table: print where arrays go"
+)
 _HELP = flags.DEFINE_bool("config_help", False, "print every field of the config, and exit")
 _CHANGE = flags.DEFINE_bool("allow_config_change", False, "continue a run with another config")
 _PROFILE = flags.DEFINE_string("profile", "", "FIRST:LAST steps to trace into WORKDIR/profile")
@@ -99,6 +101,8 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
     elif _MODE.value == "eval":
         step, figures = evaluate_run(experiment, workdir, data_dir=_DATA_DIR.value)
         print(f"{experiment.name}: step {step}, {summary(figures)}")
+    elif _MODE.value == "table":
+        print(state_table(experiment, _DATA_DIR.value))
     elif _MODE.value == "train":
         result = fit(
             experiment,
@@ -109,8 +113,8 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
         )
         print(_closing_line(experiment, result, workdir))
     else:
-        hint = nearest(_MODE.value, ("train", "eval"))
-        raise ConfigError(f"--mode: {_MODE.value!r} given; allowed: train, eval.{hint}")
+        hint = nearest(_MODE.value, ("train", "eval", "table"))
+        raise ConfigError(f"--mode: {_MODE.value!r} given; allowed: train, eval, table.{hint}")
 
 
 def _join() -> None:

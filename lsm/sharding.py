@@ -257,9 +257,17 @@ def table(tree: Any, shardings: Any) -> list[tuple[str, tuple[int, ...], str, st
     rows = []
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
         local = math.prod(sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-        spec = ", ".join(map(str, sharding.spec)) or "replicated"
+        spec = _spelled(sharding.spec, sharding.mesh)
         rows.append((path_name(path), leaf.shape, str(leaf.dtype), spec, local))
     return rows
+
+
+def _spelled(spec: PartitionSpec, mesh: jax.sharding.Mesh) -> str:
+    """The axes of more than one way, dimension by dimension: "None, fsdp, tensor"."""
+    entries = [
+        " x ".join(axis for axis in axis_names(entry) if mesh.shape[axis] > 1) for entry in spec
+    ]
+    return ", ".join(entry or "None" for entry in entries) if any(entries) else "replicated"
 
 
 def _spec(

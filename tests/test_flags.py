@@ -25,6 +25,7 @@ def experiment(**changes):
         "data": Data(source=Digits()),
         "optimizer": Adam(learning_rate=1e-3, groups=(Group("Dense_0", 0.5),)),
         "train": Train(epochs=2),
+        "mesh": Mesh(rules=(Rule(".*"),)),
     }
     return Experiment(**fields | changes)
 

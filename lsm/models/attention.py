@@ -12,18 +12,19 @@ ATTENTION = "attention"
 """Name of the kernel's results, for rematerialisation policies."""
 
 
-def rotate(x_BxTxHxK: jax.Array, theta: float | jax.Array) -> jax.Array:
-    """Turns pairs (i, i + K/2) of each head by position x theta^(-2i/K): RoPE, arXiv:2104.09864.
+def rotate(x: jax.Array, theta: float | jax.Array) -> jax.Array:
+    """Turns pairs (i, i + K/2) of heads (B, T, ..., K) by position x theta^(-2i/K).
 
-    This is the order of pairs that Hugging Face's checkpoints have.
+    Rotary positions, arXiv:2104.09864, in the order of pairs of Hugging Face's checkpoints.
     """
-    _, t, _, k = x_BxTxHxK.shape
+    t, k = x.shape[1], x.shape[-1]
     frequency = theta ** (-jnp.arange(0, k, 2, dtype=jnp.float32) / k)
-    angle_Tx1xP = (jnp.arange(t, dtype=jnp.float32)[:, None] * frequency)[:, None]
-    cos, sin = jnp.cos(angle_Tx1xP), jnp.sin(angle_Tx1xP)
-    a, b = jnp.split(x_BxTxHxK.astype(jnp.float32), 2, axis=-1)
+    angle_TxP = jnp.arange(t, dtype=jnp.float32)[:, None] * frequency
+    angle = angle_TxP.reshape(t, *[1] * (x.ndim - 3), k // 2)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return rotated.astype(x_BxTxHxK.dtype)
+    return rotated.astype(x.dtype)
 
 
 def capped(x: jax.Array, cap: float | None) -> jax.Array:
@@ -37,6 +38,7 @@ def attend(
     v_BxTxGxK: jax.Array,
     *,
     window: int | None = None,
+    unbounded: jax.Array | bool | None = None,
     softcap: float | None = None,
     drop: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
@@ -51,6 +53,7 @@ def attend(
       k_BxTxGxK: keys.
       v_BxTxGxK: values.
       window: how many positions a query sees, itself the last of them; None for all.
+      unbounded: boolean scalar, not known before it runs: whether to see all in spite of `window`.
       softcap: bound of the scores; see `capped`.
       drop: dropout of the attention weights.
     """
@@ -58,6 +61,14 @@ def attend(
     k_BxTxGxK, v_BxTxGxK = (
         constrain(x, BATCH_AXES, None, "tensor", None) for x in (k_BxTxGxK, v_BxTxGxK)
     )
+    local = functools.partial(_attend, softcap=softcap, drop=drop, window=window)
+    qkv = (q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK)
+    if window is None or unbounded is None:
+        return local(*qkv)
+    return jax.lax.cond(unbounded, functools.partial(local, window=None), local, *qkv)
+
+
+def _attend(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, *, window, softcap, drop) -> jax.Array:
     plain = functools.partial(_plain, window=window, softcap=softcap, drop=drop)
     if drop is None and _fits_kernel(q_BxTxGxQxK):
         kernel = functools.partial(_splash, window=window, softcap=softcap)

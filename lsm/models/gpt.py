@@ -3,109 +3,21 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lsm.axes import BATCH_AXES, Fsdp, Layout, Rule, constrain, unplaced, ways
-from lsm.checks import require, require_sizes
-from lsm.errors import ConfigError, MeshError
+from lsm.errors import MeshError
 from lsm.models.attention import attend, capped, rotate
-from lsm.models.experts import ExpertDense, Experts, combine, dispatch, route
+from lsm.models.decoder import Decoder
+from lsm.models.experts import ExpertDense, combine, dispatch, route
 from lsm.models.initializers import Gaussian
-from lsm.models.layers import Dtype, dot_rows
+from lsm.models.layers import dot_rows
 from lsm.models.pipeline import run_layers
-from lsm.models.remat import Remat, rematerialised
-
-
-class Decoder(nn.Module):
-    """Hyper-parameters of the model, which its blocks share.
-
-    Attributes:
-      vocabulary: number of tokens.
-      layers: number of blocks.
-      heads: query heads.
-      width: size D of the residual stream.
-      context: longest sequence.
-      kv_heads: heads of keys and values, each shared by heads / kv_heads queries; None is `heads`.
-      head_width: size of a head; None is width / heads.
-      hidden: size of the MLP's hidden layer; None is 4 x width.
-      positions: "learned", or "rotary" (arXiv:2104.09864).
-      theta: base of the rotary frequencies.
-      window: positions that a token sees, itself among them; None is all.
-      global_every: with a window, every so many-th block sees all; 0 for none.
-      global_theta: base of the rotary frequencies in those blocks; None is `theta`.
-      norm: "layer" norm or "rms" norm.
-      epsilon: added to the variance in norms.
-      post_norm: norms also after attention and MLP, before the residual (Gemma).
-      qk_norm: RMS norms on queries and keys (Qwen 3, Gemma 3).
-      mlp: "gelu", or gated: "swiglu" or "geglu" (arXiv:2002.05202).
-      bias: biases in dense layers and layer norms: True, False, or "qkv" alone (Qwen 2).
-      tied: logits from the embedding's own table.
-      scale_embedding: multiply embeddings by sqrt(width) (Gemma).
-      attention_softcap: bound of attention scores (Gemma 2); None for none.
-      logit_softcap: bound of logits (Gemma 2); None for none.
-      experts: a mixture of experts instead of the MLP.
-      dropout: dropout after the embedding, on attention weights and on what each block adds.
-      unroll: blocks compiled out in each turn of the loop over them: more are faster on a CPU and
-        slower to compile.
-      remat: what the backward pass computes again: "none", "dots", "full" or "offload"; see
-        `lsm.models.remat`.
-      dtype: dtype of the computation; logits are float32.
-    """
-
-    vocabulary: int
-    layers: int = 4
-    heads: int = 4
-    width: int = 128
-    context: int = 64
-    kv_heads: int | None = None
-    head_width: int | None = None
-    hidden: int | None = None
-    positions: Literal["learned", "rotary"] = "learned"
-    theta: float = 10_000.0
-    window: int | None = None
-    global_every: int = 0
-    global_theta: float | None = None
-    norm: Literal["layer", "rms"] = "layer"
-    epsilon: float = 1e-6
-    post_norm: bool = False
-    qk_norm: bool = False
-    mlp: Literal["gelu", "swiglu", "geglu"] = "gelu"
-    bias: bool | Literal["qkv"] = False
-    tied: bool = True
-    scale_embedding: bool = False
-    attention_softcap: float | None = None
-    logit_softcap: float | None = None
-    experts: Experts | None = None
-    dropout: float = 0.0
-    unroll: int = 1
-    remat: Remat = "none"
-    dtype: Dtype = "float32"
-
-    def __post_init__(self):
-        require_sizes(self, "vocabulary", "layers", "heads", "width", "context", "unroll")
-        require(self, dropout="[0, 1)", window="[1, inf)", global_every="[0, inf)")
-        require(self, kv_heads="[1, inf)", head_width="[1, inf)", hidden="[1, inf)")
-        if self.head_width is None and self.width % self.heads:
-            raise ConfigError(f"heads: {self.heads} does not divide width {self.width}.")
-        if self.heads % (self.kv_heads or self.heads):
-            raise ConfigError(f"kv_heads: {self.kv_heads} does not divide heads {self.heads}.")
-        super().__post_init__()
-
-    def normalise(self, name: str | None = None) -> nn.Module:
-        """Returns a norm; a layer norm's variance takes two passes, exact and fast on a CPU."""
-        if self.norm == "rms":
-            return nn.RMSNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)
-        return nn.LayerNorm(
-            epsilon=self.epsilon,
-            use_bias=self.bias is True,
-            dtype=self.dtype,
-            use_fast_variance=False,
-            name=name,
-        )
+from lsm.models.remat import rematerialised
 
 
 class GPT(Decoder):
@@ -168,7 +80,10 @@ class GPT(Decoder):
         x_BxTxD, balance_B = self._run_blocks(x_BxTxD, train)
         if self.experts and not self.is_initializing():
             self.sow("losses", "balance", self.experts.balance * balance_B / self.layers)
-        return self.norm_f(x_BxTxD)
+        # Stages that are done with the layers share the rest of the work, by rows.
+        everyone = (*BATCH_AXES, "pipeline")
+        rows = everyone if x_BxTxD.shape[0] % ways(*everyone) == 0 else BATCH_AXES
+        return self.norm_f(constrain(x_BxTxD, rows, "sequence", None))
 
     def logits(self, x_BxTxD: jax.Array) -> jax.Array:
         """Maps features to float32 logits (B, T, vocabulary)."""
@@ -249,25 +164,22 @@ class Block(Decoder):
         q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK = qkv[..., :q, :], qkv[..., q, :], qkv[..., q + 1, :]
         if self.qk_norm:
             norm = functools.partial(nn.RMSNorm, epsilon=self.epsilon, dtype=self.dtype)
-            q_BxTxGxQxK, k_BxTxGxK = (
-                norm(name="q_norm")(q_BxTxGxQxK),
-                norm(name="k_norm")(k_BxTxGxK),
-            )
+            q_BxTxGxQxK = norm(name="q_norm")(q_BxTxGxQxK)
+            k_BxTxGxK = norm(name="k_norm")(k_BxTxGxK)
         if self.positions == "rotary":
             theta = self.theta
             if self.global_theta is not None:
                 theta = jnp.where(is_global, self.global_theta, theta)
-            q_BxTxHxK = rotate(q_BxTxGxQxK.reshape(b, t, -1, k), theta)
-            q_BxTxGxQxK, k_BxTxGxK = q_BxTxHxK.reshape(b, t, g, q, k), rotate(k_BxTxGxK, theta)
-        attention = functools.partial(
-            attend, softcap=self.attention_softcap, drop=drop if train and self.dropout else None
+            q_BxTxGxQxK, k_BxTxGxK = rotate(q_BxTxGxQxK, theta), rotate(k_BxTxGxK, theta)
+        y_BxTxGxQxK = attend(
+            q_BxTxGxQxK * k**-0.5,
+            k_BxTxGxK,
+            v_BxTxGxK,
+            window=self.window,
+            unbounded=is_global,
+            softcap=self.attention_softcap,
+            drop=drop if train and self.dropout else None,
         )
-        qkv = (q_BxTxGxQxK * k**-0.5, k_BxTxGxK, v_BxTxGxK)
-        local = functools.partial(attention, window=self.window)
-        if self.window is None or is_global is None:
-            y_BxTxGxQxK = local(*qkv)
-        else:
-            y_BxTxGxQxK = jax.lax.cond(is_global, attention, local, *qkv)
         y_BxTxE = y_BxTxGxQxK.reshape(b, t, self.heads * k)
         return self._dense(d, "out", residual=True)(y_BxTxE)
 

@@ -211,6 +211,8 @@ def _check_shared(workdir: pathlib.Path) -> None:
         return
     mark = workdir / distributed.share("the claim of the workdir", f".claim-{secrets.token_hex(8)}")
     if distributed.is_first():
+        for old in workdir.glob(".claim-*"):  # of a run that was killed right here
+            old.unlink()
         atomic_write(mark, b"")
     distributed.wait_for_all("the claim of the workdir")
     seen = mark.exists()

@@ -181,7 +181,7 @@ def test_a_diverging_parameter_is_never_saved(tmp_path):
         ({"mesh": Mesh(data=3)}, MeshError, "does not fit 8 cpu device"),
         ({"train": Train(steps=1, batch_size=60)}, MeshError, "train.batch_size: 60 does not divide"),
         ({"mesh": Mesh(rules=(Rule("kernel$", (None, "model")), Rule(".*"),))}, MeshError, "axis 'model' for 'params/Dense_0/kernel' is not in the mesh"),
-        ({"mesh": Mesh(data=1, fsdp=8, rules=(Rule("Dense_1/kernel$", (None, "fsdp")), Rule(".*")))}, MeshError, "dimension 1 of .* is 10, which fsdp = 8 does not divide"),
+        ({"mesh": Mesh(data=1, fsdp=8, rules=(Rule("Dense_1/kernel$", (None, "fsdp")), Rule(".*")))}, MeshError, "fsdp=8 does not divide dimension 1 of .*, which is 10"),
         ({"mesh": Mesh(rules=(Rule("kernel$"),))}, MeshError, "no rule matches 'params/Dense_0/bias'"),
         ({"task": Classification(model=MLP(outputs=5))}, DataError, "a label of 9 where the model has 5 outputs"),
         ({"task": Classification(model=MLP(), label="lable")}, DataError, "no column 'lable'.*Did you mean 'label'"),

@@ -123,6 +123,7 @@ def test_every_layout_equals_one_device(model, layout, capfd):
     allowed = {
         ("fsdp",): 4 * 4 * D * D * (4 if model == "experts" else 1),  # a layer's largest parameter
         ("sequence",): 4 * rows * D,  # keys, values or tokens of a device's rows
+        ("pipeline",): 4 * 2 * rows * D,  # the gradient of what leaves the last stage, once
     }
     for kind, axes, size in found:
         # Else no more than one number of each device for each token, as for the largest logit.
