@@ -1,0 +1,185 @@
+"""Tables of plans for the docs, made by `launch.plan` and never typed.
+
+    python -m benchmarks.plans run                  # every case below; minutes each
+    python -m benchmarks.plans run llama_8b_fsdp    # one of them
+    python -m benchmarks.plans write docs/scale.md
+
+`run` keeps each plan as `benchmarks/plans/NAME.json`, to be committed. `write` fills every place
+that a document gives for a table, one row for each name:
+
+    <!-- plans:llama_8b_fsdp, llama_8b_tensor -->
+    <!-- /plans -->
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lsm.errors import DataError, LsmError, listed, nearest
+from lsm.files import atomic_write
+
+RECORDS = Path(__file__).with_suffix("")
+_TABLE = re.compile(r"^<!-- plans:(.*?) -->\n(.*?)^<!-- /plans -->$", re.DOTALL | re.MULTILINE)
+_COLUMNS = ("plan", "chips", "memory a chip", "sent a chip", "step", "MFU", "tokens/s", "USD")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One plan.
+
+    Attributes:
+      title: first column of its row.
+      config: name of a file in experiments/configs/gpt.
+      topology: what it is planned for.
+      changes: overrides of the config.
+      slices: slices of the topology.
+    """
+
+    title: str
+    config: str
+    topology: str
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    slices: int = 1
+
+    def command(self) -> list[str]:
+        """Returns the arguments of `python -m launch.plan`."""
+        slices = [f"--slices={self.slices}"] if self.slices > 1 else []
+        return [
+            f"--config=experiments/configs/gpt/{self.config}.py",
+            f"--topology={self.topology}",
+            *slices,
+            *(f"--config.{path}={value}" for path, value in self.changes.items()),
+        ]
+
+
+CASES = {
+    "gpt2_124m": Case("GPT-2 124M, data parallel", "gpt2_124m", "v5e:4x4"),
+    "llama_1b": Case("1B, FSDP", "llama_1b", "v5e:4x4"),
+    "llama_8b": Case("8B, FSDP 256", "llama_8b", "v6e:16x16"),
+    "llama_8b_tensor": Case(
+        "8B, FSDP 64 x tensor 4",
+        "llama_8b",
+        "v6e:16x16",
+        {"mesh.fsdp": 64, "mesh.tensor": 4},
+    ),
+    "llama_8b_slices": Case(
+        "8B, FSDP 256 in each of 2 slices",
+        "llama_8b",
+        "v6e:16x16",
+        {"mesh.data": 2, "mesh.fsdp": 256},
+        slices=2,
+    ),
+    "llama_70b": Case("70B, FSDP 512", "llama_70b", "v5p:8x8x8"),
+    "llama_70b_tensor": Case(
+        "70B, FSDP 64 x tensor 8",
+        "llama_70b",
+        "v5p:8x8x8",
+        {"mesh.fsdp": 64, "mesh.tensor": 8},
+    ),
+    "mixtral_8x7b": Case("8x7B, FSDP 16 x expert 8", "mixtral_8x7b", "v5p:4x4x8"),
+}
+
+
+def run(name: str) -> None:
+    """Plans a case and keeps the plan; raises DataError where that fails."""
+    command = CASES[name].command()
+    target = RECORDS / f"{name}.json"
+    target.parent.mkdir(exist_ok=True)
+    done = subprocess.run([sys.executable, "-m", "launch.plan", *command, f"--json={target}"])
+    if done.returncode not in (0, 2):  # 2: it does not fit, which is a plan too
+        raise DataError(f"{name}: launch.plan ended with status {done.returncode}.")
+
+
+def table(names: Sequence[str]) -> str:
+    """Returns the rows of plans as Markdown."""
+    lines = ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
+    lines += ["| " + " | ".join(_row(name)) + " |" for name in names]
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str) -> list[str]:
+    plan = json.loads((RECORDS / f"{name}.json").read_text())
+    title, chips = CASES[name].title, f"{plan['machine']['chips']} {plan['machine']['chip']}"
+    if plan["refusal"]:
+        needed = plan["refusal"]["needed"]
+        return [title, chips, f"does not fit: {_bytes(needed)}" if needed else "does not fit"] + [
+            "-"
+        ] * 5
+    memory, projection = plan["memory"], plan["projection"]
+    total = sum(value for key, value in memory.items() if key in _PARTS)
+    sent = sum(one["bytes"] * one["times"] for one in plan["collectives"])
+    fast, slow = projection["step_seconds"]
+    mfu = [f"{100 * value:.0f}" for value in projection["mfu"]]
+    tokens = [f"{value:,.0f}" for value in projection["tokens_per_second"]]
+    usd = [f"{value:,.0f}" for value in projection["usd"] or ()]
+    return [
+        title,
+        chips,
+        f"{_bytes(total)} of {_bytes(memory['available'])}",
+        _bytes(sent),
+        f"{fast:.3g} to {slow:.3g} s",
+        f"{mfu[1]} to {mfu[0]} %",
+        f"{tokens[1]} to {tokens[0]}",
+        f"{usd[0]} to {usd[1]}" if usd else "-",
+    ]
+
+
+_PARTS = (
+    "parameters",
+    "optimizer_state",
+    "other_state",
+    "batch",
+    "padding",
+    "results",
+    "temporaries",
+    "code",
+)
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def filled(document: Path) -> str:
+    """Returns the text of `document` with every table as the plans have it now.
+
+    Raises:
+      DataError: a table names a plan that is not there.
+    """
+
+    def fill(place: re.Match) -> str:
+        names = re.split(r"[,\s]+", place[1].strip())
+        for name in names:
+            if not (RECORDS / f"{name}.json").is_file():
+                raise DataError(f"{document}: plans:{name} is not there; run it first.")
+        return f"<!-- plans:{place[1]} -->\n{table(names)}<!-- /plans -->"
+
+    return _TABLE.sub(fill, document.read_text())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs `run` or `write`; exits with status 1 and one line where it cannot."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plans")
+    parser.add_argument("verb", choices=("run", "write"))
+    parser.add_argument("names", nargs="*", help="cases to run, or documents to write")
+    given = parser.parse_args(arguments)
+    try:
+        if given.verb == "run":
+            for name in given.names or CASES:
+                if name not in CASES:
+                    raise DataError(f"{name}: no such case; {listed(CASES)}.{nearest(name, CASES)}")
+                run(name)
+        for document in map(Path, given.names if given.verb == "write" else ()):
+            atomic_write(document, filled(document).encode())
+    except LsmError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
