@@ -82,6 +82,12 @@ CASES = {
         "v5p:8x8x8",
         {"mesh.fsdp": 64, "mesh.tensor": 8},
     ),
+    "llama_70b_data": Case(
+        "70B, data 8 x FSDP 64",
+        "llama_70b",
+        "v5p:8x8x8",
+        {"mesh.data": 8, "mesh.fsdp": 64},
+    ),
     "mixtral_8x7b": Case("8x7B, FSDP 16 x expert 8", "mixtral_8x7b", "v5p:4x4x8"),
 }
 

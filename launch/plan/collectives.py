@@ -1,0 +1,252 @@
+"""Collectives of a compiled module: over which mesh axes, how many bytes, and how long at least.
+
+The formulas are those of rings and tori in Austin et al., "How to Scale Your Model" (2025),
+chapters 3 and 5: bandwidth alone, and a microsecond a hop where that is longer.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import numpy as np
+
+from launch.plan.costs import kind_of_collective
+from launch.plan.hlo import Computation, Instruction, Module
+from launch.plan.loops import executed
+from launch.plan.report import Collective
+from lsm.chips import Chip
+
+HOP = 1e-6
+"""Seconds that a message takes to the next chip."""
+
+
+_MEGASCALE = {
+    name.upper().replace("-", "_"): name
+    for name in ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A collective instruction and where it stands.
+
+    Attributes:
+      kind: one of `launch.plan.costs.COLLECTIVES`' values.
+      bytes: of the gathered or reduced whole; of what is sent for the other kinds.
+      groups: partition numbers of each group; (source, target) pairs of a permutation; () for
+        what goes from slice to slice.
+      overlapped: it is started here and awaited elsewhere.
+      times: in a step.
+    """
+
+    kind: str
+    bytes: int
+    groups: tuple[tuple[int, ...], ...]
+    overlapped: bool
+    times: int
+
+
+def find(module: Module, devices: int, weight: Callable[[Computation], float]) -> list[Found]:
+    """Returns every collective that a module runs.
+
+    A TPU's asynchronous collective appears in the fusion that starts it, in those that run beside
+    it and in the one that awaits it, with one channel: it is counted once in each computation.
+    """
+    found, seen = [], set()
+    for computation, one, times, _ in executed(module, weight):
+        if one.op == "send" and (across := _across_slices(computation, one, times)):
+            found.append(across)
+        inner = module.called(one) if one.op == "fusion" else None
+        places = [(computation, one)] if inner is None else [(inner, each) for each in inner]
+        for scope, each in places:
+            kind = kind_of_collective(each.op)
+            if kind is None:
+                continue
+            place = (computation.name, kind, each.attribute("channel_id") or each.name)
+            if place not in seen:
+                seen.add(place)
+                found.append(_found(kind, scope, each, devices, inner is not None, times))
+    return found
+
+
+def _found(
+    kind: str, scope: Computation, one: Instruction, devices: int, fused: bool, times: int
+) -> Found:
+    groups = replica_groups(one.text, devices)
+    size = sum(array.bytes for name in one.operands for array in scope[name].arrays)
+    if kind == "all-gather":
+        size *= len(groups[0])
+    scattered = kind == "all-reduce" and fused and _only_sliced(scope, one)
+    overlapped = one.op.endswith("-start") or (fused and not scattered)
+    return Found("reduce-scatter" if scattered else kind, size, groups, overlapped, times)
+
+
+def _across_slices(scope: Computation, one: Instruction, times: int) -> Found | None:
+    """Returns a collective over the data-centre network: a send to the host's own runtime."""
+    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.text)
+    if not transfer:
+        return None
+    kind = _MEGASCALE.get(transfer[1], "collective-permute")
+    return Found(kind, scope[one.operands[0]].arrays[0].bytes, (), True, times)
+
+
+def _only_sliced(scope: Computation, one: Instruction) -> bool:
+    """Whether each device keeps a part of an all-reduce alone: how a TPU scatters."""
+    users = scope.users[one.name]
+    return bool(users) and all(user.op == "dynamic-slice" for user in users)
+
+
+def replica_groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
+    """Returns the groups of a collective, in any of the four spellings of HLO.
+
+    `{{0,1},{2,3}}`, `[2,2]<=[4]` or `[2,2]<=[2,2]T(1,0)` (iota, reshaped and transposed),
+    `mesh['a'=2,'b'=2] {'b'}`, and for permutations `source_target_pairs={{0,1},{1,0}}`.
+    """
+    pairs = re.search(r"(?:source_target_pairs|replica_groups)=\{(\{[\d,{} ]*\})?\}", text)
+    if pairs:
+        groups = re.findall(r"\{([\d, ]+)\}", pairs[1] or "")
+        listed = tuple(tuple(int(n) for n in group.split(",")) for group in groups)
+        return listed or (tuple(range(devices)),)
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if iota:
+        shape, source, order = (_ints(part or "") for part in iota.groups())
+        ids = np.arange(math.prod(source)).reshape(source)
+        ids = ids.transpose(order) if order else ids
+        return tuple(map(tuple, ids.reshape(shape).tolist()))
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text)
+    return _named(*named.groups()) if named else (tuple(range(devices)),)
+
+
+def _ints(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(",") if n)
+
+
+def _named(mesh: str, axes: str) -> tuple[tuple[int, ...], ...]:
+    """Groups of `'a'=2,'b'=4` along `'b'`, or along `'b':(1)2`, the first 2 ways of b's 4."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
+    shape, chosen = [], []
+    for name, size in sizes.items():
+        cuts = sorted((int(pre), int(ways)) for n, pre, ways in wanted if n == name and pre)
+        whole, done = any(n == name and not pre for n, pre, _ in wanted), 1
+        for pre, ways in cuts:
+            if pre > done:
+                shape.append(pre // done)
+            chosen.append(len(shape))
+            shape.append(ways)
+            done = pre * ways
+        if whole:
+            chosen.append(len(shape))
+        if size // done > 1 or whole:
+            shape.append(size // done)
+    rest = [n for n in range(len(shape)) if n not in chosen]
+    ids = np.arange(math.prod(shape)).reshape(shape).transpose(rest + chosen)
+    group = math.prod(shape[n] for n in chosen)
+    return tuple(map(tuple, ids.reshape(-1, group).tolist()))
+
+
+def spanned(
+    groups: Iterable[Sequence[int]], mesh: jax.sharding.Mesh
+) -> tuple[tuple[str, ...], int]:
+    """Returns the mesh axes that partition groups span, and the most slices that one spans.
+
+    A partition's number is its place in the mesh's array of devices.
+    """
+    axes, slices = set(), 1
+    for group in groups:
+        places = np.array(np.unravel_index(np.array(group), mesh.devices.shape))
+        moving = (places != places[:, :1]).any(axis=1)
+        axes.update(axis for axis, moves in zip(mesh.axis_names, moving, strict=True) if moves)
+        homes = {getattr(mesh.devices.flat[n], "slice_index", None) or 0 for n in group}
+        slices = max(slices, len(homes))
+    return tuple(axis for axis in mesh.axis_names if axis in axes), slices
+
+
+def seconds(
+    kind: str, size: float, group: int, slices: int, torus: tuple[tuple[int, bool], ...], chip: Chip
+) -> float:
+    """Returns how long one collective takes when nothing disturbs it.
+
+    Args:
+      kind: of collective.
+      size: bytes, as in `Found`.
+      group: devices in a group.
+      slices: slices that a group spans.
+      torus: (extent, whether it closes to a ring) of the group along each physical axis.
+      chip: gives the bandwidths.
+    """
+    if group <= 1:
+        return 0.0
+    within = group // slices
+    ways = sum(2 if closed else 1 for _, closed in torus) or 1
+    bandwidth = min(ways, chip.links) * chip.link_bandwidth
+    longest, closed = max(torus, default=(within, True))
+    if kind == "collective-permute":
+        return size / (chip.dcn_bandwidth if slices > 1 else chip.link_bandwidth)
+    if kind == "all-to-all":
+        inside = size * longest / (4 if closed else 2) / (2 * chip.link_bandwidth)
+        return inside + size * (slices - 1) / slices / chip.dcn_bandwidth
+    rounds = 2 if kind == "all-reduce" else 1
+    inside = rounds * size * (within - 1) / within / bandwidth
+    inside = max(inside, rounds * HOP * (within > 1) * longest / (2 if closed else 1))
+    outside = rounds * size / within * (slices - 1) / slices / chip.dcn_bandwidth
+    return inside + outside
+
+
+def _one_of_each_slice(mesh: jax.sharding.Mesh) -> tuple[int, ...]:
+    """Returns the partitions that differ from the first in nothing but the slice."""
+    slices = [getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat]
+    return tuple(slices.index(n) for n in sorted(set(slices)))
+
+
+def torus_of(
+    group: Sequence[int], mesh: jax.sharding.Mesh, chip: Chip
+) -> tuple[tuple[int, bool], ...]:
+    """Returns (extent, closes to a ring) of a group along each physical axis that it spans.
+
+    Links close where the slice is 16 long on a chip with 4 links, a multiple of 4 on one with 6.
+    """
+    devices = [mesh.devices.flat[n] for n in group]
+    if not hasattr(devices[0], "coords"):
+        return ()
+    home = getattr(devices[0], "slice_index", None)
+    inside = [d.coords for d in devices if getattr(d, "slice_index", None) == home]
+    whole = np.array([d.coords for d in mesh.devices.flat]).max(axis=0) + 1
+    spans = np.ptp(np.array(inside), axis=0) + 1
+    period = 16 if chip.links == 4 else 4
+    return tuple(
+        (int(span), bool(span == size and size % period == 0))
+        for span, size in zip(spans, whole, strict=True)
+        if span > 1
+    )
+
+
+def summarise(
+    found: Iterable[Found], mesh: jax.sharding.Mesh, chip: Chip
+) -> tuple[Collective, ...]:
+    """Returns the collectives by kind, axes and size, slowest first; `mesh` gives the axes."""
+    times = collections.Counter()
+    for one in found:
+        groups = one.groups or (_one_of_each_slice(mesh),)
+        axes, slices = spanned(groups, mesh)
+        torus = torus_of(groups[0], mesh, chip) if one.groups else ()
+        size = one.bytes * (slices if one.kind == "all-gather" and not one.groups else 1)
+        times[one.kind, axes, len(groups[0]), slices, size, one.overlapped, torus] += one.times
+    rows = [
+        Collective(
+            kind=kind,
+            axes=axes,
+            group=group,
+            slices=slices,
+            bytes=size,
+            times=count,
+            overlapped=overlapped,
+            seconds=count * seconds(kind, size, group, slices, torus, chip),
+        )
+        for (kind, axes, group, slices, size, overlapped, torus), count in times.items()
+        if group > 1
+    ]
+    return tuple(sorted(rows, key=lambda row: (-row.seconds, row.kind, row.axes, row.bytes)))

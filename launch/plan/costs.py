@@ -1,0 +1,194 @@
+"""FLOPs and bytes of the instructions of a module, fusions looked into.
+
+Conventions of XLA's own cost analysis: a multiply-add is two operations; of a convolution only
+products inside the input count, not those with its padding; a fusion reads of an argument no more
+than its slices; an update in place touches the update alone. Unlike XLA's, which counts every loop
+body once, the caller multiplies by `launch.plan.loops.executed`.
+"""
+
+import math
+import re
+
+from launch.plan.hlo import Array, Computation, Instruction, Module
+
+COLLECTIVES = {
+    "all-gather": "all-gather",
+    "all-reduce": "all-reduce",
+    "reduce-scatter": "reduce-scatter",
+    "all-to-all": "all-to-all",
+    "ragged-all-to-all": "all-to-all",
+    "collective-permute": "collective-permute",
+    "collective-broadcast": "all-gather",
+}
+"""Opcode -> kind; each may have the suffix -start."""
+
+FREE = frozenset(
+    (
+        "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "partition-id",
+        "replica-id", "after-all", "opt-barrier", "domain", "add-dependency", "while",
+        "conditional", "call", "call-start", "call-done", "async-start", "async-update",
+        "async-done", "copy-done", "slice-done", "all-gather-done", "all-reduce-done",
+        "collective-permute-done", "custom-call-update", "custom-call-done", "send", "send-done",
+        "recv", "recv-done",
+    )
+)  # fmt: skip
+"""Opcodes that do no work of their own, or whose work is counted where it starts."""
+
+
+_MARKS = frozenset(
+    (
+        "AllocateBuffer",
+        "AssumeGatherIndicesInBound",
+        "AsyncCollectiveDone",
+        "AsyncCollectiveStart",
+        "ConcatBitcast",
+        "GatherScatterIndicesBitpacked",
+        "ZeroCrop",
+    )
+)
+"""Targets of custom calls that only tell the compiler something."""
+
+
+def is_kernel(one: Instruction) -> bool:
+    """Whether an instruction calls a kernel that XLA did not write, such as Pallas's."""
+    return _target(one) == "tpu_custom_call"
+
+
+def _target(one: Instruction) -> str | None:
+    found = re.search(r'custom_call_target="([^"]*)"', one.text)
+    return found[1] if one.op == "custom-call" and found else None
+
+
+def kind_of_collective(op: str) -> str | None:
+    """Returns the kind of a collective's opcode, or None."""
+    return COLLECTIVES.get(op.removesuffix("-start"))
+
+
+def flops(module: Module, scope: Computation, one: Instruction) -> float:
+    """Returns the FLOPs of matrix products and convolutions in an instruction."""
+    if one.op == "fusion" and (inner := module.called(one)):
+        return computation_flops(module, inner)
+    if one.op == "dot":
+        lhs = _shape(scope, one.operands[0]).dims
+        depth = math.prod(lhs[d] for d in one.numbers("lhs_contracting_dims"))
+        return 2.0 * math.prod(one.arrays[0].dims) * depth
+    return _convolution(scope, one) if one.op == "convolution" else 0.0
+
+
+def computation_flops(module: Module, computation: Computation) -> float:
+    """Returns the FLOPs of everything in a computation, loops within it counted once."""
+    return sum(flops(module, computation, one) for one in computation)
+
+
+def _convolution(scope: Computation, one: Instruction) -> float:
+    """2 x result x kernel features x kernel places that fall on the input, over result places."""
+    lhs, rhs = (_shape(scope, name).dims for name in one.operands[:2])
+    result = one.arrays[0].dims
+    left, right, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.text).groups()
+    window = re.search(r"window=\{([^}]*)\}", one.text)
+    window = dict(part.split("=") for part in window[1].split()) if window else {}
+    places = 1.0
+    for n in range(len(out) - 2):
+        label = str(n)
+        places *= _pairs(
+            lhs[left.index(label)],
+            rhs[right.index(label)],
+            result[out.index(label)],
+            *(_entry(window, key, n) for key in ("pad", "stride", "lhs_dilate", "rhs_dilate")),
+        )
+    features = result[out.index("b")] * result[out.index("f")] * rhs[right.index("i")]
+    return 2.0 * features * places / int(one.attribute("batch_group_count") or 1)
+
+
+def _entry(window: dict[str, str], key: str, n: int) -> int:
+    """Returns the entry of dimension n; of a padding "low_high" the low one."""
+    if key not in window:
+        return 0 if key == "pad" else 1
+    return int(re.split(r"(?<=\d)x", window[key])[n].partition("_")[0])
+
+
+def _pairs(size, kernel, result, padding, stride, lhs_dilate, rhs_dilate) -> int:
+    """Counts (place of the result, place of the kernel) that meet an element of the input."""
+    extent = (size - 1) * lhs_dilate + 1
+    count = 0
+    for k in range(kernel):
+        first = k * rhs_dilate - padding
+        places = range(first, first + (result - 1) * stride + 1, stride)
+        if lhs_dilate == 1:  # places p with 0 <= p < extent
+            low = max(0, -(-(0 - first) // stride))
+            high = min(len(places), -(-(extent - first) // stride))
+            count += max(high - low, 0)
+        else:
+            count += sum(0 <= p < extent and p % lhs_dilate == 0 for p in places)
+    return count
+
+
+def traffic(module: Module, scope: Computation, one: Instruction) -> float:
+    """Returns the bytes that an instruction reads from and writes to HBM."""
+    if one.op in FREE:
+        return 0.0
+    if one.op == "fusion" and (inner := module.called(one)):
+        read = sum(_read(module, inner, argument) for argument in inner.parameters.values())
+        return read + _written(module, inner, inner.root)
+    if kind_of_collective(one.op) or _target(one) in _MARKS:
+        return 0.0  # the bytes of a collective go over the interconnect
+    if one.op in ("copy-start", "slice-start"):  # (one side, the other, a flag)
+        sides = one.arrays[:2]
+        return float(min(side.bytes for side in sides) * sum(side.hbm for side in sides))
+    if one.op in ("dynamic-slice", "slice", "gather"):
+        source, (result, *_) = _shape(scope, one.operands[0]), one.arrays
+        return float(result.bytes * (source.hbm + result.hbm))
+    if one.op == "dynamic-update-slice":
+        update, (result, *_) = _shape(scope, one.operands[1]), one.arrays
+        return float(update.bytes * (update.hbm + result.hbm))
+    read = [_shape(scope, name) for name in one.operands if name in scope.instructions]
+    return float(_hbm(read) + _hbm(one.arrays))
+
+
+def _hbm(arrays) -> int:
+    return sum(array.bytes for array in arrays if array is not None and array.hbm)
+
+
+def _shape(scope: Computation, name: str) -> Array | None:
+    arrays = scope[name].arrays
+    return arrays[0] if arrays else None
+
+
+def _read(module: Module, scope: Computation, one: Instruction) -> float:
+    """Bytes that a fused computation reads of `one`, an argument or a view of it."""
+    full = float(_hbm(one.arrays))
+    if not full:
+        return 0.0
+    read = 0.0
+    for user in scope.users[one.name]:
+        place = user.operands.index(one.name)
+        if user.op == "bitcast":
+            read += _read(module, scope, user)
+        elif user.op in ("dynamic-slice", "slice", "gather") and place == 0:
+            read += sum(array.bytes for array in user.arrays)
+        elif user.op == "dynamic-update-slice" and place == 0:
+            continue  # in place
+        elif user.op == "tuple" or kind_of_collective(user.op):
+            continue  # handed on
+        elif user.op == "fusion" and (inner := module.called(user)):
+            for number, name in enumerate(user.operands):
+                if name == one.name:
+                    read += _read(module, inner, inner.parameters[number])
+        else:
+            return full
+    return min(read, full)
+
+
+def _written(module: Module, scope: Computation, one: Instruction) -> float:
+    """Bytes that a fused computation writes for `one`, its root or a part of its root."""
+    if one.op == "tuple":
+        return sum(_written(module, scope, scope[name]) for name in one.operands)
+    if one.op == "bitcast" and one.arrays and one.arrays[0].hbm:
+        return _written(module, scope, scope[one.operands[0]])
+    if one.op in FREE or kind_of_collective(one.op) or not _hbm(one.arrays):
+        return 0.0
+    if one.op == "custom-call":
+        return 0.0  # the start or the end of an async collective
+    if one.op == "dynamic-update-slice":
+        return float(_shape(scope, one.operands[1]).bytes)
+    return float(_hbm(one.arrays))
