@@ -6,9 +6,11 @@ import jax
 import optax
 
 
-def in_host_memory(shardings: Any) -> Any:
-    """Returns the shardings (scalars stay) with the hosts' pinned memory in place."""
-    return jax.tree.map(lambda s: s.with_memory_kind("pinned_host") if s.spec else s, shardings)
+def in_host_memory(shardings: Any, arrays: Any) -> Any:
+    """Returns the shardings of `arrays` with the hosts' pinned memory in place; scalars stay."""
+    return jax.tree.map(
+        lambda s, x: s.with_memory_kind("pinned_host") if x.shape else s, shardings, arrays
+    )
 
 
 def in_device_memory(shardings: Any) -> Any:

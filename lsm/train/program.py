@@ -92,7 +92,8 @@ def build(
     abstract = jax.eval_shape(init)
     state = shard(abstract, mesh, rules)
     if experiment.mesh.offload:
-        state = dataclasses.replace(state, opt_state=in_host_memory(state.opt_state))
+        offloaded_state = in_host_memory(state.opt_state, abstract.opt_state)
+        state = dataclasses.replace(state, opt_state=offloaded_state)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state
     )
@@ -108,6 +109,11 @@ def build(
 
     def sums(trained: TrainState) -> TrainState:
         return checksums(jax.device_put(trained, in_device_memory(state)))
+
+    def evaluate(params: Any, model_state: Any, batch: Any) -> dict[str, Weighted]:
+        if experiment.mesh.offload:  # a moving average of the parameters is in host memory
+            params = jax.device_put(params, state.params)
+        return task.evaluate(params, model_state, batch)
 
     rows, whole = batch_sharding(mesh), replicated(mesh)
     options = {"out_shardings": whole, "mesh": mesh}
@@ -125,7 +131,9 @@ def build(
             mesh=mesh,
         ),
         evaluate=compile(
-            task.evaluate, in_shardings=(state.params, state.model_state, rows), **options
+            evaluate,
+            in_shardings=(evaluated_params(state), state.model_state, rows),
+            **options,
         ),
         finite=compile(_all_finite, in_shardings=(state.params,), **options),
         checksums=compile(sums, in_shardings=(state,), **options),

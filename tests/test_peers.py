@@ -1,0 +1,301 @@
+"""The processes of a run, here as threads: their sockets are real."""
+
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+from lsm import peers
+from lsm.errors import ProcessError
+from lsm.peers import Peers, free_port
+
+
+@pytest.fixture(autouse=True)
+def ended(monkeypatch):
+    """The lines with which processes end; of threads, they go on instead."""
+    lines, made = [], []
+    init = Peers.__init__
+
+    def remember(self, *args):
+        init(self, *args)
+        made.append(self)
+
+    monkeypatch.setattr(Peers, "__init__", remember)
+    monkeypatch.setattr(peers, "end", lines.append)
+    yield lines
+    for peer in made:
+        peer._leaving = True
+        peer._line.close()
+        peer._thread.join(5)
+
+
+def start(port, process, count, start_timeout=20.0, peer_timeout=20.0):
+    return Peers.start(
+        ("127.0.0.1", port),
+        process,
+        count,
+        start_timeout=start_timeout,
+        peer_timeout=peer_timeout,
+        jax_host="127.0.0.1",
+    )
+
+
+def together(count, function, numbers=None, **options):
+    """Calls function(peer, its number) in a thread for each process; returns what came of each."""
+    port, results = free_port(), {}
+
+    def run(number):
+        try:
+            results[number] = function(start(port, number, count, **options), number)
+        except ProcessError as error:
+            results[number] = str(error)
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in numbers or range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return [results[number] for number in sorted(results)]
+
+
+def wait_for(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
+def stranger(port):
+    """A connection that knows nothing of lsm, made as soon as there is someone to answer."""
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port))
+        except OSError:
+            time.sleep(0.02)
+
+
+def test_every_process_gets_the_values_of_all_in_order():
+    def calls(peer, number):
+        return [peer.gather("squares", number**2, 10), peer.gather("names", {"n": number}, 10)]
+
+    expected = [[0, 1, 4], [{"n": 0}, {"n": 1}, {"n": 2}]]
+    assert together(3, calls) == [expected] * 3
+
+
+def test_process_0_chooses_the_port_for_jax():
+    told = together(2, lambda peer, _: peer.coordinator)
+    assert told[0] == told[1] and told[0].startswith("127.0.0.1:")
+
+
+def test_those_who_miss_the_start_are_named():
+    told = together(4, lambda *_: "started", numbers=[0, 2], start_timeout=1)
+    assert told == ["waited 1 s at the start: processes 1, 3 of 4 are missing"] * 2
+
+
+def test_a_missing_process_0_is_named():
+    (told,) = together(2, lambda *_: "started", numbers=[1], start_timeout=0.5)
+    assert "process 1 of 2 waited 0.5 s: process 0 is missing, nothing answers at" in told
+
+
+def test_a_number_given_twice_is_an_error_everywhere():
+    port, told = free_port(), []
+
+    def run(number):
+        try:
+            start(port, number, 3)
+        except ProcessError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in (0, 1, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert told == ["two processes have --process=1"] * 3
+
+
+def test_different_counts_are_an_error():
+    port, told = free_port(), {}
+
+    def run(number, count):
+        try:
+            start(port, number, count)
+        except ProcessError as error:
+            told[number] = str(error)
+
+    threads = [threading.Thread(target=run, args=pair) for pair in ((0, 2), (1, 3))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert told[0] == "process 0 counts 2 processes, and process 1 3"
+
+
+def test_a_taken_port_is_an_error():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(ProcessError, match="cannot be opened on process 0: Address already"):
+            start(other.getsockname()[1], 0, 2)
+
+
+def test_strangers_on_the_port_do_no_harm():
+    port, results = free_port(), []
+
+    def run(number):
+        results.append(start(port, number, 2).gather("x", number, 10))
+
+    threads = [threading.Thread(target=run, args=(0,))]
+    threads[0].start()
+    for words in (b"GET / HTTP/1.1\r\n\r\n", b'{"kind": "hello"}\n', b"[]\n", b"7\n", b""):
+        stranger(port).sendall(words)
+    time.sleep(0.5)
+    threads.append(threading.Thread(target=run, args=(1,)))
+    threads[1].start()
+    for thread in threads:
+        thread.join(30)
+    assert results == [[0, 1]] * 2
+
+
+@pytest.mark.parametrize("asking", [0, 1, 2])
+def test_all_stop_after_the_same_step(asking):
+    """Each takes its own time for a step, and no step is waited for but at the end."""
+
+    def loop(peer, number):
+        peer.begin_loop()
+        for step in range(1, 10_000):
+            time.sleep(0.001 * (1 + number))
+            if number == asking and step == 50:
+                peer.ask_to_stop()
+            if peer.stops_after(step):
+                return step
+        return None
+
+    steps = together(3, loop)
+    assert len(set(steps)) == 1 and 50 < steps[0] < 1000
+
+
+def test_a_stop_that_is_asked_for_before_others_begin_their_loop_holds_there_too():
+    def loop(peer, number):
+        if number == 1:
+            time.sleep(1)
+        peer.begin_loop()
+        for step in range(1, 10_000):
+            time.sleep(0.001)
+            if number == 0 and step == 10:
+                peer.ask_to_stop()
+            if peer.stops_after(step):
+                return step
+        return None
+
+    steps = together(2, loop)
+    assert steps[0] == steps[1] > 10
+
+
+def test_the_next_loop_is_not_stopped_by_the_last_ones_agreement():
+    def loops(peer, number):
+        stopped = []
+        for _ in range(2):
+            peer.begin_loop()
+            if number == 0 and not stopped:
+                peer.ask_to_stop()
+            stopped.append(
+                [peer.stops_after(step) for step in range(1, 200) if not time.sleep(0.001)]
+            )
+            peer.gather("the end of the loop", None, 10)
+        return [any(flags) for flags in stopped]
+
+    assert together(2, loops) == [[True, False]] * 2
+
+
+def test_who_does_not_come_is_named_everywhere(ended):
+    def late(peer, number):
+        if number == 1:
+            time.sleep(2)
+        else:
+            peer.gather("the checkpoint", None, 0.5)
+
+    def run():
+        together(2, late)
+
+    threading.Thread(target=run, daemon=True).start()
+    wait_for(lambda: len(ended) == 2)
+    assert sorted(ended) == [
+        "error: process 0 of 2 stops, because it waited 0.5 s at the checkpoint: "
+        "process 1 of 2 is missing",
+        "error: process 1 of 2 stops, because process 0 of 2 failed: waited 0.5 s at the "
+        "checkpoint: process 1 of 2 is missing",
+    ]
+
+
+def hand_made(port, number, count):
+    """A process that says who it is, and then what it is told to."""
+    connection = stranger(port)
+    hello = {"kind": "hello", "process": number, "count": count}
+    connection.sendall(json.dumps(hello).encode() + b"\n")
+    return connection
+
+
+def test_a_process_that_goes_without_a_word_ends_the_others_at_once(ended):
+    port = free_port()
+    connections = []
+    maker = threading.Thread(target=lambda: connections.append(hand_made(port, 1, 2)))
+    maker.start()
+    start(port, 0, 2)
+    maker.join()
+    began = time.monotonic()
+    connections[0].close()
+    wait_for(lambda: ended)
+    assert time.monotonic() - began < 2
+    assert "process 0 of 2 stops, because process 1 of 2 has gone (killed, or" in ended[0]
+
+
+def test_a_process_that_falls_silent_ends_the_others(ended):
+    port = free_port()
+    maker = threading.Thread(target=lambda: connections.append(hand_made(port, 1, 2)))
+    connections = []
+    maker.start()
+    start(port, 0, 2, peer_timeout=1.5)
+    wait_for(lambda: ended)
+    assert "process 1 of 2 has not been heard of for 1.5 s" in ended[0]
+
+
+def test_beats_keep_idle_processes_alive(ended):
+    def idle(peer, number):
+        time.sleep(3)
+        return peer.gather("the end", number, 10)
+
+    assert together(2, idle, peer_timeout=1) == [[0, 1]] * 2
+    assert not ended
+
+
+def test_the_same_error_of_all_is_told_once_by_process_0(ended):
+    told = together(3, lambda peer, _: peer.fail("train.steps: 0 given"))
+    assert told == [True, False, False]
+
+
+def test_an_error_of_one_ends_the_others_with_its_text(ended):
+    def fails(peer, number):
+        if number == 1:
+            return peer.fail("the disk is full")
+        wait_for(lambda: len(ended) == 2)
+        return None
+
+    assert together(3, fails)[1] is True
+    assert sorted(ended) == [
+        f"error: process {n} of 3 stops, because process 1 of 3 failed: the disk is full"
+        for n in (0, 2)
+    ]
+
+
+def test_after_a_goodbye_nobody_minds(ended):
+    def leaves(peer, number):
+        peer.leave(10)
+        peer._line.close()
+        return number
+
+    assert together(3, leaves) == [0, 1, 2]
+    time.sleep(0.5)
+    assert not ended
