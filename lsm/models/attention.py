@@ -79,15 +79,19 @@ def _attend(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, *, window, softcap, drop) -> jax.
 
 
 def _plain(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, *, window, softcap, drop) -> jax.Array:
-    t = q_BxTxGxQxK.shape[1]
-    scores = jnp.einsum("btgqk,bsgk->bgqts", q_BxTxGxQxK, k_BxTxGxK).astype(jnp.float32)
-    scores = capped(scores, softcap)
+    b, t, g, q, k = q_BxTxGxQxK.shape
+    # A group's queries in one dimension: XLA's CPU back end is slow where products have more.
+    q_BxGxNxK = q_BxTxGxQxK.swapaxes(1, 2).reshape(b, g, t * q, k)
+    scores = jnp.einsum("bgnk,bsgk->bgns", q_BxGxNxK, k_BxTxGxK).astype(jnp.float32)
     seen_TxS = jnp.tri(t, dtype=bool)
     if window is not None:
         seen_TxS &= ~jnp.tri(t, k=-window, dtype=bool)
-    weights = jax.nn.softmax(jnp.where(seen_TxS, scores, -jnp.inf)).astype(q_BxTxGxQxK.dtype)
-    weights_BxGxQxTxS = drop(weights) if drop is not None else weights
-    return jnp.einsum("bgqts,bsgk->btgqk", weights_BxGxQxTxS, v_BxTxGxK)
+    scores = jnp.where(jnp.repeat(seen_TxS, q, axis=0), capped(scores, softcap), -jnp.inf)
+    weights_BxGxNxS = jax.nn.softmax(scores).astype(q_BxTxGxQxK.dtype)
+    if drop is not None:
+        weights_BxGxNxS = drop(weights_BxGxNxS)
+    y_BxGxNxK = jnp.einsum("bgns,bsgk->bgnk", weights_BxGxNxS, v_BxTxGxK)
+    return y_BxGxNxK.reshape(b, g, t, q, k).swapaxes(1, 2)
 
 
 def _fits_kernel(q_BxTxGxQxK: jax.Array) -> bool:

@@ -88,7 +88,7 @@ class GPT(Decoder):
     def logits(self, x_BxTxD: jax.Array) -> jax.Array:
         """Maps features to float32 logits (B, T, vocabulary)."""
         if self.tied:
-            x_NxD = x_BxTxD if ways("sequence") > 1 else x_BxTxD.reshape(-1, self.width)
+            x_NxD = x_BxTxD if ways("sequence", "tensor") > 1 else x_BxTxD.reshape(-1, self.width)
             y = jnp.einsum("...d,vd->...v", x_NxD, self._table())
             y_BxTxV = y.reshape(*x_BxTxD.shape[:-1], self.vocabulary)
         else:
@@ -142,12 +142,28 @@ class Block(Decoder):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the new residual stream (B, T, D) and the balance loss (B,)."""
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        x_BxTxD = constrain(x_BxTxD, BATCH_AXES, "sequence", None)
-        y_BxTxD = self._attention(self.normalise("norm_1")(x_BxTxD), drop, train, is_global)
-        x_BxTxD = x_BxTxD + drop(self._post(y_BxTxD, "post_norm_1"))
-        y_BxTxD, balance_B = self._mlp_or_experts(self.normalise("norm_2")(x_BxTxD))
+        x_BxTxD = self._between(x_BxTxD)
+        h_BxTxD = self._inside(self.normalise("norm_1")(x_BxTxD))
+        y_BxTxD = self._inside(self._attention(h_BxTxD, drop, train, is_global))
+        x_BxTxD = x_BxTxD + drop(self._post(self._between(y_BxTxD), "post_norm_1"))
+        h_BxTxD = self._inside(self.normalise("norm_2")(x_BxTxD))
+        y_BxTxD, balance_B = self._mlp_or_experts(h_BxTxD)
+        y_BxTxD = self._between(self._inside(y_BxTxD))
         x_BxTxD = x_BxTxD + drop(self._post(y_BxTxD, "post_norm_2"))
-        return constrain(x_BxTxD, BATCH_AXES, "sequence", None), balance_B
+        return self._between(x_BxTxD), balance_B
+
+    def _inside(self, x_BxTxD: jax.Array) -> jax.Array:
+        """Placed for products that are split over "tensor"."""
+        return constrain(x_BxTxD, BATCH_AXES, "sequence", None)
+
+    def _between(self, x_BxTxD: jax.Array) -> jax.Array:
+        """Placed for norms, sums and what the backward pass keeps: split by positions.
+
+        Devices along "tensor" would else hold the same (Korthikanti et al. 2022, arXiv:2205.05198).
+        """
+        split = ("sequence", "tensor")
+        fits = x_BxTxD.shape[1] % ways(*split) == 0
+        return constrain(x_BxTxD, BATCH_AXES, split if fits else "sequence", None)
 
     def _attention(
         self, x_BxTxD: jax.Array, drop: nn.Dropout, train: bool, is_global: jax.Array | bool | None
@@ -161,7 +177,8 @@ class Block(Decoder):
         # splitting the columns over devices splits them by groups.
         qkv = self._dense((q + 2) * g * k, "qkv", bias=bool(self.bias))(x_BxTxD)
         qkv = qkv.reshape(b, t, g, q + 2, k)
-        q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK = qkv[..., :q, :], qkv[..., q, :], qkv[..., q + 1, :]
+        q_BxTxGxQxK, key, value = jnp.split(qkv, [q, q + 1], axis=3)
+        k_BxTxGxK, v_BxTxGxK = key.squeeze(3), value.squeeze(3)
         if self.qk_norm:
             norm = functools.partial(nn.RMSNorm, epsilon=self.epsilon, dtype=self.dtype)
             q_BxTxGxQxK = norm(name="q_norm")(q_BxTxGxQxK)

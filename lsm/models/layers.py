@@ -25,7 +25,7 @@ def dot_rows(x: jax.Array, kernel_DxF: jax.Array, *args, **options) -> jax.Array
     runs in a slow loop. A sequence that is split over devices stays as it is: split dimensions
     cannot be merged.
     """
-    if x.ndim == 2 or ways("sequence") > 1:
+    if x.ndim == 2 or ways("sequence", "tensor") > 1:
         return jax.lax.dot_general(x, kernel_DxF, *args, **options)
     (_, batch), *rest = args
     rows = x.reshape(-1, x.shape[-1])

@@ -33,7 +33,7 @@ def get_config(arg=None):
             clip_norm=1.0,
             schedule=WarmUp(2000, then=Cosine(final=0.1)),
         ),
-        train=Train(steps=100_000, batch_size=512),
+        train=Train(steps=100_000, batch_size=512, accumulation=4),
         evaluation=Evaluation(every=1000),
         mesh=Mesh(data=1, fsdp=-1),
     )
