@@ -52,30 +52,39 @@ class Group:
     """
 
     def __init__(self, flags: Local, command: Sequence[str]):
-        """Starts the processes. Raises LaunchError where the program cannot be started."""
-        coordinator = f"127.0.0.1:{free_port()}"
+        """Holds the command; `start` runs it."""
+        self._flags, self._command = flags, list(command)
+        self._signal: int | None = None
         self._grace = flags.grace
         self._printing = threading.Lock()
         self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._readers: list[threading.Thread] = []
         self.processes: list[subprocess.Popen] = []
-        for number in range(flags.processes):
-            env = environment(flags, coordinator, number, os.environ)
+
+    def start(self) -> None:
+        """Starts the processes. Raises LaunchError where the program cannot be started."""
+        coordinator = f"127.0.0.1:{free_port()}"
+        for number in range(self._flags.processes):
+            env = environment(self._flags, coordinator, number, os.environ)
             try:
                 process = subprocess.Popen(
-                    list(command),
+                    self._command,
                     env=env,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     start_new_session=True,  # a Ctrl-C reaches them once: through `send`
                 )
             except OSError as error:
-                raise LaunchError(f"{command[0]}: cannot be started: {error.strerror}.") from error
+                program = self._command[0]
+                raise LaunchError(f"{program}: cannot be started: {error.strerror}.") from error
             self.processes.append(process)
             self._watch(number, process)
+            if self._signal is not None:  # it came before this process did
+                process.send_signal(self._signal)
 
     def send(self, number: int) -> None:
-        """Passes a signal on to all that still run."""
+        """Passes a signal on to all that still run, and to those that are yet to start."""
+        self._signal = number
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -166,8 +175,9 @@ def main() -> None:
         if command[0] == "python":
             command = (sys.executable, *command[1:])
         group = Group(flags, command)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: group.send(number))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: group.send(number))
+        group.start()
     sys.exit(group.wait())
 
 

@@ -19,11 +19,9 @@ from launch.plan.hlo import Module
 from launch.plan.report import Flops, Machine, Memory, Plan, Refusal, Run
 from launch.plan.topology import Topology, bytes_of, version
 from lsm.config import Experiment
-from lsm.data import TrainBatches
 from lsm.durations import Horizon
-from lsm.errors import DataError
 from lsm.flops import hardware_flops, model_flops
-from lsm.train import build
+from lsm.train import abstract_batch, build
 from lsm.train.program import Program
 
 _QUICK = {"optimization_level": 9}
@@ -59,7 +57,7 @@ def plan(request: Request, topology: Topology) -> Plan:
       MeshError: the mesh does not fit the devices, the batch or the parameters.
     """
     experiment = request.experiment
-    batch, horizon = batch_of(experiment, request.data_dir)
+    batch, horizon = abstract_batch(experiment, request.data_dir)
     program = build(experiment, horizon, batch, devices=list(topology.devices))
     batch = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.batch)
@@ -103,31 +101,8 @@ def _compile_quickly(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         return lowered.compile()
 
 
-def batch_of(
-    experiment: Experiment, data_dir: str | os.PathLike | None
-) -> tuple[dict[str, jax.ShapeDtypeStruct], Horizon]:
-    """Returns the shapes of a batch and the run's length, without data where they are known."""
-    data, train = experiment.data, experiment.train
-    if train.epochs is None and not data.augment:
-        spec = data.source.spec(data.train, data_dir)
-        examples = train.examples or train.steps * train.batch_size  # an epoch: not known
-    else:
-        opened = data.source.open(data.train, data_dir)
-        sample = TrainBatches(opened, 1, train.seed, data.augment).batch_at(0)
-        spec = {k: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for k, x in sample.items()}
-        examples = len(opened)
-    ragged = [name for name, one in spec.items() if one.dtype == object]
-    if ragged:
-        raise DataError(f"data: column {ragged[0]!r} has no one shape; it cannot be planned.")
-    experiment.task.check({k: np.zeros((1, *x.shape), x.dtype) for k, x in spec.items()})
-    shapes = {
-        name: jax.ShapeDtypeStruct((train.batch_size, *one.shape), one.dtype)
-        for name, one in spec.items()
-    }
-    return shapes, train.horizon(examples)
-
-
 def run_of(request: Request, program: Program, batch: Mapping[str, Any], horizon: Horizon) -> Run:
+    """Returns the experiment in figures."""
     experiment = request.experiment
     column = getattr(experiment.task, "tokens", None)
     return Run(
@@ -144,6 +119,7 @@ def run_of(request: Request, program: Program, batch: Mapping[str, Any], horizon
 
 
 def machine_of(request: Request, topology: Topology) -> Machine:
+    """Returns what is planned for, with what it costs."""
     chip, price = topology.chip, request.price
     source = "given" if price is not None else LIST_PRICE if chip.price else "unknown; give --price"
     return Machine(

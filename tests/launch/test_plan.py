@@ -267,7 +267,7 @@ def test_several_slices_and_the_network_between_them():
         (["--topology=v5e:4x4"], "--config is needed"),
         ([f"--config={DIGITS}"], "--topology is needed"),
         ([f"--config={DIGITS}", "--topology=v5x:4x4"], "there is no chip 'v5x'"),
-        ([f"--config={DIGITS}", "--topology=h100:8"], "there is no chip 'h100'"),
+        ([f"--config={DIGITS}", "--topology=h100:12"], "whole nodes of 8"),
         ([f"--config={DIGITS}", "--topology=v5e:4"], "v5e needs 2 sizes, as in v5e:4x4"),
         ([f"--config={DIGITS}", "--topology=v5p:4x4"], "v5p needs 3 sizes, as in v5p:4x4x4"),
         ([f"--config={DIGITS}", "--topology=v5e:32x32"], "at most 16x16; --slices=N"),

@@ -1,0 +1,140 @@
+"""The search for the fastest plan that fits."""
+
+import dataclasses
+import importlib.util
+import math
+import pathlib
+
+import numpy as np
+import pytest
+
+from launch.plan import analytic, compile, fit, topology
+from launch.plan.__main__ import main
+from launch.plan.topology import PlanError
+from lsm import Data, Experiment, Mesh, Train, flags
+from lsm.data import Arrays, Digits
+from lsm.models import GPT, MLP
+from lsm.optim import Adam
+from lsm.tasks import Classification, LanguageModelling
+
+ROOT = pathlib.Path(__file__).parents[2]
+libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'lsm[plan]'"
+)
+
+
+def experiment(task, source, batch_size=16, **fields):
+    return Experiment(
+        name="fitted",
+        task=task,
+        data=Data(source=source, test=None),
+        optimizer=Adam(learning_rate=1e-3),
+        train=Train(steps=1000, batch_size=batch_size),
+        **fields,
+    )
+
+
+def gpt(**fields):
+    tokens = Arrays(train={"tokens": np.zeros((8, 501), np.int32)})
+    model = GPT(vocabulary=256, layers=4, heads=8, width=1024, context=500, dtype="bfloat16")
+    return experiment(LanguageModelling(model=model), tokens, batch_size=64, **fields)
+
+
+def gpus(count=2, available=None):
+    machine = analytic.load(f"h100:{count}")
+    return machine if available is None else dataclasses.replace(machine, available=available)
+
+
+def search(one, machine, overrides=None):
+    overrides = overrides or {}
+    request = compile.Request(flags.override(one, overrides), overrides=overrides)
+    return fit.fit(request, machine, lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def roomy():
+    return search(gpt(), gpus())
+
+
+def test_with_room_nothing_is_computed_again_or_split(roomy):
+    run = roomy.best.plan.run
+    assert roomy.best.changes["task.model.remat"] == "none"
+    assert run.accumulation == 1 and run.batch_size == 64
+    assert run.mesh["tensor"] == run.mesh["sequence"] == run.mesh["pipeline"] == 1
+    assert roomy.best.plan.basis == "analytic"
+
+
+def test_the_best_is_the_first_and_none_beats_it(roomy):
+    assert roomy.tried[0] is roomy.best
+    assert all(one.rank >= roomy.best.rank for one in roomy.tried)
+    meshes = [one.plan.run.mesh for one in roomy.tried]
+    assert all(math.prod(mesh.values()) == 2 for mesh in meshes)
+    assert any(mesh["pipeline"] == 2 for mesh in meshes)
+    assert any(mesh["tensor"] == 2 for mesh in meshes)
+    assert all(mesh["expert"] == 1 for mesh in meshes)  # there are none
+
+
+def test_its_flags_make_the_plan(roomy):
+    changes = dict(flag.removeprefix("--config.").split("=") for flag in roomy.flags)
+    one = flags.override(gpt(), changes)
+    again = analytic.plan(compile.Request(one), gpus())
+    assert again.memory == roomy.best.plan.memory
+    assert again.run.mesh == roomy.best.plan.run.mesh
+    assert "mesh.tensor" not in changes  # 1 already
+
+
+def test_little_memory_is_met_by_policy_or_parts(roomy):
+    least = min(one.plan.memory.total for one in roomy.tried)
+    available = (least + roomy.best.plan.memory.total) // 2
+    tight = search(gpt(), gpus(available=available))
+    assert tight.best.plan.memory.total <= available
+    assert tight.best.seconds >= roomy.best.seconds
+    assert tight.best.plan.run.batch_size == 64
+
+
+def test_what_is_on_the_line_stays():
+    fixed = {"mesh.tensor": "2", "train.accumulation": "2", "task.model.remat": "full"}
+    found = search(gpt(), gpus(), fixed)
+    for one in found.tried:
+        assert one.plan.run.mesh["tensor"] == 2 and one.plan.run.accumulation == 2
+        assert "task.model.remat" not in one.changes
+    assert found.best.plan.run.overrides["task.model.remat"] == "full"
+
+
+def test_a_model_without_the_policy_has_fewer_candidates():
+    mlp = experiment(Classification(model=MLP(widths=(256,))), Digits())
+    found = search(mlp, gpus())
+    assert all("task.model.remat" not in one.changes for one in found.tried)
+    assert len(found.tried) <= 3 * 2  # data and fsdp, and tensor where the layout has it
+
+
+def test_nothing_fits_is_one_line_with_the_closest():
+    with pytest.raises(PlanError) as caught:
+        search(gpt(), gpus(available=1000))
+    message = str(caught.value)
+    assert message.startswith("--fit: none of ") and "\n" not in message
+    assert "more on each device" in message and "More chips would help" in message
+    assert "mesh.fsdp=2" in message or "mesh.tensor" in message or "mesh.pipeline" in message
+
+
+def test_the_command_prints_progress_table_and_plan(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = ["--config=experiments/configs/digits/cnn.py", "--topology=h100:2", "--fit"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("estimating mesh 1 of ")
+    assert "Plans tried, the best first" in lines
+    assert any(line.startswith("Add to the command: ") for line in lines)
+    assert any(line.startswith("digits: 65,834 parameters") for line in lines)
+    assert max(map(len, lines)) <= 110
+
+
+@libtpu
+def test_on_tpus_the_best_are_compiled():
+    said = []
+    mlp = experiment(Classification(model=MLP(widths=(256,))), Digits(), mesh=Mesh(data=-1))
+    request = compile.Request(mlp, overrides={"mesh.tensor": "1", "mesh.fsdp": "1"})
+    found = fit.fit(request, topology.load("v5e:2x2"), said.append)
+    assert found.best.plan.basis == "compiled" and found.best.plan.fits
+    assert [line for line in said if line.startswith("compiling 1: data=4")]
+    assert "compiler" in fit.table_of(found)

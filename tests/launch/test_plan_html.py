@@ -1,0 +1,199 @@
+"""The page of a plan: read back with html.parser, its figures are the plan's."""
+
+import dataclasses
+import html.parser
+import pathlib
+import re
+
+import pytest
+
+from launch.plan import analytic, compile
+from launch.plan.__main__ import main
+from launch.plan.html import html_of
+from launch.plan.report import Memory, Plan, Refusal
+from launch.plan.text import amount, count, duration
+from lsm import Data, Experiment, Mesh, Train
+from lsm.data import Digits
+from lsm.models import MLP
+from lsm.optim import Adam
+from lsm.tasks import Classification
+
+ROOT = pathlib.Path(__file__).parents[2]
+SVG_ROOM = 720
+
+
+class Page(html.parser.HTMLParser):
+    """Tables as lists of rows under their heading, rectangles by chart, and whether tags close."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tables, self.charts, self.headings, self.links = [], {}, {}, [], []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.links += [v for k, v in attrs.items() if k in ("src", "href", "xlink:href")]
+        if tag == "svg" and attrs.get("role") == "img":
+            self.chart = {"rects": [], "title": "", "desc": ""}
+        if tag == "rect" and "key" not in self.classes():
+            self.chart["rects"].append({k: attrs[k] for k in attrs})
+        if tag != "meta":
+            self.open.append((tag, attrs))
+        if tag == "tr":
+            self.row = []
+        if tag in ("td", "th"):
+            self.row.append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def classes(self):
+        return [attrs.get("class") for _, attrs in self.open]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+        if tag == "tr":
+            self.tables.setdefault(self.headings[-1], []).append(self.row)
+        if tag == "svg" and "key" not in self.classes() and getattr(self, "chart", None):
+            self.charts[self.chart["title"]] = self.chart
+
+    def handle_data(self, data):
+        inside = [tag for tag, _ in self.open]
+        self.text += data
+        if inside and inside[-1] in ("h1", "h2"):
+            self.headings.append(data)
+        if "td" in inside or "th" in inside:
+            self.row[-1] += data
+        if inside[-2:] == ["svg", "title"] or inside[-2:] == ["svg", "desc"]:
+            self.chart[inside[-1]] += data
+
+
+@pytest.fixture(scope="module")
+def plan():
+    experiment = Experiment(
+        name="page <1> & co",
+        task=Classification(model=MLP(widths=(512, 512))),
+        data=Data(source=Digits(), test=None),
+        optimizer=Adam(learning_rate=1e-3),
+        train=Train(steps=1000, batch_size=64),
+        mesh=Mesh(data=2, fsdp=4),
+    )
+    overrides = {"name": "<script>alert(1)</script>"}
+    request = compile.Request(experiment, "config.py", overrides, price=2.5e6)
+    return analytic.plan(request, analytic.load("h100:8"))
+
+
+def rows(page, heading):
+    return {row[0]: row[1:] for row in page.tables[heading]}
+
+
+def test_figures_are_the_plans(plan):
+    page = Page(html_of(plan))
+    memory = rows(page, "Memory on each device")
+    assert memory["parameters"][0] == amount(plan.memory.parameters)
+    assert memory["activations and temporaries"][0] == amount(plan.memory.temporaries)
+    assert memory["total"][0] == amount(plan.memory.total)
+    operations = rows(page, "Time by operation group")
+    for one in plan.operations:
+        texts = [f"{one.count:,}", count(one.flops), amount(one.bytes), duration(one.seconds)]
+        assert operations[one.kind] == texts
+    roofline = rows(page, "Roofline")
+    assert {name: cells[0] for name, cells in roofline.items() if name != "part"} == {
+        name: duration(seconds) for name, seconds in vars(plan.roofline).items()
+    }
+    fast, slow = plan.projection.step_seconds
+    assert f"{duration(fast)} to {duration(slow)}" in page.text
+    low, high = plan.projection.mfu
+    assert f"{low:.1%} to {high:.1%}" in page.text
+    assert f"USD {plan.projection.usd[0]:,.2f} to {plan.projection.usd[1]:,.2f}" in page.text
+
+
+def test_collectives_add_up_by_axis(plan):
+    page = Page(html_of(plan))
+    table = page.tables["Collectives by mesh axis"][1:]
+    assert sum(int(row[3].replace(",", "")) for row in table) == sum(
+        one.times for one in plan.collectives
+    )
+    assert {row[0] for row in table} == {", ".join(one.axes) for one in plan.collectives}
+
+
+def test_bars_are_to_scale(plan):
+    page = Page(html_of(plan))
+    chart = page.charts["Memory by kind against the device's HBM"]
+    bars = [one for one in chart["rects"] if one["class"] != "frame"]
+    filled = sum(float(one["width"]) for one in bars)
+    assert filled == pytest.approx(SVG_ROOM * plan.memory.total / plan.memory.capacity, abs=0.1)
+    widths = [float(one["width"]) for one in page.charts["Roofline"]["rects"]]
+    seconds = list(vars(plan.roofline).values())
+    assert [w / max(widths) for w in widths] == pytest.approx(
+        [s / max(seconds) for s in seconds], abs=1e-3
+    )
+
+
+def test_every_chart_is_told_in_words_and_as_a_table(plan):
+    text = html_of(plan)
+    page = Page(text)
+    assert len(page.charts) == 3
+    for chart in page.charts.values():
+        assert chart["title"] and chart["desc"]
+    assert re.findall(r"</figure>\s*<(\w+)>", text) == ["table"] * 3
+
+
+def test_it_stands_alone_and_is_the_same_twice(plan):
+    text = html_of(plan)
+    assert text == html_of(plan)
+    assert Page(text).links == []
+    assert not re.search(r"https?:|url\(|@import|<script", text)
+    for media in ("prefers-color-scheme: dark", "@media print"):
+        assert media in text
+
+
+def test_what_the_user_wrote_is_escaped(plan):
+    text = html_of(plan)
+    assert "page &lt;1&gt; &amp; co" in text and "&lt;script&gt;alert(1)" in text
+    assert Page(text).headings[0].startswith("page <1> & co")
+
+
+def test_it_says_whether_the_plan_fits(plan):
+    assert "Fits, with" in html_of(plan) and "Analytic estimate" in html_of(plan)
+    big = Memory(**{**vars(plan.memory), "temporaries": 2 * plan.memory.available})
+    page = Page(html_of(dataclasses.replace(plan, memory=big)))
+    over = big.total - big.available
+    assert f"Does not fit, by {amount(over)} on each device" in page.text
+    bars = page.charts["Memory by kind against the device's HBM"]["rects"]
+    assert sum(float(one["width"]) for one in bars if one["class"] != "frame") <= SVG_ROOM + 0.1
+
+
+def test_a_refusal_is_a_page_too(plan):
+    refused = Plan(
+        run=plan.run,
+        machine=plan.machine,
+        refusal=Refusal(
+            program="step",
+            reason="out of <memory>",
+            needed=20 * 2**30,
+            available=16 * 2**30,
+            largest=((10 * 2**30, "f32[2621440,1024]"),),
+        ),
+        compile_seconds={},
+        versions={},
+    )
+    page = Page(html_of(refused))
+    assert "Does not fit: the compiler refuses the step" in page.text
+    assert "out of <memory>" in page.text and "4.00 GiB too much" in page.text
+    assert page.tables["The compiler's reason"][1] == ["10.00 GiB", "f32[2621440,1024]"]
+
+
+def test_the_command_writes_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "plan.html"
+    command = ["--config=experiments/configs/digits/cnn.py", "--topology=a100:8"]
+    assert main([*command, f"--html={path}"]) == 0
+    assert "ANALYTIC ESTIMATE" in capsys.readouterr().out
+    assert Page(path.read_text()).headings[0].startswith("digits")
+    assert main([*command, f"--html={tmp_path}/no/plan.html"]) == 1
+    assert "--html: " in capsys.readouterr().err
