@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from lsm.axes import Layout
 from lsm.checkpoint import checksums
@@ -27,7 +28,7 @@ from lsm.sharding import (
 )
 from lsm.train.offload import in_device_memory, in_host_memory, offloaded
 from lsm.train.state import TrainState, init_state
-from lsm.train.step import make_step, skip_nonfinite
+from lsm.train.step import Step, make_step, skip_nonfinite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,26 +87,11 @@ def build(
         zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in row.items()}
         return init_state(task, optimizer, zeros, train.seed, train.params)
 
-    capabilities = getattr(task.model, "layout", Layout())
-    rules = experiment.mesh.rules or capabilities.rules
-    check_axes(mesh, rules, capabilities, type(task.model).__name__)
     abstract = jax.eval_shape(init)
-    state = shard(abstract, mesh, rules)
-    if experiment.mesh.offload:
-        offloaded_state = in_host_memory(state.opt_state, abstract.opt_state)
-        state = dataclasses.replace(state, opt_state=offloaded_state)
+    state = _shardings(experiment, mesh, abstract)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state
     )
-    step = make_step(
-        task,
-        offloaded(optimizer, state.opt_state) if experiment.mesh.offload else optimizer,
-        seed=train.seed,
-        accumulation=train.accumulation,
-        unroll=mesh.devices.flat[0].platform == "cpu",
-    )
-    if train.skip_nonfinite:
-        step = skip_nonfinite(step)
 
     def sums(trained: TrainState) -> TrainState:
         return checksums(jax.device_put(trained, in_device_memory(state)))
@@ -123,7 +109,7 @@ def build(
         batch=rows,
         init=compile(init, in_shardings=(), out_shardings=state),
         step=compile(
-            step,
+            _step(experiment, optimizer, mesh, state),
             in_shardings=(state, rows),
             out_shardings=(state, whole),
             donate=[0],
@@ -139,6 +125,38 @@ def build(
         checksums=compile(sums, in_shardings=(state,), **options),
         summary=task.summary,
     )
+
+
+def _shardings(experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
+    """Returns where every array of the state goes, by the rules of the config or of the model."""
+    model = experiment.task.model
+    layout = getattr(model, "layout", Layout())
+    rules = experiment.mesh.rules or layout.rules
+    check_axes(mesh, rules, layout, type(model).__name__)
+    shardings = shard(state, mesh, rules)
+    if not experiment.mesh.offload:
+        return shardings
+    opt_state = in_host_memory(shardings.opt_state, state.opt_state)
+    return dataclasses.replace(shardings, opt_state=opt_state)
+
+
+def _step(
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    shardings: TrainState,
+) -> Step:
+    train = experiment.train
+    if experiment.mesh.offload:
+        optimizer = offloaded(optimizer, shardings.opt_state)
+    step = make_step(
+        experiment.task,
+        optimizer,
+        seed=train.seed,
+        accumulation=train.accumulation,
+        unroll=mesh.devices.flat[0].platform == "cpu",
+    )
+    return skip_nonfinite(step) if train.skip_nonfinite else step
 
 
 def evaluated_params(state: TrainState) -> Any:
