@@ -1,0 +1,69 @@
+"""The table of a state before anything is compiled."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from lsm import Data, Experiment, Mesh, Train
+from lsm.data import Tokens
+from lsm.errors import DataError, MeshError
+from lsm.models.families import llama
+from lsm.optim import Adam
+from lsm.tasks import LanguageModelling
+from lsm.train import abstract_batch, state_table
+
+MODEL = llama(
+    vocabulary=64, layers=2, heads=4, kv_heads=2, width=32, hidden=64, context=16, tied=True
+)
+
+
+def experiment(**changes):
+    fields = {
+        "name": "table",
+        "task": LanguageModelling(model=MODEL),
+        "data": Data(source=Tokens("no/such/folder", length=16)),
+        "optimizer": Adam(learning_rate=1e-3),
+        "train": Train(steps=10, batch_size=8),
+        "mesh": Mesh(data=1, fsdp=2, tensor=4, rules=None),
+    }
+    return Experiment(**fields | changes)
+
+
+def test_lines_hold_path_shape_dtype_axes_and_bytes_and_totals_add_up():
+    # kv_heads=2 is for the step to refuse with tensor=4: the table asks of parameters alone.
+    lines = state_table(experiment(), devices=jax.devices()[:8]).splitlines()
+    assert lines[0].split()[:4] == ["path", "shape", "dtype", "spec"]
+    up = next(line for line in lines if line.startswith("params/blocks/up/kernel "))
+    assert up.split()[1:] == ["2x32x64", "float32", "None,", "fsdp,", "tensor", "2,048"]
+    rows = [line for line in lines[1:] if line.startswith(("step", "params/", "opt_state/"))]
+    sizes = [int(line.split()[-1].replace(",", "")) for line in rows]
+    assert int(lines[-1].split()[-1].replace(",", "")) == sum(sizes)
+    params = [size for line, size in zip(rows, sizes, strict=True) if line.startswith("params/")]
+    total = next(line for line in lines if line.startswith("parameters"))
+    assert int(total.split()[-1].replace(",", "")) == sum(params)
+    count = sum(
+        leaf.size
+        for leaf in jax.tree.leaves(
+            jax.eval_shape(MODEL.init, jax.random.key(0), np.zeros((1, 4), int))
+        )
+    )
+    assert total.split()[1] == f"{count:,}"
+    assert len({len(line) for line in lines}) == 1, "columns are aligned"
+
+
+def test_what_does_not_divide_is_named_with_a_way_out():
+    odd = dataclasses.replace(experiment().task, model=MODEL.clone(hidden=63))
+    with pytest.raises(MeshError, match=r"tensor=4 .* dimension 1 of 'params/blocks/down/kernel'"):
+        state_table(experiment(task=odd), devices=jax.devices()[:8])
+
+
+def test_shapes_come_without_data_where_the_source_knows_them():
+    batch, horizon = abstract_batch(experiment())
+    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+        "tokens": ((8, 17), np.dtype("int32"))
+    }
+    assert horizon.steps == 10
+    with pytest.raises(DataError):
+        abstract_batch(experiment(train=Train(epochs=1, batch_size=8)))
