@@ -100,10 +100,12 @@ def _only_sliced(scope: Computation, one: Instruction) -> bool:
 
 
 def replica_groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
-    """Returns the groups of a collective, in any of the four spellings of HLO.
+    """Returns the groups of a collective, in any of the spellings of HLO.
 
     `{{0,1},{2,3}}`, `[2,2]<=[4]` or `[2,2]<=[2,2]T(1,0)` (iota, reshaped and transposed),
-    `mesh['a'=2,'b'=2] {'b'}`, and for permutations `source_target_pairs={{0,1},{1,0}}`.
+    `mesh['a'=2,'b'=2] {'b'}` or, of devices in another order,
+    `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}`, and for permutations
+    `source_target_pairs={{0,1},{1,0}}`.
     """
     pairs = re.search(r"(?:source_target_pairs|replica_groups)=\{(\{[\d,{} ]*\})?\}", text)
     if pairs:
@@ -116,8 +118,20 @@ def replica_groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
         ids = np.arange(math.prod(source)).reshape(source)
         ids = ids.transpose(order) if order else ids
         return tuple(map(tuple, ids.reshape(shape).tolist()))
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text)
-    return _named(*named.groups()) if named else (tuple(range(devices)),)
+    named = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+        r"\s*\{([^}]*)\}",
+        text,
+    )
+    if not named:
+        return (tuple(range(devices)),)
+    mesh, source, order, axes = named.groups()
+    groups = _named(mesh, axes)
+    if source is None:
+        return groups
+    ids = np.arange(math.prod(_ints(source))).reshape(_ints(source))
+    ids = (ids.transpose(_ints(order)) if order else ids).reshape(-1).tolist()
+    return tuple(tuple(ids[place] for place in group) for group in groups)
 
 
 def _ints(text: str) -> tuple[int, ...]:
