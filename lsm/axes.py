@@ -10,6 +10,7 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lsm.errors import MeshError
@@ -104,6 +105,14 @@ def constrain(x: jax.Array, *spec: Entry) -> jax.Array:
                 f"activation {x.shape}, which is {x.shape[dim]}."
             )
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def split_rows(x: jax.Array, count: int) -> jax.Array:
+    """Returns (B, ...) as (count, B / count, ...); part i holds rows i, i + count, ...
+
+    Every device of a mesh keeps its own rows.
+    """
+    return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
 
 
 def axis_names(entry: Entry) -> tuple[str, ...]:

@@ -183,7 +183,7 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
 @functools.cache
 def _blocks(sharding: NamedSharding) -> tuple[int, tuple[int, ...]]:
     """Returns how many blocks of rows there are, and the numbers of those in this process."""
-    ways = math.prod(sharding.mesh.shape[axis] for axis in BATCH_AXES)
+    ways = batch_ways(sharding.mesh)
     indices = sharding.addressable_devices_indices_map((ways,)).values()
     return ways, tuple(sorted({index[0].start or 0 for index in indices}))
 

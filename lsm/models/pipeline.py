@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lsm.axes import BATCH_AXES, constrain, ways
+from lsm.axes import BATCH_AXES, constrain, split_rows, ways
 from lsm.errors import MeshError
 
 Layer = Callable[[Any, Any, jax.Array], Any]
@@ -54,7 +54,7 @@ def _pipeline(stage: Callable[[Any, Any, jax.Array], Any], layers: Any, rows: An
         raise MeshError(f"mesh.pipeline={stages} does not divide the {depth} layers.")
     count = _micro_batches(jax.tree.leaves(rows)[0].shape[0], _MICRO_BATCHES * stages)
     layers = jax.tree.map(lambda x: x.reshape(stages, depth // stages, *x.shape[1:]), layers)
-    micro = jax.tree.map(lambda x: _split(x, count), rows)
+    micro = jax.tree.map(lambda x: split_rows(x, count), rows)
     all_stages = jax.vmap(stage, in_axes=(0, 0, None), spmd_axis_name="pipeline")
 
     def tick(held: Any, number: jax.Array) -> tuple[Any, Any]:
@@ -72,14 +72,6 @@ def _pipeline(stage: Callable[[Any, Any, jax.Array], Any], layers: Any, rows: An
 def _micro_batches(rows: int, most: int) -> int:
     local = rows // ways(*BATCH_AXES)
     return max(n for n in range(1, min(local, most) + 1) if local % n == 0)
-
-
-def _split(x: jax.Array, count: int) -> jax.Array:
-    """(B, ...) as (count, B / count, ...); micro-batch i holds rows i, i + count, ...
-
-    Every device keeps its own rows.
-    """
-    return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
 
 
 def _join(x: jax.Array) -> jax.Array:

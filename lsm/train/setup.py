@@ -1,7 +1,6 @@
 """What a run stands on before its first step: data opened, checked against the task, compiled."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,13 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from lsm.axes import BATCH_AXES
 from lsm.config import Experiment
 from lsm.data import EvalBatches, TrainBatches
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
 from lsm.metrics import Weighted
-from lsm.sharding import local_rows
+from lsm.sharding import batch_ways, local_rows
 from lsm.train.program import Program, build
 
 
@@ -62,7 +60,7 @@ class Setup:
         experiment.task.check(sample)
         program = build(experiment, horizon, sample)
         size = experiment.evaluation.batch_size or train.batch_size
-        ways = math.prod(program.mesh.shape[axis] for axis in BATCH_AXES)
+        ways = batch_ways(program.mesh)
         if size % ways:
             raise MeshError(f"evaluation.batch_size: {size} does not divide over {ways} devices.")
         rows = None if alone else local_rows(program.batch, size)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lsm.axes import split_rows
 from lsm.metrics import Weighted
 from lsm.rng import stream
 from lsm.tasks import Batch, ModelState, Params, Task
@@ -60,7 +61,7 @@ def accumulated_gradient(task: Task, steps: int, unroll: bool = False) -> Gradie
             )
             return (jax.tree.map(jnp.add, total, (grads, metrics)), state), None
 
-        micro_batches = jax.tree.map(lambda x: _split(x, steps), dict(batch))
+        micro_batches = jax.tree.map(lambda x: split_rows(x, steps), dict(batch))
         first = jax.tree.map(lambda x: x[0], micro_batches)
         _, aux = jax.eval_shape(task.loss, params, model_state, first, key)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), (params, aux.metrics))  # float32
@@ -128,11 +129,6 @@ def skip_nonfinite(step: Step) -> Step:
         return kept, metrics | {"skipped": skipped}
 
     return guarded
-
-
-def _split(x: jax.Array, steps: int) -> jax.Array:
-    rows, rest = x.shape[0], x.shape[1:]
-    return jnp.moveaxis(jnp.reshape(x, (rows // steps, steps, *rest)), 1, 0)
 
 
 def _divide(grads: Params, weight: jax.Array) -> Params:
