@@ -25,11 +25,12 @@ from launch.plan import topology
 from lsm import Data, Experiment, Mesh, Train
 from lsm.data import Arrays
 from lsm.files import atomic_write
-from lsm.flops import hardware_flops, model_flops
+from lsm.flops import hardware_flops
 from lsm.models.families import gpt2
 from lsm.optim import AdamW
 from lsm.tasks import LanguageModelling
 from lsm.train import build
+from lsm.train.throughput import training_flops
 
 RECORD = Path(__file__).with_suffix("").parent / "results/memory.json"
 PAGE = Path(__file__).parents[1] / "docs/memory.md"
@@ -80,8 +81,7 @@ def measure(
     middle = time.process_time()
     compiled = lowered.compile()
     end = time.process_time()
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    needed = model_flops(experiment.task.loss, state.params, state.model_state, batch, key).total
+    needed = training_flops(experiment.task, state, batch).total
     executed = hardware_flops(program.step, state, batch).total
     held = dict.fromkeys(("parameters", "state", "in_host"), 0)
     for (path, *_, size), leaf in zip(program.table(), jax.tree.leaves(state), strict=True):

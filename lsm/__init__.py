@@ -1,10 +1,10 @@
 """lsm: train large-scale models in JAX. An experiment is a typed value, a step a pure function."""
 
-from lsm.config import Checkpoint, EarlyStopping, Evaluation, Experiment, Train
+from lsm.config import Checkpoint, EarlyStopping, Evaluation, Experiment, Start, Train
 from lsm.data import Data
 from lsm.errors import LsmError
 from lsm.sharding import Mesh
-from lsm.train import evaluate_run, fit
+from lsm.train import evaluate_run, fit, load, predict_run
 
 __all__ = [
     "Checkpoint",
@@ -14,7 +14,10 @@ __all__ = [
     "Experiment",
     "LsmError",
     "Mesh",
+    "Start",
     "Train",
     "evaluate_run",
     "fit",
+    "load",
+    "predict_run",
 ]

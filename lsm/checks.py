@@ -46,15 +46,17 @@ def require_sizes(config: Any, *names: str) -> None:
 def require_pattern(config: Any, *names: str) -> None:
     """Checks that fields of a dataclass are regular expressions, else raises ConfigError."""
     for name in names:
-        value, field = getattr(config, name), f"{type(config).__name__}.{name}"
-        if not isinstance(value, str):
-            raise ConfigError(f"{field}: {value!r} given; allowed: a regular expression (str).")
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ConfigError(
-                f"{field}: {value!r} is not a regular expression: {error}."
-            ) from error
+        require_regex(f"{type(config).__name__}.{name}", getattr(config, name))
+
+
+def require_regex(field: str, value: Any) -> None:
+    """Checks that `value` is a regular expression, else raises a ConfigError that names `field`."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{field}: {value!r} given; allowed: a regular expression (str).")
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ConfigError(f"{field}: {value!r} is not a regular expression: {error}.") from error
 
 
 def require_choice(config: Any, name: str, *allowed: str) -> None:

@@ -13,13 +13,16 @@ from lsm import flags as config_flags
 from lsm.config import Experiment
 from lsm.errors import ConfigError, LsmError, listed, nearest
 from lsm.report import Result
-from lsm.train import evaluate_run, fit, state_table
+from lsm.train import evaluate_run, fit, predict_run, state_table
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, FILE.py or FILE.py:arg")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default runs/NAME")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "where datasets are; default TFDS's own place")
 _MODE = flags.DEFINE_string(
-    "mode", "train", "train; eval: evaluate the run in --workdir; or table: print where arrays go"
+    "mode",
+    "train",
+    "train; eval: evaluate the run in --workdir; predict: write its predictions of every example "
+    "there; or table: print where arrays go",
 )
 _HELP = flags.DEFINE_bool("config_help", False, "print every field of the config, and exit")
 _CHANGE = flags.DEFINE_bool("allow_config_change", False, "continue a run with another config")
@@ -35,6 +38,7 @@ _START_TIMEOUT = flags.DEFINE_float(
 _PEER_TIMEOUT = flags.DEFINE_float(
     "peer_timeout", 60.0, "seconds of silence until a process is taken for lost", lower_bound=1
 )
+_MODES = ("train", "eval", "predict", "table")
 _OWN = (
     "config",
     "workdir",
@@ -101,6 +105,9 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
     elif _MODE.value == "eval":
         step, figures = evaluate_run(experiment, workdir, data_dir=_DATA_DIR.value)
         print(f"{experiment.name}: step {step}, {summary(figures)}")
+    elif _MODE.value == "predict":
+        step, files = predict_run(experiment, workdir, data_dir=_DATA_DIR.value)
+        print(f"{experiment.name}: step {step}, {', '.join(map(str, files.values()))}")
     elif _MODE.value == "table":
         print(state_table(experiment, _DATA_DIR.value))
     elif _MODE.value == "train":
@@ -113,8 +120,10 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
         )
         print(_closing_line(experiment, result, workdir))
     else:
-        hint = nearest(_MODE.value, ("train", "eval", "table"))
-        raise ConfigError(f"--mode: {_MODE.value!r} given; allowed: train, eval, table.{hint}")
+        raise ConfigError(
+            f"--mode: {_MODE.value!r} given; allowed: {', '.join(_MODES)}."
+            + nearest(_MODE.value, _MODES)
+        )
 
 
 def _join() -> None:

@@ -7,13 +7,14 @@ it, applies `--config.a.b=value`, and checks every field against its type.
 import dataclasses
 from typing import Literal
 
-from lsm.checks import require, require_duration
+from lsm.checks import require, require_duration, require_pattern, require_regex
 from lsm.data import Data
 from lsm.durations import Duration, Horizon
 from lsm.errors import ConfigError
+from lsm.evaluate import Metric
 from lsm.optim import Optimizer
 from lsm.sharding import Mesh
-from lsm.tasks import Task
+from lsm.tasks import MeanGradient, Task
 from lsm.writers import Console, Jsonl, TensorBoard, WriterConfig
 
 LENGTHS = ("steps", "epochs", "examples")
@@ -39,6 +40,7 @@ class Train:
       accumulation: micro-batches that one step's gradient is summed over.
       params: dtype that parameters are held in. With "bfloat16" the optimiser keeps a float32
         master copy, and everything else reads, gathers and differentiates half the bytes.
+      gradient: how the gradient is made of the examples of a batch.
       skip_nonfinite: skip an update with a NaN or infinite loss or parameter, instead of stopping.
       log_every: time between rows of training metrics.
     """
@@ -50,6 +52,7 @@ class Train:
     seed: int = 0
     accumulation: int = 1
     params: Literal["float32", "bfloat16"] = "float32"
+    gradient: MeanGradient = MeanGradient()
     skip_nonfinite: bool = False
     log_every: Duration = dataclasses.field(default=100, metadata=COSMETIC)
 
@@ -108,12 +111,14 @@ class Evaluation:
       batch_size: examples in one evaluation batch; None takes the training batch size.
       monitor: validation metric that defines the best checkpoint; a name with "loss", "error" or
         "perplexity" in it is better when lower, any other when higher.
+      metrics: figures that are not means, computed on the host from predictions of all examples.
       early_stopping: None trains to the end.
     """
 
     every: Duration = "1 epoch"
     batch_size: int | None = dataclasses.field(default=None, metadata=COSMETIC)
     monitor: str = "loss"
+    metrics: tuple[Metric, ...] = ()
     early_stopping: EarlyStopping | None = None
 
     def __post_init__(self):
@@ -144,6 +149,37 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run's first parameters come from; once it has a checkpoint, from that.
+
+    Paths here are "params/Dense_0/kernel" for parameters, and begin with the collection for model
+    state: "batch_stats/BatchNorm_0/mean", "constants/...". Patterns are regular expressions,
+    searched for in a path. Optimiser state begins anew.
+
+    Attributes:
+      path: workdir of another run (its best checkpoint, else its last; averaged parameters where
+        there are any), one of its checkpoints (`WORKDIR/checkpoints/300`), or safetensors: a file,
+        or a folder with one or with an index.
+      take: pattern of the arrays there that are taken; each must find its place here, but for those
+        whose place is fresh.
+      rename: pairs (pattern, replacement) of `re.sub`, one after the other: from a path here to its
+        name there.
+      fresh: pattern of arrays here that are drawn as without a start, such as a new head; None is
+        none of them.
+    """
+
+    path: str
+    take: str = ".*"
+    rename: tuple[tuple[str, str], ...] = ()
+    fresh: str | None = None
+
+    def __post_init__(self):
+        require_pattern(self, "take", *(["fresh"] if self.fresh is not None else []))
+        for pattern, _ in self.rename:
+            require_regex("Start.rename", pattern)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One training run, as a value.
 
@@ -153,6 +189,7 @@ class Experiment:
       data: what it is learnt from.
       optimizer: how: an optimiser with its schedule.
       train: how long.
+      start: where the first parameters come from; None draws them all.
       evaluation: how often it is measured.
       checkpoint: how often it is saved.
       mesh: how it is spread over devices.
@@ -164,6 +201,7 @@ class Experiment:
     data: Data
     optimizer: Optimizer
     train: Train
+    start: Start | None = None
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     mesh: Mesh = dataclasses.field(default=Mesh(), metadata=COSMETIC)

@@ -5,6 +5,7 @@ A pattern is a regular expression that is *searched for* in the path, as in the 
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,9 +20,26 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def flat(tree: PyTree) -> dict[str, Any]:
+    """Returns the leaves of `tree` by path."""
+    return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested dicts with these leaves: undoes `flat` for a tree of dicts."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
 def names(tree: PyTree) -> list[str]:
     """Returns the path of every leaf of `tree`."""
-    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return list(flat(tree))
 
 
 def matches(pattern: str, name: str) -> bool:

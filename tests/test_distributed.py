@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from lsm import distributed, flags
-from lsm.checkpoint import Checkpoints
 from lsm.distributed import Cluster, detect
 from lsm.errors import ProcessError
 from lsm.paths import path_name
 from lsm.peers import free_port
+from lsm.run.checkpoint import Checkpoints
 from lsm.train.setup import Setup
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -15,7 +15,7 @@ FLOORS = [
     ["lsm.metrics", "lsm.chips", "lsm.flops"],
     ["lsm.losses", "lsm.models", "lsm.optim"],
     ["lsm.tasks", "lsm.data", "lsm.sharding", "lsm.writers", "lsm.schema"],
-    ["lsm.checkpoint", "lsm.report"],
+    ["lsm.run", "lsm.report"],
     ["lsm.config"],
     ["lsm.train"],
     ["lsm"],

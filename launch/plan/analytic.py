@@ -25,9 +25,10 @@ from launch.plan.report import Collective, Flops, Memory, Operations, Plan, Roof
 from launch.plan.topology import Topology
 from lsm.chips import CHIPS, Chip
 from lsm.errors import ConfigError, nearest
-from lsm.flops import hardware_flops, model_flops
+from lsm.flops import hardware_flops
 from lsm.train import abstract_batch, build
 from lsm.train.program import Program
+from lsm.train.throughput import training_flops
 
 GPUS = tuple(chip.name for chip in CHIPS if chip.clock is None)
 """What `load` knows."""
@@ -126,9 +127,7 @@ def plan(request: Request, topology: Topology, model: float | None = None) -> Pl
     work = work_of(program, batch, topology.devices[0].platform)
     state = program.abstract_state
     if model is None:
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        args = (state.params, state.model_state, batch, key)
-        model = model_flops(experiment.task.loss, *args).total
+        model = training_flops(experiment.task, state, batch).total
     hardware = hardware_flops(program.step, state, batch).total
     run, machine = run_of(request, program, batch, horizon), machine_of(request, topology)
     sent = tuple(_collectives(work, program.mesh, topology.chip))

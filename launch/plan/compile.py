@@ -20,9 +20,10 @@ from launch.plan.report import Flops, Machine, Memory, Plan, Refusal, Run
 from launch.plan.topology import Topology, bytes_of, version
 from lsm.config import Experiment
 from lsm.durations import Horizon
-from lsm.flops import hardware_flops, model_flops
+from lsm.flops import hardware_flops
 from lsm.train import abstract_batch, build
 from lsm.train.program import Program
+from lsm.train.throughput import training_flops
 
 _QUICK = {"optimization_level": 9}
 """O0 in XLA's numbers; jax 0.10 takes no name."""
@@ -201,8 +202,7 @@ def _estimated(
     found = collectives.find(module, machine.devices, weight)
     summary = collectives.summarise(found, program.mesh, chip)
     work = estimate.work_of(module, summary, chip)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    model = model_flops(experiment.task.loss, state.params, state.model_state, batch, key)
+    model = training_flops(experiment.task, state, batch)
     hardware = hardware_flops(program.step, state, batch).total
     compiled = work.total("flops") * machine.devices
     unseen = max(hardware - compiled, 0.0) if work.kernels else 0.0

@@ -1,19 +1,37 @@
 """What is learnt: each task joins a model to a loss and metrics, as pure functions."""
 
-from lsm.tasks.base import Batch, LossOutput, ModelState, Params, Task, check_labels, column
+from lsm.tasks.base import (
+    CONSTANTS,
+    Batch,
+    LossOutput,
+    ModelState,
+    Params,
+    Rngs,
+    Task,
+    check_labels,
+    column,
+)
 from lsm.tasks.classification import Classification
+from lsm.tasks.gradient import GradientFn, GradientSum, MeanGradient, Metrics, accumulate
 from lsm.tasks.language import LanguageModelling
 from lsm.tasks.regression import Regression
 
 __all__ = [
+    "CONSTANTS",
     "Batch",
     "Classification",
+    "GradientFn",
+    "GradientSum",
     "LanguageModelling",
     "LossOutput",
+    "MeanGradient",
+    "Metrics",
     "ModelState",
     "Params",
     "Regression",
+    "Rngs",
     "Task",
+    "accumulate",
     "check_labels",
     "column",
 ]

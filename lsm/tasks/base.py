@@ -1,17 +1,20 @@
-"""What a task is to the trainer: initialise, loss, evaluate. All pure functions of arrays."""
+"""What a task is to the trainer: initialise, loss, evaluate, predict. Pure functions of arrays."""
 
 import abc
 import dataclasses
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
+import flax
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from lsm.errors import DataError, listed, nearest
-from lsm.metrics import Weighted
+from lsm.errors import ConfigError, DataError, listed, nearest
+from lsm.metrics import Weighted, weigh
 
 Batch = Mapping[str, jax.Array | np.ndarray]
 """Named arrays with a common leading batch axis. An optional float32 column "weight" weighs
@@ -20,12 +23,22 @@ examples: (B,), or (B, T) where the task has targets (B, T)."""
 Params = Any
 """Tree of trainable arrays: Linen's "params" collection."""
 
-ModelState = Any
-"""Every other Linen collection, such as batch norm's running means; {} for most models."""
+ModelState = Mapping[str, Any]
+"""Every other Linen collection by name, such as batch norm's running means; {} for most models."""
+
+CONSTANTS = "constants"
+"""The collection of `ModelState` that nothing changes: a frozen base, a teacher. It is not trained,
+has no optimiser state and no master copy, and all checkpoints of a run share one copy of it."""
+
+LOSSES = "losses"
+"""The collection that a model sows terms of its loss into; see `Task`."""
+
+Rngs = Mapping[str, jax.Array]
+"""Random keys by the name of their stream; see `lsm.rng.streams`."""
 
 
 class LossOutput(NamedTuple):
-    """What a loss returns beside its gradient: metrics hold "loss", and the new model state."""
+    """What a loss returns beside its gradient: metrics hold "loss", and what the model changed."""
 
     metrics: dict[str, Weighted]
     model_state: ModelState
@@ -35,6 +48,10 @@ class LossOutput(NamedTuple):
 class Task(abc.ABC):
     """A Linen model, the columns that it reads, a loss and metrics.
 
+    What a model sows into the collection "losses", by `self.sow("losses", NAME, value)` with a
+    scalar or one value an example (B,), is minimised with the loss: its mean is added to the mean
+    loss. It is reported as NAME and not part of the metric "loss".
+
     Attributes:
       model: Linen module called as `model.apply(variables, inputs, train)`.
     """
@@ -43,41 +60,157 @@ class Task(abc.ABC):
     unit: ClassVar[str] = "examples"
     """What the loss is a mean over, in the plural; its speed is logged as `{unit}_per_sec`."""
 
-    @abc.abstractmethod
-    def inputs(self, batch: Batch) -> jax.Array:
-        """Returns the model's input from a batch."""
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of the random streams that `forward` draws from: `model.streams`, or "dropout"."""
+        return getattr(self.model, "streams", ("dropout",))
 
     @abc.abstractmethod
-    def metrics(self, outputs: jax.Array, batch: Batch, train: bool) -> dict[str, Weighted]:
-        """Returns named (sum, weight) pairs; "loss" is the one that training minimises."""
+    def inputs(self, batch: Batch) -> Any:
+        """Returns the model's input from a batch: an array, or a tree of arrays."""
+
+    @abc.abstractmethod
+    def metrics(
+        self, outputs: Any, batch: Batch, train: bool, step: jax.Array
+    ) -> dict[str, Weighted]:
+        """Returns named (sum, weight) pairs; "loss" is the one that training minimises.
+
+        Args:
+          outputs: what `forward` returned.
+          batch: its batch.
+          train: whether this is training, or evaluation.
+          step: int32 scalar, updates made so far: for terms that warm up.
+        """
+
+    def weights(self, batch: Batch, train: bool) -> jax.Array | np.ndarray | None:
+        """Returns the weights (B, ...) of what the loss is a mean over; None weighs all alike."""
+        del train
+        return batch.get("weight")
 
     def init(self, key: jax.Array, batch: Batch) -> tuple[Params, ModelState]:
         """Returns float32 parameters and the model state for batches shaped like `batch`."""
         variables = dict(self.model.init(key, self.inputs(batch)))
+        variables.pop(LOSSES, None)
         return variables.pop("params", {}), variables
 
+    def forward(
+        self,
+        params: Params,
+        model_state: ModelState,
+        batch: Batch,
+        rngs: Rngs,
+        train: bool,
+        step: jax.Array,
+    ) -> tuple[Any, ModelState]:
+        """Runs the model on a batch: the one method that does, under all the others.
+
+        Args:
+          params: parameters.
+          model_state: all other collections.
+          batch: columns.
+          rngs: keys of the streams named by `streams`.
+          train: whether this is training: with dropout, and changing model state.
+          step: int32 scalar, updates made so far.
+
+        Returns:
+          Outputs (any tree), which `metrics` and `predict` read; and the collections that the
+          model changed, with what it sowed into "losses" among them.
+        """
+        del step
+        return self.apply(params, model_state, self.inputs(batch), rngs, train)
+
+    def apply(
+        self,
+        params: Params,
+        model_state: ModelState,
+        inputs: Any,
+        rngs: Rngs,
+        train: bool,
+        method: str | None = None,
+    ) -> tuple[Any, ModelState]:
+        """Calls the model (or a method of it); returns as `forward` does.
+
+        Raises:
+          ConfigError: the model draws from a random stream that `streams` does not name.
+        """
+        changing = [name for name in model_state if name != CONSTANTS] if train else []
+        try:
+            return self.model.apply(
+                {"params": params, **model_state},
+                inputs,
+                train=train,
+                rngs=dict(rngs),
+                mutable=[*changing, LOSSES],
+                method=method,
+            )
+        except flax.errors.InvalidRngError as error:
+            raise ConfigError(
+                f"task.streams: {type(self.model).__name__} draws from a random stream that is not "
+                f"among {listed(rngs)} ({str(error).split(' (')[0]}); name all of its streams in "
+                "the model or the task, as in streams = ('dropout', 'noise')."
+            ) from error
+
     def loss(
-        self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array
+        self,
+        params: Params,
+        model_state: ModelState,
+        batch: Batch,
+        rngs: Rngs,
+        step: jax.Array | int = 0,
     ) -> tuple[jax.Array, LossOutput]:
         """Returns the *sum* of the training loss, for `jax.grad`, and what goes with it."""
-        outputs, new_state = self.model.apply(
-            {"params": params, **model_state},
-            self.inputs(batch),
-            train=True,
-            rngs={"dropout": key},
-            mutable=list(model_state),
-        )
-        metrics = self.metrics(outputs, batch, train=True)
-        return metrics["loss"].sum, LossOutput(metrics, new_state)
+        outputs, changed = self.forward(params, model_state, batch, rngs, True, step)
+        metrics = self.metrics(outputs, batch, True, step)
+        total, weight = metrics["loss"]
+        sown = self._sown(changed, metrics, batch, train=True)
+        for term in sown.values():
+            total += term.sum * (weight / jnp.where(term.weight == 0, 1, term.weight))
+        changed = {name: value for name, value in changed.items() if name != LOSSES}
+        return total, LossOutput(metrics | sown, changed)
 
     def evaluate(
-        self, params: Params, model_state: ModelState, batch: Batch
+        self,
+        params: Params,
+        model_state: ModelState,
+        batch: Batch,
+        rngs: Rngs = MappingProxyType({}),
+        step: jax.Array | int = 0,
     ) -> dict[str, Weighted]:
         """Returns the metrics of one evaluation batch, without dropout or state changes."""
-        outputs = self.model.apply(
-            {"params": params, **model_state}, self.inputs(batch), train=False
-        )
-        return self.metrics(outputs, batch, train=False)
+        outputs, changed = self.forward(params, model_state, batch, rngs, False, step)
+        metrics = self.metrics(outputs, batch, False, step)
+        return metrics | self._sown(changed, metrics, batch, train=False)
+
+    def predict(
+        self,
+        params: Params,
+        model_state: ModelState,
+        batch: Batch,
+        rngs: Rngs = MappingProxyType({}),
+        step: jax.Array | int = 0,
+    ) -> dict[str, jax.Array]:
+        """Returns named arrays with one row an example, (B, ...): what the model says of each.
+
+        Needs the columns of `inputs` alone, unless a task says more.
+        """
+        outputs, _ = self.forward(params, model_state, batch, rngs, False, step)
+        return self.predictions(outputs, batch)
+
+    def predictions(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Returns what `predict` makes of outputs; here themselves, "outputs" without a name."""
+        del batch
+        return dict(outputs) if isinstance(outputs, Mapping) else {"outputs": outputs}
+
+    def after_update(
+        self, params: Params, model_state: ModelState, step: jax.Array
+    ) -> tuple[Params, ModelState]:
+        """Returns both as they are to be after update `step` (1, 2, ...): here, as they come.
+
+        Runs once an update, however many micro-batches made its gradient: for teachers by moving
+        average, target networks, projections of parameters.
+        """
+        del step
+        return params, model_state
 
     def summary(self, totals: Mapping[str, Weighted]) -> dict[str, float]:
         """Turns totals over many batches into the figures to report: the means."""
@@ -86,9 +219,35 @@ class Task(abc.ABC):
             for name, total in totals.items()
         }
 
-    @abc.abstractmethod
     def check(self, batch: Batch) -> None:
         """Raises DataError, in one line, where a batch cannot be what the task needs."""
+        del batch
+
+    def _sown(
+        self, changed: ModelState, metrics: Mapping[str, Weighted], batch: Batch, train: bool
+    ) -> dict[str, Weighted]:
+        """What the model sowed into "losses", by name; terms of one name are added up."""
+        weights, sown = self.weights(batch, train), {}
+        for path, value in jax.tree_util.tree_leaves_with_path(changed.get(LOSSES, {})):
+            # `sow` makes a tuple; its places are the other kind of key.
+            name = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]
+            if name in metrics:
+                raise ConfigError(f"task.model: it sows {name!r}, a metric of the task's own.")
+            term = weigh(_like_weights(name, value, weights), weights)
+            sown[name] = Weighted(sown[name].sum + term.sum, term.weight) if name in sown else term
+        return sown
+
+
+def _like_weights(name: str, value: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """A scalar, or a value an example (B,), broadcast to the shape of the weights."""
+    if value.ndim > 1:
+        raise ConfigError(
+            f"task.model: it sows {name!r} of shape {value.shape} into 'losses'; a scalar or one "
+            "value an example is needed."
+        )
+    if weights is None:
+        return value
+    return jnp.broadcast_to(value.reshape(-1, *[1] * (weights.ndim - 1)), weights.shape)
 
 
 def column(batch: Batch, name: str, field: str) -> jax.Array | np.ndarray:

@@ -52,17 +52,33 @@ class Classification(Task):
             return x
         return (x - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
-    def metrics(self, outputs: jax.Array, batch: Batch, train: bool) -> dict[str, Weighted]:
+    def weights(self, batch: Batch, train: bool) -> jax.Array | None:
+        """Returns the column "weight", in training times the class weights."""
+        weights_B = super().weights(batch, train)
+        if not (train and self.class_weights):
+            return weights_B
+        labels_B = column(batch, self.label, "task.label")
+        class_weights_B = jnp.asarray(self.class_weights)[labels_B]
+        return class_weights_B if weights_B is None else weights_B * class_weights_B
+
+    def metrics(
+        self, outputs: jax.Array, batch: Batch, train: bool, step: jax.Array
+    ) -> dict[str, Weighted]:
         """Returns "loss" (smoothed and class-weighted in training) and "accuracy"."""
         labels_B = column(batch, self.label, "task.label")
-        weights_B = batch.get("weight")
-        correct = accuracy(outputs, labels_B, weights_B)
-        if train and self.class_weights:
-            class_weights_B = jnp.asarray(self.class_weights)[labels_B]
-            weights_B = class_weights_B if weights_B is None else weights_B * class_weights_B
         smoothing = self.label_smoothing if train else 0.0
         loss_B = losses.softmax_cross_entropy(outputs, labels_B, smoothing)
-        return {"loss": weigh(loss_B, weights_B), "accuracy": correct}
+        return {
+            "loss": weigh(loss_B, self.weights(batch, train)),
+            "accuracy": accuracy(outputs, labels_B, batch.get("weight")),
+        }
+
+    def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """Returns "label" (B,) int32, the likeliest class, and "probability" (B, K) float32."""
+        return {
+            "label": outputs.argmax(-1).astype(jnp.int32),
+            "probability": jax.nn.softmax(outputs.astype(jnp.float32)),
+        }
 
     def check(self, batch: Batch) -> None:
         """Raises DataError for missing columns or labels outside the model's outputs."""

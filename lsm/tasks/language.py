@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from lsm import losses
 from lsm.checks import require
 from lsm.errors import ConfigError, DataError
 from lsm.metrics import Weighted, accuracy, weigh
-from lsm.tasks.base import Batch, LossOutput, ModelState, Params, Task, check_labels, column
+from lsm.tasks.base import Batch, ModelState, Params, Rngs, Task, check_labels, column
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,62 +43,61 @@ class LanguageModelling(Task):
         """Returns tokens (B, T)."""
         return column(batch, self.tokens, "task.tokens")[:, :-1]
 
-    def metrics(self, outputs: jax.Array, batch: Batch, train: bool) -> dict[str, Weighted]:
-        """Returns "loss" and "accuracy", over targets."""
-        return _score(outputs, *self._targets(batch))
+    def weights(self, batch: Batch, train: bool) -> jax.Array:
+        """Returns the weights of targets (B, T) float32."""
+        return self._targets(batch)[1]
 
-    def loss(
-        self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, LossOutput]:
-        """As `Task.loss`; what the model sows into "losses" (B,) is added, weighed by targets."""
-        outputs, new_state = self.model.apply(
-            {"params": params, **model_state},
-            self.inputs(batch),
-            train=True,
-            rngs={"dropout": key},
-            mutable=[*model_state, "losses"],
-            method="features" if self.chunks > 1 else None,
-        )
-        sown = new_state.pop("losses", {})
-        metrics = self._measure(outputs, params, batch)
-        loss = metrics["loss"].sum
-        weights_BxT = self._targets(batch)[1]
-        for name, (value_B,) in sown.items():
-            metrics[name] = weigh(
-                jnp.broadcast_to(value_B[:, None], weights_BxT.shape), weights_BxT
-            )
-            loss += metrics[name].sum
-        return loss, LossOutput(metrics, new_state)
+    def forward(
+        self,
+        params: Params,
+        model_state: ModelState,
+        batch: Batch,
+        rngs: Rngs,
+        train: bool,
+        step: jax.Array,
+    ) -> tuple[Any, ModelState]:
+        """As `Task.forward`; the outputs are logits, or with chunks what makes logits in parts."""
+        method = "features" if self.chunks > 1 else None
+        inputs_BxT = self.inputs(batch)
+        outputs, changed = self.apply(params, model_state, inputs_BxT, rngs, train, method)
+        if self.chunks > 1:
+            outputs = _Features(outputs, {"params": params, **model_state})
+        return outputs, changed
 
-    def evaluate(
-        self, params: Params, model_state: ModelState, batch: Batch
+    def metrics(
+        self, outputs: Any, batch: Batch, train: bool, step: jax.Array
     ) -> dict[str, Weighted]:
-        """As `Task.evaluate`."""
-        outputs = self.model.apply(
-            {"params": params, **model_state},
-            self.inputs(batch),
-            method="features" if self.chunks > 1 else None,
-        )
-        return self._measure(outputs, params, batch)
+        """Returns "loss" and "accuracy", over targets."""
+        totals, _ = self._in_parts(_score, outputs, self._targets(batch))
+        return totals
 
-    def _measure(self, outputs: jax.Array, params: Params, batch: Batch) -> dict[str, Weighted]:
-        """The metrics, from logits or, with chunks, from features (B, T, D)."""
-        targets_BxT, weights_BxT = self._targets(batch)
+    def predictions(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Returns what the model says of each target (B, T), given the tokens before it.
+
+        "token" int32 is the likeliest, "log_probability" float32 that of the target itself, in
+        nats.
+        """
+        return self._in_parts(_say, outputs, self._targets(batch))[1]
+
+    def _in_parts(self, score: Callable, outputs: Any, targets: Any) -> tuple[Any, Any]:
+        """Returns (sums, arrays (B, T)) of `score(logits, *targets)`, in `chunks` parts."""
         if self.chunks == 1:
-            return _score(outputs, targets_BxT, weights_BxT)
+            return score(outputs, *targets)
 
         @jax.checkpoint
-        def one(features_BxSxD, targets_BxS, weights_BxS):
-            logits = self.model.apply({"params": params}, features_BxSxD, method="logits")
-            return _score(logits, targets_BxS, weights_BxS)
+        def one(features_BxSxD, *targets):
+            logits = self.model.apply(outputs.variables, features_BxSxD, method="logits")
+            return score(logits, *targets)
 
         def turn(total, part):
-            return jax.tree.map(jnp.add, total, one(*part)), None
+            sums, arrays = one(*part)
+            return jax.tree.map(jnp.add, total, sums), arrays
 
-        parts = jax.tree.map(self._split, (outputs, targets_BxT, weights_BxT))
-        shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], parts))
+        parts = jax.tree.map(self._split, (outputs.features_BxTxD, *targets))
+        shapes, _ = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], parts))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.scan(turn, zeros, parts)[0]
+        sums, arrays = jax.lax.scan(turn, zeros, parts)
+        return sums, jax.tree.map(_merged, arrays)
 
     def _split(self, x_BxT: jax.Array) -> jax.Array:
         """(B, T, ...) as (chunks, B, T / chunks, ...).
@@ -136,11 +135,33 @@ class LanguageModelling(Task):
             )
 
 
+class _Features(NamedTuple):
+    """What logits are made of: the model's last features, and the variables of its head."""
+
+    features_BxTxD: jax.Array
+    variables: Mapping[str, Any]
+
+
+def _merged(x_CxBxS: jax.Array) -> jax.Array:
+    """(chunks, B, S) as (B, S x chunks): what `LanguageModelling._split` took apart."""
+    return jnp.moveaxis(x_CxBxS, 0, 2).reshape(x_CxBxS.shape[1], -1)
+
+
 def _score(
     logits_BxTxV: jax.Array, targets_BxT: jax.Array, weights_BxT: jax.Array
-) -> dict[str, Weighted]:
+) -> tuple[dict[str, Weighted], None]:
     loss_BxT = losses.softmax_cross_entropy(logits_BxTxV, targets_BxT)
     return {
         "loss": weigh(loss_BxT, weights_BxT),
         "accuracy": accuracy(logits_BxTxV, targets_BxT, weights_BxT),
+    }, None
+
+
+def _say(
+    logits_BxTxV: jax.Array, targets_BxT: jax.Array, weights_BxT: jax.Array
+) -> tuple[None, dict[str, jax.Array]]:
+    del weights_BxT
+    return None, {
+        "token": logits_BxTxV.argmax(-1).astype(jnp.int32),
+        "log_probability": -losses.softmax_cross_entropy(logits_BxTxV, targets_BxT),
     }

@@ -29,7 +29,9 @@ class Regression(Task):
         """Returns the input column as it is."""
         return column(batch, self.input, "task.input")
 
-    def metrics(self, outputs: jax.Array, batch: Batch, train: bool) -> dict[str, Weighted]:
+    def metrics(
+        self, outputs: jax.Array, batch: Batch, train: bool, step: jax.Array
+    ) -> dict[str, Weighted]:
         """Returns "loss" in the chosen form and "absolute_error"."""
         targets_BxK = column(batch, self.target, "task.target").reshape(outputs.shape)
         error = losses.squared_error if self.form == "mean" else losses.half_squared_error
@@ -40,6 +42,10 @@ class Regression(Task):
             "loss": weigh(error(outputs, targets_BxK), weights_B),
             "absolute_error": weigh(abs(outputs - targets_BxK), weights_B),
         }
+
+    def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """Returns "prediction", (B,) or (B, K)."""
+        return {"prediction": outputs}
 
     def check(self, batch: Batch) -> None:
         """Raises DataError for missing columns."""

@@ -1,22 +1,24 @@
 """Training: a pure step, the state it maps, and the loop around them."""
 
-from lsm.train.fit import evaluate_run, fit
+from lsm.train.fit import fit
 from lsm.train.program import Program, build
 from lsm.train.state import TrainState, init_state
-from lsm.train.step import accumulated_gradient, make_step, mean_gradient, skip_nonfinite
+from lsm.train.step import make_step, skip_nonfinite
 from lsm.train.table import abstract_batch, state_table
+from lsm.train.trained import Trained, evaluate_run, load, predict_run
 
 __all__ = [
     "Program",
     "TrainState",
+    "Trained",
     "abstract_batch",
-    "accumulated_gradient",
     "build",
     "evaluate_run",
     "fit",
     "init_state",
+    "load",
     "make_step",
-    "mean_gradient",
+    "predict_run",
     "skip_nonfinite",
     "state_table",
 ]

@@ -1,4 +1,4 @@
-"""From an experiment to a trained model: `fit`, and `evaluate_run` for what was trained."""
+"""From an experiment to a trained model: `fit`."""
 
 import contextlib
 import dataclasses
@@ -7,25 +7,22 @@ import json
 import os
 import pathlib
 import secrets
-import warnings
 from collections.abc import Iterator
 
-import jax
-
 from lsm import distributed, schema
-from lsm.checkpoint import Checkpoints
 from lsm.config import Experiment
-from lsm.errors import CheckpointError, ConfigError, ProcessError, TrainingError
+from lsm.errors import ConfigError, ProcessError, TrainingError
 from lsm.files import atomic_write
 from lsm.heap import keep_memory
 from lsm.report import Result, fingerprint, git_revision, hardware, plot_curves, versions
-from lsm.train.evaluation import evaluate
+from lsm.run.checkpoint import Checkpoints
+from lsm.train.evaluation import evaluate_all
 from lsm.train.goodput import Clock, Goodput, undone
 from lsm.train.loop import Ending, Loop
 from lsm.train.profile import Profile
-from lsm.train.program import Program, evaluated_params
 from lsm.train.progress import Progress
-from lsm.train.setup import Setup
+from lsm.train.setup import Setup, keep_compiled
+from lsm.train.start import begin
 from lsm.train.state import TrainState
 from lsm.train.throughput import Throughput
 from lsm.writers import RunInfo, Writers, read_metrics
@@ -66,7 +63,7 @@ def fit(
     schema.check(experiment)
     workdir = pathlib.Path(workdir)
     tracer = Profile(profile, workdir / "profile")
-    _keep_compiled()
+    keep_compiled()
     keep_memory()
     setup = Setup.of(experiment, data_dir)
     throughput = Throughput.of(setup)
@@ -78,7 +75,7 @@ def fit(
         ) as checkpoints,
     ):
         clock.book("startup")
-        state, progress = _start(setup.program, checkpoints, clock)
+        state, progress = _start(setup, checkpoints, clock)
         progress = _with_undone(progress, workdir, int(state.step), clock)
         info = RunInfo(
             name=experiment.name,
@@ -120,53 +117,6 @@ def fit(
         if read_metrics(workdir):
             plot_curves(workdir)
     return result
-
-
-def evaluate_run(
-    experiment: Experiment, workdir: os.PathLike | str, *, data_dir: os.PathLike | str | None = None
-) -> tuple[int, dict[str, dict[str, float]]]:
-    """Evaluates the best checkpoint of a run, or its last where none was chosen as best.
-
-    Returns:
-      The checkpoint's step, and its figures by split ("validation", "test"). Writes nothing.
-
-    Raises:
-      CheckpointError: there is no checkpoint, or it is damaged or of another model.
-    """
-    schema.check(experiment)
-    directory = pathlib.Path(workdir) / "checkpoints"
-    if not directory.is_dir():
-        raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
-    _keep_compiled()
-    setup = Setup.of(experiment, data_dir)
-    while True:
-        with contextlib.closing(
-            Checkpoints(directory, checksums=setup.program.checksums, read_only=True)
-        ) as checkpoints:
-            step = checkpoints.latest()
-            if step is None:
-                raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
-            try:
-                best = Progress.of(checkpoints.progress(step)).best_step
-                step = best if best in checkpoints.steps() else step
-                state = checkpoints.restore(setup.program.abstract_state, step)
-            except CheckpointError:
-                if (directory / str(step)).is_dir():
-                    raise
-                continue  # a run in progress has just replaced it with a newer one
-        return step, _evaluate_all(setup, state)
-
-
-def _keep_compiled() -> None:
-    """Turns the persistent compilation cache on, where the user has not placed it elsewhere.
-
-    XLA cannot write hot CPU programs to it (see `lsm.sharding.compiler_options`); JAX would warn
-    of each, at every start.
-    """
-    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
-    if not jax.config.jax_compilation_cache_dir:
-        path = os.path.expanduser(os.environ.get("LSM_CACHE", "~/.cache/lsm"))
-        jax.config.update("jax_compilation_cache_dir", os.path.join(path, "compiled"))
 
 
 @contextlib.contextmanager
@@ -250,10 +200,10 @@ def _check_config(workdir: pathlib.Path, experiment: Experiment, allow_change: b
     atomic_write(path, json.dumps(new, indent=2).encode())
 
 
-def _start(program: Program, checkpoints: Checkpoints, clock: Clock) -> tuple[TrainState, Progress]:
-    step = distributed.share("the start", checkpoints.latest())
+def _start(setup: Setup, checkpoints: Checkpoints, clock: Clock) -> tuple[TrainState, Progress]:
+    program, step = setup.program, distributed.share("the start", checkpoints.latest())
     if step is None:
-        state = program.init()
+        state = begin(program, setup.experiment.start)
         clock.book("compile")
         return state, Progress()
     state = checkpoints.restore(program.abstract_state, step)
@@ -284,7 +234,7 @@ def _final(
     setup: Setup, writers: Writers, workdir: pathlib.Path, state: TrainState, clock: Clock
 ) -> dict[str, dict[str, float]]:
     """Evaluates every split with the final state; the test row is written once."""
-    figures = _evaluate_all(setup, state, clock)
+    figures = evaluate_all(setup, state, clock)
     clock.book("other")
     if not distributed.is_first():
         return figures
@@ -293,16 +243,6 @@ def _final(
     if "test" in figures and not written:
         writers.write(step, "test", figures["test"])
     return figures
-
-
-def _evaluate_all(
-    setup: Setup, state: TrainState, clock: Clock | None = None
-) -> dict[str, dict[str, float]]:
-    params = evaluated_params(state)
-    return {
-        split: evaluate(setup.program, params, state, batches, clock)
-        for split, batches in setup.evaluation.items()
-    }
 
 
 def _result(

@@ -5,12 +5,11 @@ from typing import Literal
 
 import numpy as np
 
-from lsm.checkpoint import Checkpoints
 from lsm.config import Experiment
 from lsm.data import EvalBatches, Prefetcher, TrainBatches
 from lsm.durations import Horizon, to_steps
 from lsm.errors import TrainingError, listed
-from lsm.optim import learning_rate_at
+from lsm.run.checkpoint import Checkpoints
 from lsm.sharding import place
 from lsm.train.evaluation import evaluate
 from lsm.train.goodput import Clock
@@ -124,7 +123,7 @@ class Loop:
         if bad is not None:
             raise TrainingError(self._diagnosis(bad, state))
         figures = self.experiment.task.summary(totals)
-        figures["learning_rate"] = self._learning_rate(step, state)
+        figures |= self._learning_rates(step, state)
         if speed:
             figures |= self._rates(speed["steps_per_sec"], totals["loss"].weight / len(window))
         self.writers.write(step, "train", figures | speed)
@@ -142,7 +141,8 @@ class Loop:
         if self.monitored is None or (last and self.monitored[0] == "test"):
             return False  # the test split is evaluated after the last step anyway
         split, batches = self.monitored
-        figures = evaluate(self.program, evaluated_params(state), state, batches, self.clock)
+        params, metrics = evaluated_params(state), self.experiment.evaluation.metrics
+        figures = evaluate(self.program, params, state, batches, metrics, self.clock)
         self.writers.write(step, split, figures)
         if split == "test":
             return False
@@ -163,11 +163,9 @@ class Loop:
         batch = self.batches.batch_at(step - 1)
         bad = [k for k, v in batch.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
         data = f"its batch is not finite in {listed(bad)}" if bad else "its batch is finite"
-        rate = self._learning_rate(step, state)
-        return (
-            f"step {step}: the loss is not finite; {data}; the learning rate is {rate:.3g}; "
-            f"{self._advice()}"
-        )
+        rates = self._learning_rates(step, state).items()
+        told = "".join(f"the {name.replace('_', ' ')} is {rate:.3g}; " for name, rate in rates)
+        return f"step {step}: the loss is not finite; {data}; {told}{self._advice()}"
 
     def _advice(self) -> str:
         saved = self.checkpoints.latest()
@@ -177,6 +175,7 @@ class Loop:
             f"train.skip_nonfinite=true ({intact})."
         )
 
-    def _learning_rate(self, step: int, state: TrainState) -> float:
+    def _learning_rates(self, step: int, state: TrainState) -> dict[str, float]:
         optimizer = self.experiment.optimizer
-        return float(learning_rate_at(optimizer, self.horizon, step - 1, state.opt_state))
+        rates = optimizer.learning_rates(self.horizon, step - 1, state.opt_state)
+        return {name: float(rate) for name, rate in rates.items()}

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -10,12 +11,13 @@ import numpy as np
 import optax
 
 from lsm.axes import Layout
-from lsm.checkpoint import checksums
 from lsm.config import Experiment
 from lsm.durations import Horizon
-from lsm.errors import MeshError
+from lsm.errors import ConfigError, MeshError
 from lsm.metrics import Weighted
-from lsm.optim import averaged_params, keep_master
+from lsm.optim import averaged_params
+from lsm.rng import streams
+from lsm.run.saved import checksums
 from lsm.sharding import (
     batch_sharding,
     batch_ways,
@@ -26,6 +28,7 @@ from lsm.sharding import (
     shard,
     table,
 )
+from lsm.tasks import Task
 from lsm.train.offload import in_device_memory, in_host_memory, offloaded
 from lsm.train.state import TrainState, init_state
 from lsm.train.step import Step, make_step, skip_nonfinite
@@ -40,10 +43,14 @@ class Program:
       abstract_state: shapes, dtypes and shardings of the state.
       batch: sharding of a batch.
       init: () -> state at step 0, made sharded.
+      start: arrays by path -> state at step 0 that has them; see `lsm.train.init_state`.
       step: (state, batch) -> (state, metrics); the state's buffers are donated.
-      evaluate: (params, model_state, batch) -> metrics.
+      evaluate: (params, model_state, batch, number, step) -> (metrics, seen), for the batch of
+        that number after `step` updates; `seen` are the whole arrays, on every device, that
+        `evaluation.metrics` read: {} without any.
+      predict: (params, model_state, batch, number, step) -> predictions, whole on every device.
       finite: params -> whether every parameter is finite.
-      checksums: state -> a checksum of every leaf; see `lsm.checkpoint.checksums`.
+      checksums: state -> a checksum of every leaf; see `lsm.run.saved.checksums`.
       summary: the task's figures from totals of its metrics.
     """
 
@@ -51,8 +58,10 @@ class Program:
     abstract_state: TrainState
     batch: jax.sharding.NamedSharding
     init: Callable[[], TrainState]
+    start: Callable[[Mapping[str, jax.Array]], TrainState]
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Weighted]]]
-    evaluate: Callable[[Any, Any, Any], dict[str, Weighted]]
+    evaluate: Callable[..., tuple[dict[str, Weighted], dict[str, Any]]]
+    predict: Callable[..., dict[str, jax.Array]]
     finite: Callable[[Any], jax.Array]
     checksums: Callable[[TrainState], Any]
     summary: Callable[[Mapping[str, Weighted]], dict[str, float]]
@@ -78,14 +87,12 @@ def build(
     train, task = experiment.train, experiment.task
     mesh = make_mesh(experiment.mesh, devices)
     _check_batch(train.batch_size, train.accumulation, mesh)
-    optimizer = experiment.optimizer.make(horizon)
-    if train.params != "float32":
-        optimizer = keep_master(optimizer)
+    optimizer = experiment.optimizer.make(horizon, master=train.params != "float32")
     row = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
 
-    def init() -> TrainState:
+    def init(taken: Mapping[str, jax.Array] = MappingProxyType({})) -> TrainState:
         zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in row.items()}
-        return init_state(task, optimizer, zeros, train.seed, train.params)
+        return init_state(task, optimizer, zeros, train.seed, train.params, taken)
 
     abstract = jax.eval_shape(init)
     state = _shardings(experiment, mesh, abstract)
@@ -93,21 +100,29 @@ def build(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state
     )
 
+    def start(taken: Mapping[str, jax.Array]) -> TrainState:
+        placed = {path: x.sharding for path, x in taken.items()}
+        return compile(init, in_shardings=(placed,), out_shardings=state)(dict(taken))
+
     def sums(trained: TrainState) -> TrainState:
         return checksums(jax.device_put(trained, in_device_memory(state)))
 
-    def evaluate(params: Any, model_state: Any, batch: Any) -> dict[str, Weighted]:
-        if experiment.mesh.offload:  # a moving average of the parameters is in host memory
-            params = jax.device_put(params, state.params)
-        return task.evaluate(params, model_state, batch)
+    def on_devices(function: Callable) -> Callable:
+        """Lets `function` take the average of the parameters, which may be in host memory."""
+        if not experiment.mesh.offload:
+            return function
+        return lambda params, *args: function(jax.device_put(params, state.params), *args)
 
     rows, whole = batch_sharding(mesh), replicated(mesh)
+    asked = (evaluated_params(state), state.model_state, rows, whole, whole)
     options = {"out_shardings": whole, "mesh": mesh}
+    evaluation = {"in_shardings": asked, **options}
     return Program(
         mesh=mesh,
         abstract_state=abstract,
         batch=rows,
         init=compile(init, in_shardings=(), out_shardings=state),
+        start=start,
         step=compile(
             _step(experiment, optimizer, mesh, state),
             in_shardings=(state, rows),
@@ -116,24 +131,31 @@ def build(
             hot=True,
             mesh=mesh,
         ),
-        evaluate=compile(
-            evaluate,
-            in_shardings=(evaluated_params(state), state.model_state, rows),
-            **options,
-        ),
+        evaluate=compile(on_devices(_evaluate(experiment)), **evaluation),
+        predict=compile(on_devices(make_predict(task, train.seed)), **evaluation),
         finite=compile(_all_finite, in_shardings=(state.params,), **options),
         checksums=compile(sums, in_shardings=(state,), **options),
         summary=task.summary,
     )
 
 
-def _shardings(experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
-    """Returns where every array of the state goes, by the rules of the config or of the model."""
+def shardings_of(experiment: Experiment, mesh: jax.sharding.Mesh, tree: Any) -> Any:
+    """Returns where every array goes, by the rules of the config or of the model.
+
+    Args:
+      experiment: gives both.
+      mesh: the devices.
+      tree: a training state, or a tree with paths like its own.
+    """
     model = experiment.task.model
     layout = getattr(model, "layout", Layout())
     rules = experiment.mesh.rules or layout.rules
     check_axes(mesh, rules, layout, type(model).__name__)
-    shardings = shard(state, mesh, rules)
+    return shard(tree, mesh, rules)
+
+
+def _shardings(experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
+    shardings = shardings_of(experiment, mesh, state)
     if not experiment.mesh.offload:
         return shardings
     opt_state = in_host_memory(shardings.opt_state, state.opt_state)
@@ -153,10 +175,52 @@ def _step(
         experiment.task,
         optimizer,
         seed=train.seed,
+        gradient=train.gradient,
         accumulation=train.accumulation,
         unroll=mesh.devices.flat[0].platform == "cpu",
     )
     return skip_nonfinite(step) if train.skip_nonfinite else step
+
+
+def _evaluate(experiment: Experiment) -> Callable:
+    """Returns the pure function under `Program.evaluate`."""
+    task, seed, metrics = experiment.task, experiment.train.seed, experiment.evaluation.metrics
+    columns = {"weight", *(name for metric in metrics for name in metric.columns)}
+    predict = make_predict(task, seed)
+
+    def evaluate(params, model_state, batch, number, step):
+        rngs = streams(task.streams, seed, number, "evaluation")
+        figures = task.evaluate(params, model_state, batch, rngs, step)
+        if not metrics:
+            return figures, {}
+        # The same forward pass as above: the compiler makes one of the two.
+        predictions = predict(params, model_state, batch, number, step)
+        read = {name: x for name, x in batch.items() if name in columns}
+        return figures, {"predictions": predictions, "batch": read}
+
+    return evaluate
+
+
+def make_predict(task: Task, seed: int) -> Callable[..., dict[str, jax.Array]]:
+    """Returns the pure function (params, model_state, batch, number, step) -> predictions.
+
+    Random streams are those of evaluation, at the number of the batch. While it is traced it
+    raises ConfigError where an array has not one row an example.
+    """
+
+    def predict(params, model_state, batch, number, step):
+        rngs = streams(task.streams, seed, number, "evaluation")
+        predictions = task.predict(params, model_state, batch, rngs, step)
+        rows = next(iter(batch.values())).shape[0]
+        for name, x in predictions.items():
+            if x.shape[:1] != (rows,):
+                raise ConfigError(
+                    f"task.predict: {name!r} has shape {x.shape} for a batch of {rows} examples; "
+                    "each array needs one row an example."
+                )
+        return predictions
+
+    return predict
 
 
 def evaluated_params(state: TrainState) -> Any:

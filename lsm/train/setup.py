@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from lsm.data import EvalBatches, TrainBatches
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
 from lsm.metrics import Weighted
+from lsm.rng import streams
 from lsm.sharding import batch_ways, local_rows
 from lsm.train.program import Program, build
 
@@ -82,6 +84,18 @@ class Setup:
         return next(iter(self.evaluation.items()), None)
 
 
+def keep_compiled() -> None:
+    """Turns the persistent compilation cache on, where the user has not placed it elsewhere.
+
+    XLA cannot write hot CPU programs to it (see `lsm.sharding.compiler_options`); JAX would warn
+    of each, at every start.
+    """
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
+    if not jax.config.jax_compilation_cache_dir:
+        path = os.path.expanduser(os.environ.get("LSM_CACHE", "~/.cache/lsm"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(path, "compiled"))
+
+
 def _check_vocabulary(experiment: Experiment, ids: int | None) -> None:
     """Raises DataError where tokens may have ids that the model does not know.
 
@@ -98,8 +112,12 @@ def _check_vocabulary(experiment: Experiment, ids: int | None) -> None:
 def _check_monitor(experiment: Experiment, program: Program, batch: Mapping[str, Any]) -> None:
     """Raises ConfigError where the monitored metric is not one of the task's."""
     state, task = program.abstract_state, experiment.task
-    metrics = jax.eval_shape(task.evaluate, state.params, state.model_state, dict(batch))
+    rngs = streams(task.streams, experiment.train.seed, 0)
+    metrics = jax.eval_shape(
+        task.evaluate, state.params, state.model_state, dict(batch), rngs, state.step
+    )
     figures = task.summary({name: Weighted(1.0, 1.0) for name in metrics})
+    figures |= names(experiment.evaluation.metrics)
     monitor = experiment.evaluation.monitor
     if monitor not in figures:
         raise ConfigError(

@@ -1,12 +1,15 @@
 """The training state: a pytree of arrays, and nothing else."""
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lsm.paths import path_name
 from lsm.rng import stream
 from lsm.tasks import Batch, ModelState, Params, Task
 
@@ -19,7 +22,7 @@ class TrainState:
     Attributes:
       step: int32 scalar, the number of updates made.
       params: parameters, float32 unless `train.params` says otherwise.
-      model_state: the model's other collections.
+      model_state: the model's other collections, `lsm.tasks.CONSTANTS` among them.
       opt_state: the state of the Optax chain.
     """
 
@@ -35,12 +38,27 @@ def init_state(
     batch: Batch,
     seed: int,
     dtype: str = "float32",
+    taken: Mapping[str, jax.Array] = MappingProxyType({}),
 ) -> TrainState:
-    """Returns the state at step 0: a pure function of the seed and of the batch's shapes.
+    """Returns the state at step 0: a pure function of the seed, the batch's shapes, and `taken`.
 
     The optimiser sees float32 parameters; the state holds them in `dtype`.
+
+    Args:
+      task: gives parameters and model state.
+      optimizer: its state is made for them.
+      batch: columns; only their shapes count.
+      seed: of the parameters.
+      dtype: of the parameters in the state.
+      taken: arrays that replace what the task drew, by path: "params/head/kernel",
+        "batch_stats/BatchNorm_0/mean". They are cast to its dtypes.
     """
     params, model_state = task.init(stream(seed, "params"), batch)
+    drawn = {"params": params, **model_state}
+    drawn = jax.tree_util.tree_map_with_path(
+        lambda path, x: taken.get(path_name(path), x).astype(x.dtype), drawn
+    )
+    params = drawn.pop("params")
     opt_state = optimizer.init(params)
     params = jax.tree.map(lambda x: x.astype(dtype), params)
-    return TrainState(jnp.int32(0), params, model_state, opt_state)
+    return TrainState(jnp.int32(0), params, drawn, opt_state)

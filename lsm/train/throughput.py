@@ -1,13 +1,23 @@
 """How much of the devices a run uses."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
 from lsm.chips import chip_of
-from lsm.flops import model_flops
+from lsm.flops import Flops, model_flops
+from lsm.rng import streams
+from lsm.tasks import Task
 from lsm.train.goodput import Goodput
 from lsm.train.setup import Setup
+from lsm.train.state import TrainState
+
+
+def training_flops(task: Task, state: TrainState, batch: Any) -> Flops:
+    """Returns the model FLOPs of a step on `batch`; arrays may be `jax.ShapeDtypeStruct`."""
+    rngs = jax.eval_shape(lambda: streams(task.streams, 0, 0))
+    return model_flops(task.loss, state.params, state.model_state, batch, rngs, state.step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +43,7 @@ class Throughput:
             name: jax.ShapeDtypeStruct((rows, *column.shape[1:]), column.dtype)
             for name, column in setup.train.batch_at(0).items()
         }
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        flops = model_flops(experiment.task.loss, state.params, state.model_state, batch, key)
+        flops = training_flops(experiment.task, state, batch)
         devices = setup.program.mesh.devices
         chip = chip_of(devices.flat[0].device_kind)
         return cls(flops.total, devices.size, chip and chip.flops)

@@ -9,12 +9,13 @@ import pytest
 
 import lsm
 from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Train
-from lsm.checkpoint import Checkpoints, checksums
 from lsm.data import Arrays, Digits
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError, TrainingError
 from lsm.models import MLP
 from lsm.optim import Adam
 from lsm.report import fingerprint
+from lsm.run.checkpoint import Checkpoints
+from lsm.run.saved import checksums
 from lsm.sharding import Fsdp, Rule, make_mesh, shard
 from lsm.tasks import Classification
 from lsm.train.progress import Progress

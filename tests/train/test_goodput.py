@@ -121,14 +121,14 @@ def test_slow_data_shows(tmp_path, monkeypatch):
 
 
 def test_slow_saves_show(tmp_path, monkeypatch):
-    save = lsm.checkpoint.Checkpoints.save
-    monkeypatch.setattr(lsm.checkpoint.Checkpoints, "save", slowly(0.3, save))
+    save = lsm.run.checkpoint.Checkpoints.save
+    monkeypatch.setattr(lsm.run.checkpoint.Checkpoints, "save", slowly(0.3, save))
     assert lsm.fit(experiment(), tmp_path).goodput["checkpoint_seconds"] > 3 * 0.3
 
 
 def test_a_killed_run_counts_what_it_makes_again(tmp_path, monkeypatch):
     """Killed after the row of step 20, before its checkpoint: steps 11 to 20 are lost."""
-    save = lsm.checkpoint.Checkpoints.save
+    save = lsm.run.checkpoint.Checkpoints.save
 
     def kill(self, step, *args):
         if step == 20:
@@ -136,7 +136,7 @@ def test_a_killed_run_counts_what_it_makes_again(tmp_path, monkeypatch):
         save(self, step, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lsm.checkpoint.Checkpoints, "save", kill)
+        patch.setattr(lsm.run.checkpoint.Checkpoints, "save", kill)
         with pytest.raises(KeyboardInterrupt):
             lsm.fit(experiment(), tmp_path)
     speed = rows(tmp_path, "train")[-1]["steps_per_sec"]

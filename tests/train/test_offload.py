@@ -6,11 +6,11 @@ import pytest
 
 import lsm
 from lsm import Checkpoint, Data, Evaluation, Experiment, Mesh, Train
-from lsm.checkpoint import Checkpoints
 from lsm.data import Arrays
 from lsm.durations import Horizon
 from lsm.models import MLP
 from lsm.optim import AdamW, Group
+from lsm.run.checkpoint import Checkpoints
 from lsm.tasks import Classification
 from lsm.train import build
 from lsm.train.program import evaluated_params

@@ -1,22 +1,23 @@
 """Checkpoints: atomic, asynchronous, checked before they are read back (Orbax underneath)."""
 
 import contextlib
-import json
 import os
 import pathlib
 import shutil
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from lsm import distributed
 from lsm.errors import CheckpointError
-from lsm.paths import path_name
+from lsm.paths import flat, nested
+from lsm.run import saved
+from lsm.run.saved import IN_STATE, spec_of
+from lsm.sharding import compile, replicated
+from lsm.tasks import CONSTANTS
 
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 _OVERHEAD = 1 << 18
@@ -28,6 +29,8 @@ class Checkpoints:
 
     A checkpoint appears under its final name only when it is whole. Beside the arrays it holds
     `meta`: the path, shape, dtype and checksum of every leaf, and the progress of the run as JSON.
+    What is under "model_state/constants" is the same in all of them: it is saved once, in
+    `directory/constants/DIGEST/`, and `meta` names the digest.
     """
 
     def __init__(
@@ -43,14 +46,14 @@ class Checkpoints:
         Args:
           directory: of this run's checkpoints.
           keep: how many of the latest are kept.
-          checksums: compiled form of `lsm.checkpoint.checksums`.
+          checksums: compiled form of `lsm.run.saved.checksums`.
           read_only: the directory must exist, and nothing in it is touched.
         """
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
 
         self.directory = pathlib.Path(directory).absolute()
-        self._checksums = checksums or globals()["checksums"]
+        self._checksums = checksums or saved.checksums
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["score"],
             n=1,
@@ -75,6 +78,19 @@ class Checkpoints:
         """Returns the newest step, or None."""
         return max(self.steps(), default=None)
 
+    def chosen(self) -> int | None:
+        """Returns the best step where one was chosen and is kept, else the newest, or None."""
+        latest = self.latest()
+        if latest is None:
+            return None
+        best = self.progress(latest).get("best_step")
+        return best if best in self.steps() else latest
+
+    def spec(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns path -> shape and dtype of every leaf saved at `step`."""
+        spec = self._meta(step)["spec"]
+        return {path: jax.ShapeDtypeStruct(tuple(s), dtype) for path, (s, dtype) in spec.items()}
+
     def save(
         self, step: int, state: Any, progress: Mapping[str, Any], score: float | None = None
     ) -> None:
@@ -98,10 +114,18 @@ class Checkpoints:
             "progress": dict(progress),
             "checksums": self._sums(state),
         }
-        meta["checksum"] = _checksum_of_json(meta)
+        state, constants = saved.apart(state)
+        if constants:
+            meta[CONSTANTS] = saved.digest(meta)
+            folder = self.directory / CONSTANTS / meta[CONSTANTS]
+            constants = None if folder.exists() else constants
+        meta["checksum"] = saved.checksum_of_json(meta)
         self.wait()
-        self._check_space(state)
+        self._check_space((state, constants))
         with self._writing():
+            if constants:
+                with ocp.StandardCheckpointer() as checkpointer:
+                    checkpointer.save(folder, constants)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -128,23 +152,36 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         meta = self._meta(step)
-        _check_spec(meta["spec"], spec_of(abstract_state), self.directory / str(step))
-        with _quiet():
-            try:
-                restored = self._manager.restore(
-                    step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-                )
-            except Exception as error:
-                time.sleep(0.5)  # for the reads of other leaves to end, in the quiet
-                raise self._damaged(step, error) from error
-        wrong = [
-            path
-            for path, value in self._sums(restored["state"]).items()
-            if value != meta["checksums"][path]
-        ]
-        if wrong:
-            raise self._damaged(step, ValueError(f"the checksum of {wrong[0]!r} differs"))
-        return restored["state"]
+        saved.check_spec(meta["spec"], spec_of(abstract_state), self.directory / str(step))
+        abstract_state, constants = saved.apart(abstract_state)
+        with self._reading(step):
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+            state = self._manager.restore(step, args=args)["state"]
+        if constants:
+            state = saved.together(state, self._read(step, CONSTANTS, meta, constants))
+        self._check_sums(step, meta, self._sums(state))
+        return state
+
+    def read(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """Returns some of the leaves saved at `step`, by path; the others are not read.
+
+        Args:
+          step: one of `steps()`.
+          wanted: path -> shape and dtype as `spec` says them, with a sharding.
+
+        Raises:
+          CheckpointError: the checkpoint is damaged.
+        """
+        meta, found = self._meta(step), {}
+        for item, constant in (("state", False), (CONSTANTS, True)):
+            part = {p: x for p, x in wanted.items() if p.startswith(IN_STATE) == constant}
+            if part:
+                found |= flat(self._read(step, item, meta, nested(part)))
+        shardings = {path: leaf.sharding for path, leaf in wanted.items()}
+        whole = replicated(next(iter(shardings.values())).mesh)
+        sums = compile(saved.checksums, in_shardings=(shardings,), out_shardings=whole)(found)
+        self._check_sums(step, meta, jax.device_get(sums))
+        return found
 
     def wait(self) -> None:
         """Waits for background saves, and raises CheckpointError where one failed."""
@@ -180,15 +217,44 @@ class Checkpoints:
             meta = self._manager.restore(
                 step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
             )["meta"]
-            if meta.pop("checksum") != _checksum_of_json(meta):
+            if meta.pop("checksum") != saved.checksum_of_json(meta):
                 raise ValueError("the checksum of its description differs")
             return meta
         except Exception as error:
             raise self._damaged(step, error) from error
 
+    def _read(self, step: int, item: str, meta: Mapping[str, Any], tree: Any) -> Any:
+        """Reads a part of the item "state" or "constants", placed as `tree` says."""
+        import orbax.checkpoint as ocp
+
+        folder = self.directory / str(step) / item
+        if item == CONSTANTS:
+            folder = self.directory / CONSTANTS / meta[CONSTANTS]
+        args = ocp.args.PyTreeRestore(
+            item=tree,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+            partial_restore=True,
+        )
+        with self._reading(step), ocp.PyTreeCheckpointer() as checkpointer:
+            return checkpointer.restore(folder, args=args)
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Turns any failure to read into one CheckpointError, and keeps native threads quiet."""
+        with _quiet():
+            try:
+                yield
+            except Exception as error:
+                time.sleep(0.5)  # for the reads of other leaves to end, in the quiet
+                raise self._damaged(step, error) from error
+
+    def _check_sums(self, step: int, meta: Mapping[str, Any], sums: Mapping[str, int]) -> None:
+        wrong = [path for path, value in sums.items() if value != meta["checksums"][path]]
+        if wrong:
+            raise self._damaged(step, ValueError(f"the checksum of {wrong[0]!r} differs"))
+
     def _sums(self, state: Any) -> dict[str, int]:
-        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(self._checksums(state)))
-        return {path_name(path): int(value) for path, value in leaves}
+        return {path: int(x) for path, x in flat(jax.device_get(self._checksums(state))).items()}
 
     def _damaged(self, step: int, error: Exception) -> CheckpointError:
         earlier = [s for s in self.steps() if s < step]
@@ -205,8 +271,9 @@ class Checkpoints:
     def _remove_partial(self) -> None:
         if not distributed.is_first():
             return
-        for partial in self.directory.glob(_TEMPORARY):
-            shutil.rmtree(partial, ignore_errors=True)
+        for folder in (self.directory, self.directory / CONSTANTS):
+            for partial in folder.glob(_TEMPORARY):
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -249,56 +316,3 @@ class _Writing:
 def _local_bytes(leaf: jax.Array) -> int:
     shards = leaf.addressable_shards
     return sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
-
-
-def checksums(state: Any) -> Any:
-    """Returns a uint32 for every leaf of `state`, which any single wrong bit changes.
-
-    It is the sum, modulo 2^32, of the elements' bits times an odd weight for each place: whole
-    numbers, so that any sharding and any order of adding give the same.
-    """
-    return jax.tree.map(_checksum, state)
-
-
-def _checksum(leaf: jax.Array) -> jax.Array:
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-    if leaf.dtype == bool:
-        leaf = leaf.astype(jnp.uint8)
-    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    place, stride = jnp.uint32(0), 1
-    for dim in reversed(range(leaf.ndim)):
-        place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim) * jnp.uint32(stride)
-        stride = stride * leaf.shape[dim] % 2**32
-    return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
-
-
-def _checksum_of_json(meta: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
-
-
-def spec_of(state: Any) -> dict[str, list]:
-    """Returns {path: [shape, dtype]} of every leaf."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {path_name(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
-
-
-def _check_spec(saved: dict[str, list], wanted: dict[str, list], where: pathlib.Path) -> None:
-    if saved == wanted:
-        return
-    missing = [path for path in wanted if path not in saved]
-    extra = [path for path in saved if path not in wanted]
-    changed = [path for path in wanted if path in saved and saved[path] != wanted[path]]
-    parts = []
-    if changed:
-        (old_shape, old_dtype), (new_shape, new_dtype) = saved[changed[0]], wanted[changed[0]]
-        parts.append(
-            f"{changed[0]!r} is {tuple(old_shape)} {old_dtype} there and "
-            f"{tuple(new_shape)} {new_dtype} here"
-        )
-    parts += [f"{path!r} is not in it" for path in missing[:1]]
-    parts += [f"it has {path!r}, which this model has not" for path in extra[:1]]
-    count = len(missing) + len(extra) + len(changed)
-    raise CheckpointError(
-        f"checkpoint {where} is of another model: {'; '.join(parts)} ({count} leaves differ); "
-        "use its own config, or another --workdir."
-    )

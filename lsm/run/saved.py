@@ -1,0 +1,97 @@
+"""What is saved beside arrays: their paths, shapes, dtypes and checksums; which are constant."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lsm.errors import CheckpointError
+from lsm.paths import flat
+from lsm.tasks import CONSTANTS
+
+IN_STATE = f"model_state/{CONSTANTS}/"
+"""Beginning of the paths of constants in a training state."""
+
+
+def checksums(state: Any) -> Any:
+    """Returns a uint32 for every leaf of `state`, which any single wrong bit changes.
+
+    It is the sum, modulo 2^32, of the elements' bits times an odd weight for each place: whole
+    numbers, so that any sharding and any order of adding give the same.
+    """
+    return jax.tree.map(_checksum, state)
+
+
+def _checksum(leaf: jax.Array) -> jax.Array:
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    if leaf.dtype == bool:
+        leaf = leaf.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    place, stride = jnp.uint32(0), 1
+    for dim in reversed(range(leaf.ndim)):
+        place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim) * jnp.uint32(stride)
+        stride = stride * leaf.shape[dim] % 2**32
+    return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
+
+
+def checksum_of_json(meta: Mapping[str, Any]) -> int:
+    """Returns the CRC-32 of a JSON object, whatever the order of its keys."""
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+
+def spec_of(state: Any) -> dict[str, list]:
+    """Returns {path: [shape, dtype]} of every leaf."""
+    return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in flat(state).items()}
+
+
+def check_spec(saved: dict[str, list], wanted: dict[str, list], where: pathlib.Path) -> None:
+    """Raises CheckpointError, with the first leaf that differs, where the two are not equal."""
+    if saved == wanted:
+        return
+    missing = [path for path in wanted if path not in saved]
+    extra = [path for path in saved if path not in wanted]
+    changed = [path for path in wanted if path in saved and saved[path] != wanted[path]]
+    parts = []
+    if changed:
+        (old_shape, old_dtype), (new_shape, new_dtype) = saved[changed[0]], wanted[changed[0]]
+        parts.append(
+            f"{changed[0]!r} is {tuple(old_shape)} {old_dtype} there and "
+            f"{tuple(new_shape)} {new_dtype} here"
+        )
+    parts += [f"{path!r} is not in it" for path in missing[:1]]
+    parts += [f"it has {path!r}, which this model has not" for path in extra[:1]]
+    count = len(missing) + len(extra) + len(changed)
+    raise CheckpointError(
+        f"checkpoint {where} is of another model: {'; '.join(parts)} ({count} leaves differ); "
+        "use its own config, or another --workdir."
+    )
+
+
+def apart(state: Any) -> tuple[Any, Any]:
+    """Returns a training state without its constants, and a tree of these alone, or None."""
+    model_state = dict(getattr(state, "model_state", {}))
+    if CONSTANTS not in model_state:
+        return state, None
+    constants = {"model_state": {CONSTANTS: model_state.pop(CONSTANTS)}}
+    return dataclasses.replace(state, model_state=model_state), constants
+
+
+def together(state: Any, constants: Any) -> Any:
+    """Undoes `apart`."""
+    return dataclasses.replace(state, model_state=state.model_state | constants["model_state"])
+
+
+def digest(meta: Mapping[str, Any]) -> str:
+    """Names the constants of a state by their paths, shapes, dtypes and checksums."""
+    parts = [
+        [path, *spec, meta["checksums"][path]]
+        for path, spec in sorted(meta["spec"].items())
+        if path.startswith(IN_STATE)
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,132 @@
+"""Weights by name, lazily read onto a mesh: of a checkpoint of another run, or of safetensors."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Literal, Protocol
+
+import jax
+
+from lsm.errors import CheckpointError, listed
+from lsm.interop.tensors import Tensors, open_tensors
+from lsm.run.checkpoint import Checkpoints
+
+STATE = "model_state/"
+
+
+class Weights(Protocol):
+    """Arrays by name, such as "params/Dense_0/kernel" or "batch_stats/BatchNorm_0/mean".
+
+    Attributes:
+      where: what they are of, for error messages.
+      spec: name -> shape and dtype.
+    """
+
+    where: str
+    spec: Mapping[str, jax.ShapeDtypeStruct]
+
+    def read(self, wanted: Mapping[str, jax.sharding.NamedSharding]) -> dict[str, jax.Array]:
+        """Returns the arrays of `wanted`, in their own dtypes, placed as it says; no others.
+
+        Raises:
+          CheckpointError: they are damaged.
+        """
+
+
+class RunWeights:
+    """`Weights` of a checkpoint: parameters (averaged ones where there are any) and model state."""
+
+    def __init__(self, checkpoints: Checkpoints, step: int):
+        """Takes open checkpoints, and one of their steps."""
+        self.where = str(checkpoints.directory / str(step))
+        self._checkpoints, self._step = checkpoints, step
+        self._saved = checkpoints.spec(step)
+        self._paths = dict(self._named(self._saved))
+        self.spec = {name: self._saved[path] for name, path in self._paths.items()}
+
+    def read(self, wanted: Mapping[str, jax.sharding.NamedSharding]) -> dict[str, jax.Array]:
+        """See `Weights.read`."""
+        paths = {name: self._paths[name] for name in wanted}
+        found = self._checkpoints.read(
+            self._step,
+            {
+                path: jax.ShapeDtypeStruct(
+                    self._saved[path].shape, self._saved[path].dtype, sharding=wanted[name]
+                )
+                for name, path in paths.items()
+            },
+        )
+        return {name: found[path] for name, path in paths.items()}
+
+    def _named(self, saved: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[tuple[str, str]]:
+        """Yields the name of each array, and the path of what is read for it."""
+        averages = {
+            path.rpartition("/average/")[2]: path
+            for path in saved
+            if path.startswith("opt_state/") and "/average/" in path
+        }
+        for path in saved:
+            if path.startswith(STATE):
+                yield path.removeprefix(STATE), path
+            elif path.startswith("params/"):
+                yield path, averages.get(path.removeprefix("params/"), path)
+
+
+class FileWeights:
+    """`Weights` of safetensors, by the names in the file."""
+
+    def __init__(self, tensors: Tensors, path: pathlib.Path):
+        """Takes what `open_tensors(path)` gave."""
+        self.where, self.spec, self._tensors = str(path), tensors.specs, tensors
+
+    def read(self, wanted: Mapping[str, jax.sharding.NamedSharding]) -> dict[str, jax.Array]:
+        """See `Weights.read`: each device's part is read from the file, and no more."""
+        return {name: self._placed(name, sharding) for name, sharding in wanted.items()}
+
+    def _placed(self, name: str, sharding: jax.sharding.NamedSharding) -> jax.Array:
+        shape, read = self.spec[name].shape, self._tensors.read
+        return jax.make_array_from_callback(shape, sharding, lambda index: read(name, index))
+
+
+@contextlib.contextmanager
+def open_run(
+    workdir: os.PathLike | str, step: int | Literal["best", "last"] = "best"
+) -> Iterator[tuple[RunWeights, int]]:
+    """Opens the weights of a run, and says of which step they are.
+
+    Args:
+      workdir: folder of the run.
+      step: a step that is saved, the "last" one, or the "best", which is the last where no
+        evaluation chose one.
+
+    Raises:
+      CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    directory = pathlib.Path(workdir) / "checkpoints"
+    if not directory.is_dir():
+        raise CheckpointError(f"no checkpoints in {workdir}; train there first.")
+    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
+        found = {"best": checkpoints.chosen, "last": checkpoints.latest}.get(step, lambda: step)()
+        if found not in checkpoints.steps():
+            steps = listed(map(str, checkpoints.steps())) or "none"
+            raise CheckpointError(f"no step {step} in {directory}; there are: {steps}.")
+        yield RunWeights(checkpoints, found), found
+
+
+@contextlib.contextmanager
+def open_weights(path: os.PathLike | str) -> Iterator[Weights]:
+    """Opens a workdir, one of its checkpoints (`WORKDIR/checkpoints/STEP`), or safetensors.
+
+    Raises:
+      CheckpointError: there is nothing of the kind, or it is damaged.
+    """
+    path = pathlib.Path(path)
+    if (path / "checkpoints").is_dir():
+        with open_run(path) as (weights, _):
+            yield weights
+    elif path.name.isdigit() and path.parent.name == "checkpoints":
+        with open_run(path.parent.parent, int(path.name)) as (weights, _):
+            yield weights
+    else:
+        yield FileWeights(open_tensors(path), path)

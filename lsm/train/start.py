@@ -1,0 +1,94 @@
+"""Where a run begins: with drawn parameters, or with those that another run or a file holds."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from lsm.config import Start
+from lsm.errors import CheckpointError
+from lsm.paths import flat, matches, require_match
+from lsm.run.weights import open_weights
+from lsm.train.program import Program
+from lsm.train.state import TrainState
+
+Spec = Mapping[str, jax.ShapeDtypeStruct]
+"""Shape and dtype of arrays by path."""
+
+
+def begin(program: Program, start: Start | None) -> TrainState:
+    """Returns the state at step 0; what `start` takes is read straight into its place on the mesh.
+
+    Raises:
+      CheckpointError: there is nothing to take, it is damaged, or it does not fit the model.
+      ConfigError: a pattern of `start` matches nothing.
+    """
+    if start is None:
+        return program.init()
+    state = program.abstract_state
+    here = flat({"params": state.params, **state.model_state})
+    with open_weights(start.path) as weights:
+        names = match(start, here, weights.spec, weights.where)
+        # Two arrays here may have one source; it is read once.
+        read = weights.read({name: here[path].sharding for path, name in names.items()})
+    return program.start(
+        {path: jax.device_put(read[name], here[path].sharding) for path, name in names.items()}
+    )
+
+
+def match(start: Start, here: Spec, there: Spec, where: str) -> dict[str, str]:
+    """Returns the name there of every array here that is taken, by its path here.
+
+    Raises:
+      CheckpointError: arrays are missing, left over, or of another shape or kind; names them all.
+      ConfigError: a pattern matches nothing.
+    """
+    if start.fresh is not None:
+        require_match("Start.fresh", start.fresh, here)
+    require_match("Start.take", start.take, there)
+    names = {path: _renamed(path, start.rename) for path in here}
+    fresh = {p for p in here if start.fresh is not None and matches(start.fresh, p)}
+    taken = {name for name in there if matches(start.take, name)}
+    names_of_fresh = {names.pop(path) for path in fresh}
+    found = {path: name for path, name in names.items() if name in taken}
+    faults = {
+        "missing there": [_as(path, name) for path, name in names.items() if name not in taken],
+        "left over there": map(repr, sorted(taken - {*names.values(), *names_of_fresh})),
+        "of another shape or kind": [
+            f"{_as(path, name)} is {_said(there[name])} there and {_said(here[path])} here"
+            for path, name in found.items()
+            if not _fits(here[path], there[name])
+        ],
+    }
+    told = [f"{fault}: {', '.join(names)}" for fault, names in _filled(faults)]
+    if told:
+        raise CheckpointError(
+            f"start: {where} does not fit this model; {'; '.join(told)}. See Start.take, "
+            "Start.rename and Start.fresh."
+        )
+    return found
+
+
+def _renamed(path: str, rename: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in rename:
+        path = re.sub(pattern, replacement, path)
+    return path
+
+
+def _fits(here: jax.ShapeDtypeStruct, there: jax.ShapeDtypeStruct) -> bool:
+    floats = [jnp.issubdtype(x.dtype, jnp.floating) for x in (here, there)]
+    return here.shape == there.shape and (here.dtype == there.dtype or all(floats))
+
+
+def _as(path: str, name: str) -> str:
+    return repr(path) if path == name else f"{path!r} (there {name!r})"
+
+
+def _said(array: jax.ShapeDtypeStruct) -> str:
+    return f"{array.shape} {array.dtype}"
+
+
+def _filled(faults: Mapping[str, Iterable[str]]) -> list[tuple[str, list[str]]]:
+    lists = {fault: list(names) for fault, names in faults.items()}
+    return [(fault, names) for fault, names in lists.items() if names]
