@@ -4,7 +4,7 @@ optimizer = AdamW(learning_rate=1e-3, schedule=WarmUp("5%", then=Cosine()), clip
 transform = optimizer.make(Horizon(steps=1000, batch_size=128, examples=50_000))
 """
 
-from lsm.optim.base import Group, Optimizer, learning_rate_at
+from lsm.optim.base import Algorithm, Group, Optimizer, learning_rate_at
 from lsm.optim.ema import ParamsEmaState, averaged_params, params_ema
 from lsm.optim.master import keep_master
 from lsm.optim.muon import MatrixAxes, Muon
@@ -20,6 +20,8 @@ from lsm.optim.optimizers import (
     RMSProp,
     Shampoo,
 )
+from lsm.optim.partition import Part, Partition
+from lsm.optim.raw import Raw
 from lsm.optim.schedules import (
     Constant,
     Cosine,
@@ -40,6 +42,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Algorithm",
     "Constant",
     "Cosine",
     "Exponential",
@@ -52,7 +55,10 @@ __all__ = [
     "Muon",
     "Optimizer",
     "ParamsEmaState",
+    "Part",
+    "Partition",
     "RMSProp",
+    "Raw",
     "ReduceOnPlateau",
     "Schedule",
     "Shampoo",

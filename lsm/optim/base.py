@@ -1,6 +1,7 @@
-"""What every optimiser shares: clipping, weight decay, groups, the schedule and the average.
+"""What an optimiser is, and what every algorithm shares: clipping, decay, groups, the schedule.
 
-The transform is a named chain. Its parts, of which only those that are needed are there:
+The transform of an `Algorithm` is a named chain. Its links, of which only those that are needed are
+there:
 
     clip            global norm of the gradients
     decay           before the core: coupled L2; after it: decoupled
@@ -10,6 +11,8 @@ The transform is a named chain. Its parts, of which only those that are needed a
     plateau         the factor of ReduceOnPlateau
     ema             the average of the parameters
 
+Beside them stands, with `make(..., master=True)`, the float32 copy of the parameters, "master".
+
 The path of a state leaf that belongs to a parameter ends with the parameter's path: Adam's first
 moment of `Dense_0/kernel` is `core/mu/Dense_0/kernel`, its average `ema/average/Dense_0/kernel`.
 It has the shape of the parameter, but for Adafactor's moments (`core/0/v_row/...`, `v_col`, `v`,
@@ -17,8 +20,10 @@ the unused ones of shape (1,)) and Shampoo's matrices (`core/0/statistics/AXIS/.
 Counters and scales are scalars.
 """
 
+import abc
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -30,9 +35,49 @@ from lsm.checks import require, require_pattern
 from lsm.durations import Horizon
 from lsm.errors import ConfigError
 from lsm.optim.ema import params_ema
+from lsm.optim.master import keep_master
 from lsm.optim.schedules import Constant, Schedule
 
-Part = tuple[str, optax.GradientTransformation]
+Link = tuple[str, optax.GradientTransformation]
+"""A named transform of the chain."""
+
+
+class Optimizer(abc.ABC):
+    """What an experiment holds: how steps are made from gradients. Subclasses are dataclasses."""
+
+    @abc.abstractmethod
+    def make(
+        self, horizon: Horizon, *, master: bool = False
+    ) -> optax.GradientTransformationExtraArgs:
+        """Returns the whole optimiser as an Optax transform.
+
+        Its `update(grads, state, params, value=loss)` returns what to add to the parameters.
+        `value` is the loss of the step, and needed by `ReduceOnPlateau` alone.
+
+        Args:
+          horizon: what the durations in the schedule are measured against.
+          master: keep a float32 master copy of every parameter that is not frozen; `init` takes
+            float32 parameters, `update` those of fewer bits (see `lsm.optim.keep_master`).
+
+        Raises:
+          ConfigError: a duration does not fit the run; and, from the transform's `init`, a
+            pattern that matches no parameter.
+        """
+
+    @abc.abstractmethod
+    def learning_rates(
+        self, horizon: Horizon, step: int | jax.Array, opt_state: Any = None
+    ) -> dict[str, jax.typing.ArrayLike]:
+        """Returns the learning rates of `step` by name, float scalars.
+
+        The name is "learning_rate", or begins with "learning_rate/" where there are several.
+
+        Args:
+          horizon: what the transform was made with.
+          step: number of updates made before.
+          opt_state: the transform's state, for the factor of `ReduceOnPlateau`; without it that
+            factor is 1.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +98,8 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """Base of the optimisers: a subclass gives `core`, the rest is here.
+class Algorithm(Optimizer):
+    """Base of the algorithms: a subclass gives `core`, the rest is here.
 
     Attributes:
       learning_rate: the peak learning rate, above 0.
@@ -92,11 +137,11 @@ class Optimizer:
                 f"{type(self).__name__}.schedule: {self.schedule!r} given; allowed: a Schedule."
             )
 
+    @abc.abstractmethod
     def core(self) -> optax.GradientTransformation | None:
         """Returns gradients -> direction, with no learning rate; None: the gradient itself."""
-        raise NotImplementedError
 
-    def direction(self) -> list[Part]:
+    def direction(self) -> list[Link]:
         """Returns the core and the weight decay, in the order that the algorithm wants."""
         core, decay = self.core(), []
         if self.weight_decay:
@@ -109,74 +154,88 @@ class Optimizer:
         """Checks that every pattern chooses a parameter, else raises ConfigError."""
         if self.weight_decay:
             paths.require_match(f"{type(self).__name__}.decay", self.decay, params)
-        found = {self._group(name) for name in paths.names(params)}
-        for index, group in enumerate(self.groups):
-            paths.require_match("Group.pattern", group.pattern, params)
-            if index not in found:
-                raise ConfigError(
-                    f"{type(self).__name__}.groups: every parameter that {group.pattern!r} matches "
-                    "belongs to an earlier group; the first match wins, so put it before them."
-                )
+        check_first_matches(
+            f"{type(self).__name__}.groups", "Group.pattern", self._patterns(), params
+        )
 
-    def make(self, horizon: Horizon) -> optax.GradientTransformationExtraArgs:
-        """Returns the whole optimiser as an Optax transform.
-
-        Its `update(grads, state, params, value=loss)` returns what to add to the parameters.
-        `value` is the loss of the step, and needed by `ReduceOnPlateau` alone.
-
-        Args:
-          horizon: what the durations in the schedule are measured against.
-
-        Raises:
-          ConfigError: a duration does not fit the run; and, from the transform's `init`, a
-            pattern that matches no parameter.
-        """
-        parts: list[Part] = []
-        if self.clip_norm is not None:
-            parts.append(("clip", optax.clip_by_global_norm(self.clip_norm)))
-        parts += self.direction()
-        if any(group.scale not in (0, 1) for group in self.groups):
-            parts.append(("groups", _scale_by_path(self._scale)))
-        parts.append(("learning_rate", optax.scale_by_learning_rate(self._rate(horizon))))
-        plateau = self.schedule.feedback(horizon)
-        if plateau is not None:
-            parts.append(("plateau", plateau))
-        if self.ema is not None:
-            parts.append(("ema", params_ema(self.ema)))
-        transform = optax.named_chain(*parts)
+    def make(
+        self, horizon: Horizon, *, master: bool = False
+    ) -> optax.GradientTransformationExtraArgs:
+        """See `Optimizer.make`; the state is a dict of the links."""
+        transform = optax.named_chain(*self._links(horizon))
+        if master:
+            transform = keep_master(transform)
         if any(group.scale == 0 for group in self.groups):
             transform = _freeze(transform, lambda name: self._scale(name) == 0)
-        return _checked(transform, self.check)
+        return checked(transform, self.check)
+
+    def learning_rates(
+        self, horizon: Horizon, step: int | jax.Array, opt_state: Any = None
+    ) -> dict[str, jax.typing.ArrayLike]:
+        """See `Optimizer.learning_rates`; there is one, before the factors of `groups`."""
+        rate = self.learning_rate * self.schedule.shape(horizon)(step)
+        if isinstance(opt_state, dict) and "plateau" in opt_state:
+            rate *= opt_state["plateau"].scale
+        return {"learning_rate": rate}
+
+    def _links(self, horizon: Horizon) -> list[Link]:
+        links: list[Link] = []
+        if self.clip_norm is not None:
+            links.append(("clip", optax.clip_by_global_norm(self.clip_norm)))
+        links += self.direction()
+        if any(group.scale not in (0, 1) for group in self.groups):
+            links.append(("groups", _scale_by_path(self._scale)))
+        links.append(("learning_rate", optax.scale_by_learning_rate(self._rate(horizon))))
+        plateau = self.schedule.feedback(horizon)
+        if plateau is not None:
+            links.append(("plateau", plateau))
+        if self.ema is not None:
+            links.append(("ema", params_ema(self.ema)))
+        return links
 
     def _rate(self, horizon: Horizon) -> float | optax.Schedule:
         if self.schedule.constant:
             return self.learning_rate
-        return functools.partial(learning_rate_at, self, horizon)
+        shape = self.schedule.shape(horizon)
+        return lambda step: self.learning_rate * shape(step)
 
-    def _group(self, name: str) -> int | None:
-        hits = (i for i, group in enumerate(self.groups) if paths.matches(group.pattern, name))
-        return next(hits, None)
+    def _patterns(self) -> list[str]:
+        return [group.pattern for group in self.groups]
 
     def _scale(self, name: str) -> float:
-        group = self._group(name)
-        return 1.0 if group is None else self.groups[group].scale
+        index = first_match(self._patterns(), name)
+        return 1.0 if index is None else self.groups[index].scale
 
 
 def learning_rate_at(
-    optimizer: Optimizer, horizon: Horizon, step: int | jax.Array, opt_state: Any = None
-) -> jax.Array:
-    """Returns the learning rate of `step`, a float scalar.
+    optimizer: Algorithm, horizon: Horizon, step: int | jax.Array, opt_state: Any = None
+) -> jax.typing.ArrayLike:
+    """Returns the learning rate of an algorithm; see `Optimizer.learning_rates`."""
+    return optimizer.learning_rates(horizon, step, opt_state)["learning_rate"]
 
-    Args:
-      optimizer: the optimiser.
-      horizon: what its transform was made with.
-      step: number of updates made before.
-      opt_state: its state, for the factor of `ReduceOnPlateau`; without it that factor is 1.
+
+def first_match(patterns: Sequence[str], name: str) -> int | None:
+    """Returns the number of the first pattern that is found in the path `name`, or None."""
+    return next((i for i, pattern in enumerate(patterns) if paths.matches(pattern, name)), None)
+
+
+def check_first_matches(
+    field: str, pattern_field: str, patterns: Sequence[str], params: optax.Params
+) -> None:
+    """Checks that every pattern is the first to match some parameter.
+
+    Raises:
+      ConfigError: one is not; names `pattern_field` where it matches none, else `field`.
     """
-    rate = optimizer.learning_rate * optimizer.schedule.shape(horizon)(step)
-    if isinstance(opt_state, dict) and "plateau" in opt_state:
-        rate *= opt_state["plateau"].scale
-    return rate
+    found = {first_match(patterns, name) for name in paths.names(params)}
+    for index, pattern in enumerate(patterns):
+        paths.require_match(pattern_field, pattern, params)
+        if index not in found:
+            kind = pattern_field.partition(".")[0].lower()
+            raise ConfigError(
+                f"{field}: every parameter that {pattern!r} matches belongs to an earlier {kind}; "
+                "the first match wins, so put it before them."
+            )
 
 
 def _scale_by_path(scale) -> optax.GradientTransformation:
@@ -211,9 +270,11 @@ def _freeze(
     return optax.GradientTransformationExtraArgs(lambda params: inner.init(hide(params)), update)
 
 
-def _checked(
-    inner: optax.GradientTransformationExtraArgs, check
+def checked(
+    inner: optax.GradientTransformationExtraArgs, check: Callable[[optax.Params], None]
 ) -> optax.GradientTransformationExtraArgs:
+    """Returns `inner` whose `init` calls `check` of the parameters first."""
+
     def init(params):
         check(params)
         return inner.init(params)

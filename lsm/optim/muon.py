@@ -10,7 +10,7 @@ import optax
 from lsm import paths
 from lsm.checks import require, require_pattern
 from lsm.errors import ConfigError
-from lsm.optim.base import Optimizer
+from lsm.optim.base import Algorithm
 
 Dimensions = optax.contrib.MuonDimensionNumbers
 
@@ -46,7 +46,7 @@ class MatrixAxes:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Muon(Optimizer):
+class Muon(Algorithm):
     """Muon: w <- w - lr (scale orthogonal(momentum) + weight_decay w) for matrices; else AdamW.
 
     Jordan 2024, kellerjordan.github.io/posts/muon; "orthogonal" is five Newton-Schulz iterations,

@@ -1,7 +1,7 @@
 """The optimisers, as typed configs over Optax.
 
 Each docstring says what one step is, for gradient g, parameters w and learning rate lr, and whether
-weight decay is coupled or decoupled. The fields that all share are those of `Optimizer`. Defaults
+weight decay is coupled or decoupled. The fields that all share are those of `Algorithm`. Defaults
 are the paper's; where Keras or PyTorch differ, the field says so.
 """
 
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import optax
 
 from lsm.checks import require, require_choice
-from lsm.optim.base import Optimizer, Part
+from lsm.optim.base import Algorithm, Link
 from lsm.optim.shampoo import scale_by_shampoo
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SGD(Optimizer):
+class SGD(Algorithm):
     """Plain (stochastic) gradient descent: w <- w - lr g.
 
     Weight decay is coupled. Robbins & Monro 1951.
@@ -31,7 +31,7 @@ class SGD(Optimizer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Momentum(Optimizer):
+class Momentum(Algorithm):
     """Gradient descent with momentum b: w <- w - lr m. Weight decay is coupled.
 
     Polyak 1964; Nesterov 1983, in the form of Sutskever et al. 2013.
@@ -62,7 +62,7 @@ class Momentum(Optimizer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adagrad(Optimizer):
+class Adagrad(Algorithm):
     """Adagrad: s <- s + g^2;  w <- w - lr g / (sqrt(s) + eps). Weight decay is coupled.
 
     Duchi, Hazan & Singer 2011 (the diagonal form; eps is their delta), as PyTorch's.
@@ -98,7 +98,7 @@ class Adagrad(Optimizer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RMSProp(Optimizer):
+class RMSProp(Algorithm):
     """RMSProp: v <- b v + (1 - b) g^2;  w <- w - lr g / (sqrt(v) + eps). Weight decay is coupled.
 
     Hinton's lecture 6e, 2012, in which v starts at 0 and nothing is corrected for that.
@@ -124,7 +124,7 @@ class RMSProp(Optimizer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adam(Optimizer):
+class Adam(Algorithm):
     """Adam: m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  w <- w - lr M / (sqrt(V) + eps).
 
     M = m / (1 - b1^t) and V = v / (1 - b2^t) correct the bias of starting at 0, as published:
@@ -166,7 +166,7 @@ class AdamW(Adam):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lion(Optimizer):
+class Lion(Algorithm):
     """Lion: w <- w - lr (sign(b1 m + (1 - b1) g) + weight_decay w);  m <- b2 m + (1 - b2) g.
 
     Chen et al. 2023, arXiv:2302.06675. Weight decay is decoupled. The paper takes a learning rate
@@ -190,7 +190,7 @@ class Lion(Optimizer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adafactor(Optimizer):
+class Adafactor(Algorithm):
     """Adafactor: second moments of matrices kept as a row and a column; no first moment.
 
     Shazeer & Stern 2018, arXiv:1804.04235. g / sqrt(v), clipped to a root mean square of
@@ -236,7 +236,7 @@ class Adafactor(Optimizer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LAMB(Optimizer):
+class LAMB(Algorithm):
     """LAMB: Adam's direction u plus weight decay, scaled to the norm of each parameter tensor.
 
     w <- w - lr |w| / |u + weight_decay w| (u + weight_decay w), where a norm of 0 counts as a ratio
@@ -261,13 +261,13 @@ class LAMB(Optimizer):
         """Returns the scaling by both corrected moments."""
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
 
-    def direction(self) -> list[Part]:
+    def direction(self) -> list[Link]:
         """Returns Adam, decay and, last, the trust ratio."""
         return [*super().direction(), ("trust_ratio", optax.scale_by_trust_ratio())]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shampoo(Optimizer):
+class Shampoo(Algorithm):
     """Shampoo: L^(-1/4) G R^(-1/4) for a matrix, with the step length of a simpler optimiser.
 
     Gupta et al. 2018, arXiv:1802.09568; Anil et al. 2020, arXiv:2002.09018. See

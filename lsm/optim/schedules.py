@@ -1,6 +1,6 @@
 """Learning-rate schedules: the shape over the run, as a factor of the peak learning rate.
 
-A schedule says how the learning rate changes, `Optimizer.learning_rate` how high it is:
+A schedule says how the learning rate changes, `Algorithm.learning_rate` how high it is:
 
     Adam(learning_rate=1e-3, schedule=WarmUp("5%", then=Cosine(final=0.1)))
 """

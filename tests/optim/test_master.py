@@ -14,7 +14,8 @@ from lsm.data import Arrays
 from lsm.durations import Horizon
 from lsm.errors import ConfigError
 from lsm.models import MLP
-from lsm.optim import SGD, AdamW, Group, ReduceOnPlateau, keep_master, learning_rate_at
+from lsm.optim import SGD, AdamW, Group, ReduceOnPlateau, keep_master
+from lsm.paths import names
 from lsm.tasks import Classification
 from lsm.train import build, init_state, make_step
 
@@ -31,8 +32,8 @@ def pictures(seed=0, rows=B):
 
 def steps(optimizer, dtype, count=5):
     """Returns the states after each of `count` steps."""
-    tx = optimizer.make(Horizon(steps=count, batch_size=B, examples=B))
-    tx = tx if dtype == "float32" else keep_master(tx)
+    horizon = Horizon(steps=count, batch_size=B, examples=B)
+    tx = optimizer.make(horizon, master=dtype != "float32")
     states = [init_state(TASK, tx, pictures(), seed=0, dtype=dtype)]
     step = jax.jit(make_step(TASK, tx))
     for seed in range(count):
@@ -41,12 +42,14 @@ def steps(optimizer, dtype, count=5):
 
 
 def assert_rounded(state):
-    """The parameters are the master copy, rounded."""
-    for x, master in zip(
-        jax.tree.leaves(state.params), jax.tree.leaves(state.opt_state["master"]), strict=True
-    ):
-        assert (x.dtype, master.dtype) == (jnp.bfloat16, jnp.float32)
-        np.testing.assert_array_equal(x, master.astype(jnp.bfloat16))
+    """The parameters are the master copy, rounded; frozen ones have none."""
+    masters = dict(jax.tree_util.tree_leaves_with_path(state.opt_state["master"]))
+    assert masters
+    for path, x in jax.tree_util.tree_leaves_with_path(state.params):
+        assert x.dtype == jnp.bfloat16
+        if path in masters:
+            assert masters[path].dtype == jnp.float32
+            np.testing.assert_array_equal(x, masters[path].astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize(
@@ -110,23 +113,48 @@ def test_reduce_on_plateau_is_told_of_the_loss_and_found():
     schedule = ReduceOnPlateau(factor=0.5, patience=1)
     optimizer = SGD(learning_rate=0.1, schedule=schedule)
     horizon = Horizon(steps=20, batch_size=B, examples=B)
-    tx = keep_master(optimizer.make(horizon))
+    tx = optimizer.make(horizon, master=True)
     params = {"w": jnp.ones(2)}
     state = tx.init(params)
     for _ in range(12):
         _, state = tx.update(params, state, params, value=jnp.float32(1))
-    assert 0 < learning_rate_at(optimizer, horizon, 12, state) < 0.1
+    assert 0 < optimizer.learning_rates(horizon, 12, state)["learning_rate"] < 0.1
 
 
-def test_frozen_parameters_stay_and_keep_their_master_copy():
-    optimizer = AdamW(learning_rate=1e-2, groups=(Group("Dense_0", 0.0),))
-    first, *_, last = steps(optimizer, "bfloat16")
-    for tree in ("params", "master"):
-        before, after = (
-            s.params if tree == "params" else s.opt_state["master"] for s in (first, last)
-        )
-        np.testing.assert_array_equal(before["Dense_0"]["kernel"], after["Dense_0"]["kernel"])
-        assert not np.array_equal(before["Dense_1"]["kernel"], after["Dense_1"]["kernel"])
+def test_frozen_parameters_stay_and_have_neither_state_nor_master_copy():
+    frozen = (Group("Dense_0", 0.0), Group("Dense_1/kernel", 0.5))
+    first, *_, last = steps(AdamW(learning_rate=1e-2, ema=0.5, groups=frozen), "bfloat16")
+    for name in ("kernel", "bias"):
+        before, after = (s.params["Dense_0"][name] for s in (first, last))
+        assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
+        assert not np.array_equal(first.params["Dense_1"][name], last.params["Dense_1"][name])
+    kept = dict(zip(names(last.opt_state), jax.tree.leaves(last.opt_state), strict=True))
+    assert [name for name in kept if "Dense_0" in name] == []
+    trained = sum(x.size for x in jax.tree.leaves(last.params["Dense_1"]))
+    assert sum(x.size for x in kept.values() if x.ndim) == 4 * trained  # master, mu, nu, average
+
+
+def test_a_model_that_is_wholly_frozen_keeps_counters_only():
+    optimizer = AdamW(learning_rate=1e-2, clip_norm=1.0, ema=0.5, groups=(Group(".*", 0.0),))
+    first, *_, last = steps(optimizer, "bfloat16", 2)
+    jax.tree.map(np.testing.assert_array_equal, first.params, last.params)
+    assert all(x.ndim == 0 for x in jax.tree.leaves(last.opt_state))
+
+
+def test_freezing_does_not_change_the_steps_of_the_others():
+    """The same bits as with the master copy kept around the freeze."""
+    optimizer = AdamW(learning_rate=1e-2, ema=0.5, groups=(Group("Dense_0", 0.0),))
+    tx = keep_master(optimizer.make(Horizon(steps=5, batch_size=B, examples=B)))
+    around = init_state(TASK, tx, pictures(), seed=0, dtype="bfloat16")
+    for seed in range(5):
+        around, _ = jax.jit(make_step(TASK, tx))(around, pictures(seed))
+    inside = steps(optimizer, "bfloat16")[-1]
+    jax.tree.map(np.testing.assert_array_equal, inside.params, around.params)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        inside.opt_state["master"]["Dense_1"],
+        around.opt_state["master"]["Dense_1"],
+    )
 
 
 def experiment(**train):

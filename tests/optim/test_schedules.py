@@ -20,7 +20,6 @@ from lsm.optim import (
     ReduceOnPlateau,
     Step,
     WarmUp,
-    learning_rate_at,
 )
 
 HORIZON = Horizon(steps=1000, batch_size=25, examples=1000)
@@ -81,10 +80,16 @@ def test_transformer_schedule_is_warm_up_and_inverse_root():
         assert float(shape(t)) == pytest.approx(published, rel=1e-6)
 
 
+def rate(optimizer, step, state=None, horizon=HORIZON):
+    (name, value), *others = optimizer.learning_rates(horizon, step, state).items()
+    assert (name, others) == ("learning_rate", [])
+    return float(value)
+
+
 def test_learning_rate_is_the_peak():
     schedule = WarmUp("10%", then=Cosine())
     optimizer = SGD(learning_rate=3e-4, schedule=schedule)
-    rates = [float(learning_rate_at(optimizer, HORIZON, t)) for t in range(0, 1001, 10)]
+    rates = [rate(optimizer, t) for t in range(0, 1001, 10)]
     assert max(rates) == pytest.approx(3e-4)
     assert rates[0] == 0
     assert rates[-1] == pytest.approx(0, abs=1e-9)
@@ -99,7 +104,7 @@ def test_the_update_follows_the_schedule(schedule):
     state = transform.init(params)
     for step in range(8):
         updates, state = transform.update({"kernel": np.float32([1.0])}, state, params, value=1.0)
-        expected = -float(learning_rate_at(optimizer, horizon, step))
+        expected = -rate(optimizer, step, horizon=horizon)
         assert float(updates["kernel"][0]) == pytest.approx(expected, rel=1e-6)
 
 
@@ -124,8 +129,8 @@ def test_reduce_on_plateau_counts_as_keras():
     losses = [2.0, 1.0, 1.0, 0.99999, 1.0, 1.0, 1.0, 0.5, 0.6]
     rates, state, optimizer = losses_to_rates(schedule, losses)
     assert rates == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
-    assert float(learning_rate_at(optimizer, HORIZON, 9, state)) == 0.25
-    assert float(learning_rate_at(optimizer, HORIZON, 9)) == 1
+    assert rate(optimizer, 9, state) == 0.25
+    assert rate(optimizer, 9) == 1
 
 
 def test_reduce_on_plateau_averages_over_the_accumulation():
