@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from lsm.data import EvalBatches, Prefetcher
-from lsm.evaluate import Metric
+from lsm.evaluate import Metric, compute, init, update
 from lsm.metrics import Weighted
 from lsm.sharding import place
 from lsm.train.goodput import Clock
@@ -39,11 +39,11 @@ def evaluate(
     """
     clock = clock or Clock()
     totals: dict[str, Weighted] = {}
-    accumulators = tuple(metric.init() for metric in metrics)
+    accumulators = init(metrics)
     for part, seen in _dispatched(program.evaluate, program, params, state, batches, clock):
         totals = total([totals, part])
         if metrics:
-            accumulators = update(metrics, accumulators, **seen)
+            accumulators = update(metrics, accumulators, seen["predictions"], seen["batch"])
     figures = program.summary(totals) | compute(metrics, accumulators)
     clock.book("evaluation")
     return figures

@@ -14,6 +14,7 @@ from lsm.axes import Layout
 from lsm.config import Experiment
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, MeshError
+from lsm.evaluate import columns
 from lsm.metrics import Weighted
 from lsm.optim import averaged_params
 from lsm.rng import streams
@@ -185,7 +186,7 @@ def _step(
 def _evaluate(experiment: Experiment) -> Callable:
     """Returns the pure function under `Program.evaluate`."""
     task, seed, metrics = experiment.task, experiment.train.seed, experiment.evaluation.metrics
-    columns = {"weight", *(name for metric in metrics for name in metric.columns)}
+    read = {"weight", *columns(metrics)}
     predict = make_predict(task, seed)
 
     def evaluate(params, model_state, batch, number, step):
@@ -195,8 +196,8 @@ def _evaluate(experiment: Experiment) -> Callable:
             return figures, {}
         # The same forward pass as above: the compiler makes one of the two.
         predictions = predict(params, model_state, batch, number, step)
-        read = {name: x for name, x in batch.items() if name in columns}
-        return figures, {"predictions": predictions, "batch": read}
+        kept = {name: x for name, x in batch.items() if name in read}
+        return figures, {"predictions": predictions, "batch": kept}
 
     return evaluate
 

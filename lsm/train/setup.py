@@ -13,6 +13,7 @@ from lsm.config import Experiment
 from lsm.data import EvalBatches, TrainBatches
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
+from lsm.evaluate import names
 from lsm.metrics import Weighted
 from lsm.rng import streams
 from lsm.sharding import batch_ways, local_rows
@@ -117,7 +118,7 @@ def _check_monitor(experiment: Experiment, program: Program, batch: Mapping[str,
         task.evaluate, state.params, state.model_state, dict(batch), rngs, state.step
     )
     figures = task.summary({name: Weighted(1.0, 1.0) for name in metrics})
-    figures |= names(experiment.evaluation.metrics)
+    figures = [*figures, *names(experiment.evaluation.metrics)]
     monitor = experiment.evaluation.monitor
     if monitor not in figures:
         raise ConfigError(
