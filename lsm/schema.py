@@ -26,7 +26,8 @@ _LINEN = ("parent", "name")
 CLASS = "class"
 """Key that holds the dotted name of a dataclass in JSON."""
 
-_FUNCTION, _PARTIAL, _ARRAY = "collections.abc.Callable", "functools.partial", "numpy.ndarray"
+_FUNCTION, _PARTIAL = "collections.abc.Callable", "functools.partial"
+_ARRAY, _OBJECT = "numpy.ndarray", "builtins.object"
 """What "class" says of values that are no dataclasses; see `to_json`."""
 
 
@@ -142,11 +143,15 @@ def to_json(value: Any, hint: Any = Any) -> Any:
 
     A dataclass is an object with its "class"; a function its dotted name, in an object where the
     type also accepts a text; a `functools.partial` an object with function and arguments; an array
-    its shape, dtype and SHA-256; a tuple a list. `from_json` is the way back.
+    its shape, dtype and SHA-256; a tuple a list; anything else a text. `from_json` is the way back.
     """
+    return _write(value, hint, "")
+
+
+def _write(value: Any, hint: Any, home: str) -> Any:
+    """See `to_json`; `home` is a name that leads to `value` where its own does not."""
     if is_node(value):
-        inner = {name: to_json(child, kind) for name, child, kind in children(value)}
-        return {CLASS: dotted(type(value)), **inner}
+        return {CLASS: dotted(type(value)), **dict(_fields_to_json(value))}
     if isinstance(value, functools.partial):
         function, arguments = to_json(value.func, Callable), to_json(value.args)
         keywords = to_json(value.keywords)
@@ -162,19 +167,26 @@ def to_json(value: Any, hint: Any = Any) -> Any:
         return value
     if isinstance(value, os.PathLike | np.dtype):
         return str(value)
-    return _name(value, hint)
-
-
-def _name(value: Any, hint: Any) -> Any:
-    """Returns the name of a function or class; of what no name leads back to, a description."""
-    name = dotted(value)
-    try:
-        found = pkgutil.resolve_name(name)
-    except (ValueError, ImportError, AttributeError):
-        found = value  # a lambda, say: `from_json` will tell
-    if not callable(value) or found != value:
-        return {CLASS: dotted(type(value)), "text": str(value)}
+    found = callable(value) and _found(dotted(value))
+    if not callable(value) or (found is not None and found != value):
+        return {CLASS: _OBJECT, "text": re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
+    name = home if found is None and home else dotted(value)
     return {CLASS: _FUNCTION, "name": name} if accepts("", hint) else name
+
+
+def _fields_to_json(value: Any) -> Iterator[tuple[str, Any]]:
+    for name, child, hint in children(value):
+        # A default may be a local function, as Linen's initialisers are: its class leads to it.
+        default = getattr(type(value), name, None) is child
+        yield name, _write(child, hint, f"{dotted(type(value))}.{name}" if default else "")
+
+
+def _found(name: str) -> Any:
+    """Returns what a dotted name leads to, or None: a lambda, say."""
+    try:
+        return pkgutil.resolve_name(name)
+    except (ValueError, ImportError, AttributeError):
+        return None
 
 
 def _sha256(array: np.ndarray | jax.Array) -> str:
@@ -267,6 +279,8 @@ def _object(tree: dict[str, Any], path: str) -> Any:
             f"{where}: an array {tuple(tree['shape'])} {tree['dtype']}, of which JSON holds no "
             "more than a checksum."
         )
+    if name == _OBJECT:
+        raise ConfigError(f"{where}: {tree['text']}, which JSON does not give back.")
     if name == _FUNCTION:
         return _import(tree["name"], path)
     if name == _PARTIAL:
@@ -276,7 +290,7 @@ def _object(tree: dict[str, Any], path: str) -> Any:
         return functools.partial(function, *arguments, **keywords)
     cls = _import(name, path)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise ConfigError(f"{where}: {tree.get('text', name)}, which JSON does not give back.")
+        raise ConfigError(f"{where}: {name} is no dataclass, and nothing else is made from JSON.")
     return _construct(cls, {key: item for key, item in tree.items() if key != CLASS}, path)
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import operator
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -105,12 +106,13 @@ def test_every_shipped_config_comes_back(spec):
         Thing(mean=1, named={"a": (Inner(), Inner(rate=2.5))}, counts={-3: 4, 0: 1}),
         Thing(function=nn.gelu, either=nn.relu, functions=(nn.relu, jnp.tanh, operator.neg)),
         Thing(function=HE, cls=MLP, texts=["jax.nn.relu", "a.b"]),
-        Thing(function=nn.initializers.zeros, functions=[len, np.sort, nn.avg_pool, Inner]),
+        Thing(function=nn.initializers.zeros, functions=(len, np.sort, nn.avg_pool, Inner)),
         Thing(anything=(1, "jax.nn.relu", nn.relu, None, True, {"a": (nn.relu, "b")})),
         Thing(anything=Thing.Nested(size=4), function=Thing.method),
         Thing(anything=jnp.bfloat16),
         Net(body=MLP(widths=(3,), activation=nn.tanh), dtype=jnp.bfloat16, sizes={"a": 1}),
-        Net(body=nn.Dense(3, dtype=jnp.float32)),
+        nn.Dense(3, dtype=jnp.float32, kernel_init=HE),
+        nn.Sequential((nn.Dense(3), nn.relu, nn.LayerNorm())),
         Mesh(rules=(Rule("a", (None, ("fsdp", "tensor"), "data")), Rule("b", Fsdp(min_size=3)))),
         Mesh(rules=(Rule("a", (), otherwise=(("fsdp",), None)),)),
         Adam(learning_rate=1, groups=(Group("x", 0),), schedule=WarmUp("5%", then=Cosine())),
@@ -170,12 +172,12 @@ def test_arrays_are_told_apart_by_content(array):
     tree = schema.to_json(array)
     assert tree == schema.to_json(array.copy()) and json.dumps(tree)
     assert tree["shape"] == list(array.shape) and tree["dtype"] == str(array.dtype)
-    refused(array, rf"config: an array .*{array.dtype}, .* checksum")
+    refused(array, rf"config: an array .*{re.escape(str(array.dtype))}, .* checksum")
 
 
 def test_a_changed_array_is_seen():
-    old = Arrays(train={"x": np.arange(4.0), "ragged": np.array([np.ones(2), "a"], object)})
-    new = Arrays(train={"x": np.arange(4.0), "ragged": np.array([np.ones(2), "b"], object)})
+    old = Arrays(train={"x": np.arange(2.0), "ragged": np.array([np.ones(2), "a"], object)})
+    new = Arrays(train={"x": np.arange(2.0), "ragged": np.array([np.ones(2), "b"], object)})
     assert schema.to_json(old)["train"]["x"] == schema.to_json(new)["train"]["x"]
     (line,) = schema.differences(schema.to_json(old), schema.to_json(new))
     assert line.startswith("train.ragged.sha256: ")
@@ -184,12 +186,23 @@ def test_a_changed_array_is_seen():
 
 
 def test_what_json_cannot_give_back_is_named_in_one_line():
-    refused(Thing(function=lambda x: x), r"^function: tests?[\w.]*<lambda> cannot be imported \(it")
+    refused(
+        Thing(function=lambda x: x),
+        r"^function: test_schema\.test_\S*<lambda> cannot be imported \(it",
+    )
+    refused(
+        nn.Dense(3, kernel_init=nn.initializers.he_normal()), "^kernel_init: jax.*<locals>.init"
+    )
+    refused(Thing(anything=object()), "^anything: <object object>, which")
     refused(Thing(inner=None, functions=(nn.relu, nn.initializers.normal())), r"^functions\.1: .*<")
-    refused(Thing(named={"a": ()}, anything={"b": (Colour.RED,)}), r"anything\.b\.0: Colour\.RED, ")
+    refused(
+        Thing(named={"a": ()}, anything={"b": (Colour.RED,)}), r"anything\.b\.0: <Colour\.RED: 1>, "
+    )
     refused(Thing(function=Thing(anything=1).method), r"^function: <bound method .*not give back")
-    refused(Thing(anything=np.float32(1)), r"^anything: 1\.0, which JSON does not")
-    refused(Thing(function=functools.partial(nn.gelu, np.ones(2))), r"^function\.arguments\.0: an a")
+    refused(Thing(anything=np.float32(1)), r"^anything: np.float32\(1\.0\), which JSON does not")
+    refused(
+        Thing(function=functools.partial(nn.gelu, np.ones(2))), r"^function\.arguments\.0: an a"
+    )
     source = Arrays(train={"x": np.ones((2, 3))})
     experiment = Experiment(
         name="x", task=Classification(model=MLP()), data=Data(source=source),
@@ -246,8 +259,8 @@ def test_what_a_config_file_defines_is_refused(tmp_path, arg, match):
         ({"class": "lsm.config.Trian"}, Any, r"^config: lsm.config.Trian cannot be .*Attribute"),
         ({"class": "no_such_room.X"}, Any, r"cannot be imported \(ModuleNotFoundError"),
         ({"class": "__main__.X"}, Any, r"__main__\.X cannot be imported \(it stands"),
-        ({"class": "subprocess.run", "args": "ls"}, Any, r"^config: subprocess\.run, which JSON"),
-        ({"class": "pathlib.Path"}, Any, r"^config: pathlib\.Path, which"),
+        ({"class": "subprocess.run", "args": "ls"}, Any, r"^config: subprocess\.run is no datac"),
+        ({"class": "pathlib.Path"}, Any, r"^config: pathlib\.Path is no"),
         ({"class": "lsm.optim.optimizers.Adam"}, Any, "^learning_rate: absent; Adam needs it"),
         ({"class": "lsm.config.Train", "steps": "3"}, Any, r"^steps: '3' given, .* int \| None"),
         ({"class": "lsm.config.Train", "steps": 3}, Data, "^config: Train.* given.*Data is needed"),
