@@ -5,21 +5,30 @@ Linen modules are dataclasses too, so one walk serves experiments, models and op
 
 import dataclasses
 import functools
+import hashlib
 import inspect
+import json
+import os
+import pkgutil
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import typeguard
 
-from lsm.errors import ConfigError
+from lsm.errors import ConfigError, listed, nearest
 
 _LINEN = ("parent", "name")
 CLASS = "class"
 """Key that holds the dotted name of a dataclass in JSON."""
+
+_FUNCTION, _PARTIAL = "collections.abc.Callable", "functools.partial"
+_ARRAY, _OBJECT = "numpy.ndarray", "builtins.object"
+"""What "class" says of values that are no dataclasses; see `to_json`."""
 
 
 def is_node(value: Any) -> bool:
@@ -73,12 +82,16 @@ def check(value: Any, path: str = "") -> None:
     """Raises ConfigError for the first field, at any depth, whose value is not of its type."""
     for name, child, hint in children(value):
         where = f"{path}.{name}" if path else name
-        if not accepts(child, hint):
-            raise ConfigError(
-                f"{where}: {shown(child)} given, which is {type(child).__name__}; "
-                f"{spelled(hint)} is needed."
-            )
+        _require(child, hint, where)
         check(child, where)
+
+
+def _require(value: Any, hint: Any, where: str) -> None:
+    if not accepts(value, hint):
+        raise ConfigError(
+            f"{where}: {shown(value)} given, which is {type(value).__name__}; "
+            f"{spelled(hint)} is needed."
+        )
 
 
 def spelled(hint: Any) -> str:
@@ -108,7 +121,7 @@ def shown(value: Any) -> str:
 def dotted(value: Any) -> str:
     """Returns the dotted name of a function or class; of JAX's, the public one."""
     name = getattr(value, "__qualname__", getattr(value, "__name__", type(value).__qualname__))
-    for public in (jax.nn, jax.numpy, jax.lax):
+    for public in (jax.nn, jax.nn.initializers, jax.numpy, jax.lax):
         if getattr(public, name, None) is value:
             return f"{public.__name__}.{name}"
     return f"{getattr(value, '__module__', type(value).__module__)}.{name}"
@@ -125,18 +138,195 @@ def documentation(cls: type) -> dict[str, str]:
     return texts
 
 
-def to_json(value: Any) -> Any:
-    """Returns `value` as JSON: a dataclass is an object with its "class", a function its name."""
+def to_json(value: Any, hint: Any = Any) -> Any:
+    """Returns `value`, of type `hint`, as JSON.
+
+    A dataclass is an object with its "class"; a function its dotted name, in an object where the
+    type also accepts a text; a `functools.partial` an object with function and arguments; an array
+    its shape, dtype and SHA-256; a tuple a list; anything else a text. `from_json` is the way back.
+    """
+    return _write(value, hint, "")
+
+
+def _write(value: Any, hint: Any, home: str) -> Any:
+    """See `to_json`; `home` is a name that leads to `value` where its own does not."""
     if is_node(value):
-        inner = {name: to_json(child) for name, child, _ in children(value)}
-        return {CLASS: dotted(type(value)), **inner}
+        return {CLASS: dotted(type(value)), **dict(_fields_to_json(value))}
+    if isinstance(value, functools.partial):
+        function, arguments = to_json(value.func, Callable), to_json(value.args)
+        keywords = to_json(value.keywords)
+        return {CLASS: _PARTIAL, "function": function, "arguments": arguments, "keywords": keywords}
+    if isinstance(value, np.ndarray | jax.Array):
+        shape, dtype = list(value.shape), str(value.dtype)
+        return {CLASS: _ARRAY, "shape": shape, "dtype": dtype, "sha256": _sha256(value)}
     if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return [to_json(item, _inside(hint, index)) for index, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item, _inside(hint)) for key, item in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    return dotted(value) if callable(value) else str(value)
+    if isinstance(value, os.PathLike | np.dtype):
+        return str(value)
+    found = callable(value) and _found(dotted(value))
+    if not callable(value) or (found is not None and found != value):
+        return {CLASS: _OBJECT, "text": re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
+    name = home if found is None and home else dotted(value)
+    return {CLASS: _FUNCTION, "name": name} if accepts("", hint) else name
+
+
+def _fields_to_json(value: Any) -> Iterator[tuple[str, Any]]:
+    for name, child, hint in children(value):
+        # A default may be a local function, as Linen's initialisers are: its class leads to it.
+        default = getattr(type(value), name, None) is child
+        yield name, _write(child, hint, f"{dotted(type(value))}.{name}" if default else "")
+
+
+def _found(name: str) -> Any:
+    """Returns what a dotted name leads to, or None: a lambda, say."""
+    try:
+        return pkgutil.resolve_name(name)
+    except (ValueError, ImportError, AttributeError):
+        return None
+
+
+def _sha256(array: np.ndarray | jax.Array) -> str:
+    array = np.ascontiguousarray(array)
+    if array.dtype == object:  # texts, or pictures of different sizes
+        return hashlib.sha256(json.dumps(to_json(list(array.flat))).encode()).hexdigest()
+    return hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """Returns the alternatives of a union, or the one type that `hint` is."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _inside(hint: Any, index: int = 0) -> Any:
+    """Returns the type of item `index` of a sequence, or of a mapping's values; else Any."""
+    found = []
+    for kind in _kinds(hint):
+        origin, args = typing.get_origin(kind), typing.get_args(kind)
+        if not args or not isinstance(origin, type) or not issubclass(origin, Iterable):
+            continue
+        if origin is tuple and args[-1] is not ...:
+            found += args[index : index + 1]
+        else:
+            found.append(args[1] if issubclass(origin, Mapping) else args[0])
+    return typing.Union[tuple(found)] if found else Any  # noqa: UP007
+
+
+def from_json(tree: Any, hint: Any = Any, advice: str = "") -> Any:
+    """Returns the value of type `hint` that `to_json` wrote as `tree`.
+
+    Classes and functions are imported by name, so the JSON is to be trusted as code is; what is
+    called are the constructors of dataclasses, and `functools.partial`. Absent fields take their
+    defaults.
+
+    Args:
+      tree: what `json.load` gives.
+      hint: type of the value.
+      advice: what to do about an error, put at the end of its line.
+
+    Raises:
+      ConfigError: a value that JSON does not give back (a lambda, an array, a class of a script),
+        or an unknown or missing field; one line with its dotted path.
+    """
+    try:
+        return _read(tree, hint, "")
+    except ConfigError as error:
+        raise ConfigError(f"{error} {advice}".strip()) from error
+
+
+def _read(tree: Any, hint: Any, path: str) -> Any:
+    if isinstance(tree, dict) and isinstance(tree.get(CLASS), str):
+        value = _object(tree, path)
+    elif isinstance(tree, dict):
+        value = {
+            _key(key, hint): _read(item, _inside(hint), _below(path, key))
+            for key, item in tree.items()
+        }
+    elif isinstance(tree, list):
+        value = tuple(
+            _read(item, _inside(hint, index), _below(path, index))
+            for index, item in enumerate(tree)
+        )
+        value = value if accepts(value, hint) else list(value)
+    elif isinstance(tree, str) and "." in tree and not accepts(tree, hint):
+        value = _import(tree, path)
+    else:
+        value = tree
+    _require(value, hint, path or "config")
+    return value
+
+
+def _below(path: str, name: Any) -> str:
+    return f"{path}.{name}" if path else str(name)
+
+
+def _key(key: str, hint: Any) -> str | int:
+    """Returns the key of a mapping: JSON has made whole numbers texts."""
+    types_ = [args[0] for args in map(typing.get_args, _kinds(hint)) if len(args) == 2]
+    whole = int in types_ and str not in types_ and re.fullmatch(r"-?\d+", key)
+    return int(key) if whole else key
+
+
+def _object(tree: dict[str, Any], path: str) -> Any:
+    """Returns what an object with a "class" stands for."""
+    name, where = tree[CLASS], path or "config"
+    if name == _ARRAY:
+        raise ConfigError(
+            f"{where}: an array {tuple(tree['shape'])} {tree['dtype']}, of which JSON holds no "
+            "more than a checksum."
+        )
+    if name == _OBJECT:
+        raise ConfigError(f"{where}: {tree['text']}, which JSON does not give back.")
+    if name == _FUNCTION:
+        return _import(tree["name"], path)
+    if name == _PARTIAL:
+        function = _read(tree["function"], Callable, _below(path, "function"))
+        arguments = _read(tree["arguments"], Any, _below(path, "arguments"))
+        keywords = _read(tree["keywords"], Any, _below(path, "keywords"))
+        return functools.partial(function, *arguments, **keywords)
+    cls = _import(name, path)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise ConfigError(f"{where}: {name} is no dataclass, and nothing else is made from JSON.")
+    return _construct(cls, {key: item for key, item in tree.items() if key != CLASS}, path)
+
+
+def _construct(cls: type, given: dict[str, Any], path: str) -> Any:
+    """Returns a dataclass made of the JSON of its fields."""
+    allowed, values = fields(cls), {}
+    for name, item in given.items():
+        if name not in allowed:
+            raise ConfigError(
+                f"{_below(path, name)}: {cls.__name__} has no such field here; it has "
+                f"{listed(allowed, 20)}.{nearest(name, allowed)}"
+            )
+        values[name] = _read(item, hints(cls).get(name, Any), _below(path, name))
+    for name, field in allowed.items():
+        missing = field.default is field.default_factory is dataclasses.MISSING
+        if missing and name not in values:
+            raise ConfigError(f"{_below(path, name)}: absent; {cls.__name__} needs it.")
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path or 'config'}: {cls.__name__} refuses it: {error}.") from error
+
+
+def _import(name: str, path: str) -> Any:
+    """Returns the function or class of a dotted name."""
+    module = name.partition(".")[0]
+    if module == "__main__" or module.startswith("lsm_config_") or "<" in name:
+        reason = "it stands in a script, a config file or a function, where no import finds it"
+    elif name == _PARTIAL:
+        reason = "its function and arguments are not there"
+    else:
+        try:
+            return pkgutil.resolve_name(name)
+        except Exception as error:  # of the module's own code too
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise ConfigError(f"{path or 'config'}: {name} cannot be imported ({reason}).")
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:

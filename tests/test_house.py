@@ -14,7 +14,10 @@ FLOORS = [
     ["lsm.axes", "lsm.hub", "lsm.peers", "lsm.distributed", "lsm.libtpu"],
     ["lsm.metrics", "lsm.chips", "lsm.flops"],
     ["lsm.losses", "lsm.models", "lsm.optim"],
-    ["lsm.tasks", "lsm.data", "lsm.sharding", "lsm.writers", "lsm.schema"],
+    [
+        *("lsm.tasks", "lsm.data", "lsm.sharding", "lsm.writers", "lsm.schema"),
+        *("lsm.evaluate", "lsm.interop"),
+    ],
     ["lsm.run", "lsm.report"],
     ["lsm.config"],
     ["lsm.train"],
@@ -94,7 +97,8 @@ def run(code, **options):
 def test_import_touches_no_device_and_no_tensorflow():
     code = """
 import sys, lsm, lsm.cli, lsm.models, lsm.tasks, lsm.data, lsm.optim, lsm.writers
-heavy = "tensorflow tensorflow_datasets orbax grain sklearn matplotlib tensorboardX PIL torch"
+import lsm.evaluate, lsm.interop
+heavy = "tensorflow tensorflow_datasets orbax grain sklearn matplotlib tensorboardX PIL torch safetensors"
 print(*[name for name in heavy.split() if name in sys.modules], "|")
 import jax
 jax.config.update("jax_platforms", "no_such_platform")  # raises where a back end is up already
