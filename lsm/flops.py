@@ -6,7 +6,7 @@ devices.
 
     from lsm.flops import hardware_flops, model_flops
 
-    model_flops(task.loss, params, model_state, batch, key).total     # what the maths needs
+    model_flops(task.loss, params, model_state, batch, rngs).total    # what the maths needs
     hardware_flops(step, state, batch).total                          # what the step executes
 
 Arguments may be arrays or `jax.ShapeDtypeStruct`.

@@ -21,11 +21,11 @@ def shape(*dims, dtype=jnp.float32):
 
 def of_task(task, batch):
     params, state = jax.eval_shape(task.init, KEY, batch)
-    return model_flops(task.loss, params, state, batch, KEY), (task, params, state, batch)
+    return model_flops(task.loss, params, state, batch, {}), (task, params, state, batch)
 
 
 def executed(task, params, state, batch):
-    return hardware_flops(jax.grad(task.loss, has_aux=True), params, state, batch, KEY)
+    return hardware_flops(jax.grad(task.loss, has_aux=True), params, state, batch, {})
 
 
 def test_mlp_by_hand():

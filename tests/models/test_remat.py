@@ -26,7 +26,7 @@ def gradient(model):
     params, _ = task.init(jax.random.key(0), BATCH)
 
     def loss(params):
-        return task.loss(params, {}, BATCH, jax.random.key(1))[0]
+        return task.loss(params, {}, BATCH, {"dropout": jax.random.key(1)})[0]
 
     return jax.grad(loss), params, loss
 

@@ -40,7 +40,7 @@ def score(model, chunks, batch):
 
     def both(params):
         (loss, output), grads = jax.value_and_grad(task.loss, has_aux=True)(
-            params, state, batch, jax.random.key(1)
+            params, state, batch, rngs={}
         )
         return loss, output.metrics, grads, task.evaluate(params, state, batch)
 

@@ -70,7 +70,9 @@ def test_offload_changes_no_bit(optimizer, params):
             state, metrics = program.step(state, batch)
         if offload:
             assert_in_host_memory(state)
-        figures = program.evaluate(evaluated_params(state), state.model_state, batch)
+        figures = program.evaluate(
+            evaluated_params(state), state.model_state, batch, np.int32(0), state.step
+        )
         results.append((state, metrics, figures, program.checksums(state)))
     assert_equal(*results)
 

@@ -110,7 +110,7 @@ def test_class_weights_and_smoothing_touch_training_only():
     task = Classification(model=MLP(), class_weights=(2.0,) + (1.0,) * 9, label_smoothing=0.1)
     batch = pictures()
     params, state = task.init(jax.random.key(0), batch)
-    _, trained = task.loss(params, state, batch, jax.random.key(0))
+    _, trained = task.loss(params, state, batch, rngs={})
     evaluated = task.evaluate(params, state, batch)
     plain = dataclasses.replace(task, class_weights=(), label_smoothing=0.0)
     zeros = (batch["label"] == 0).sum()
