@@ -5,6 +5,7 @@ from lsm.data.dataset import ArrayDataset, Arrays, Columns, Dataset, Source, Spe
 from lsm.data.digits import Digits
 from lsm.data.folder import Folder
 from lsm.data.prefetch import Prefetcher
+from lsm.data.sampling import Poisson, Sampling, Shuffled
 from lsm.data.text import CharText, CharWindows
 from lsm.data.tfds import Tfds
 from lsm.data.tokens import Tokens, TokenWindows
@@ -29,11 +30,14 @@ __all__ = [
     "Digits",
     "EvalBatches",
     "Folder",
+    "Poisson",
     "Prefetcher",
     "RandomCrop",
     "RandomFlip",
     "RandomRotate",
     "RandomScale",
+    "Sampling",
+    "Shuffled",
     "Source",
     "Spec",
     "SplitSource",

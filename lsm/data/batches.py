@@ -1,15 +1,13 @@
 """Which examples make up which batch: pure functions of (seed, step, rows)."""
 
 import dataclasses
-import functools
 
 import numpy as np
 
 from lsm.data.dataset import Columns, Dataset, Source
+from lsm.data.sampling import Sampling, Shuffled, augmentation
 from lsm.data.transforms import Transform
 from lsm.errors import ConfigError
-
-_SHUFFLE, _AUGMENT = 0, 1  # random streams of one seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +20,8 @@ class Data:
       validation: split to evaluate on during training, or None.
       test: split to evaluate on at the end, or None.
       augment: changes of training batches, in this order.
+      sampling: which examples make up a training batch: `Shuffled()` epochs, or `Poisson(expected)`
+        for differential privacy.
       workers: threads that prepare batches ahead of the step, at least 1; more than one pays
         where pictures are decoded for every batch.
     """
@@ -31,6 +31,7 @@ class Data:
     validation: str | None = None
     test: str | None = "test"
     augment: tuple[Transform, ...] = ()
+    sampling: Sampling = Shuffled()
     workers: int = dataclasses.field(default=1, metadata={"alters_run": False})
 
     def __post_init__(self):
@@ -40,19 +41,19 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class TrainBatches:
-    """Training batches by step.
+    """Training batches by step; see `lsm.data.sampling` for which examples they hold.
 
-    The examples of epoch e are ordered by a permutation keyed by (seed, e); the epochs follow each
-    other, and step s takes places s * batch_size to (s + 1) * batch_size of that endless line. A
-    batch may thus end one epoch and begin the next, and every epoch holds every example once.
+    Where the sampling fills batches up, column `weight` float32 (n, ...) is 0 in the rows added and
+    1 elsewhere, times the dataset's own weights where it has some.
 
     Attributes:
       dataset: where the examples are.
-      batch_size: examples of a batch over all processes.
+      batch_size: rows of a batch over all processes.
       seed: of order and augmentation, at least 0.
       augment: changes of the batch, in this order.
       rows: (n,) integers, the rows of each batch that are read here (`lsm.sharding.local_rows`);
         None reads all.
+      sampling: which examples make up a batch.
     """
 
     dataset: Dataset
@@ -60,33 +61,25 @@ class TrainBatches:
     seed: int = 0
     augment: tuple[Transform, ...] = ()
     rows: np.ndarray | None = None
+    sampling: Sampling = Shuffled()
 
     def __post_init__(self):
         _check_size(self.batch_size)
         if self.seed < 0:
             raise ConfigError(f"train.seed: {self.seed} is negative; a seed is 0 or more.")
+        self.sampling.check(len(self.dataset), self.batch_size)
 
     def batch_at(self, step: int) -> Columns:
         """Returns `rows` of batch `step` (0, 1, ...), columns of shape (n, ...)."""
         rows = slice(None) if self.rows is None else self.rows
-        batch = self.dataset.take(self._examples(step * self.batch_size, self.batch_size)[rows])
+        examples, weight = self.sampling.draw(self.seed, step, len(self.dataset), self.batch_size)
+        batch = self.dataset.take(examples[rows])
         if self.augment:
-            rng = np.random.Generator(_bits(self.seed, _AUGMENT, step))
+            rng = augmentation(self.seed, step)
         for transform in self.augment:
             drawn = transform.draw(rng, self.batch_size)
             batch = transform.apply(batch, {name: x[rows] for name, x in drawn.items()})
-        return batch
-
-    def _examples(self, place: int, count: int) -> np.ndarray:
-        """The examples at `count` places of the endless line of epochs."""
-        parts = []
-        while count:
-            epoch, start = divmod(place, len(self.dataset))
-            order = permutation(self.seed, epoch, len(self.dataset))
-            parts.append(order[start : start + count])
-            place += len(parts[-1])
-            count -= len(parts[-1])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return batch if weight is None else _weighed(batch, weight[rows])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,32 +115,15 @@ class EvalBatches:
         places = number * self.batch_size + rows
         last = len(self.dataset) - 1
         batch = self.dataset.take(np.minimum(places, last))
-        weight = (places <= last).astype(np.float32)
-        if "weight" in batch:
-            own = batch["weight"]
-            weight = own * weight.reshape(-1, *[1] * (own.ndim - 1))
-        return batch | {"weight": weight}
+        return _weighed(batch, (places <= last).astype(np.float32))
 
 
-@functools.lru_cache(maxsize=4)  # the current and the next epoch of two training sets
-def permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
-    """Returns the order (examples,) int64 of an epoch, the same on every machine and NumPy version.
-
-    Sorts the raw numbers of Philox (Salmon et al., 2011), whose stream NumPy guarantees, which it
-    does not for `Generator.permutation`. The low bits of each number make way for its place, so
-    that equal numbers cannot occur and a sort (faster than an argsort) is enough.
-    """
-    places = np.uint64((1 << examples.bit_length()) - 1)
-    keys = _bits(seed, _SHUFFLE, epoch).random_raw(examples) & ~places
-    keys |= np.arange(examples, dtype=np.uint64)
-    keys.sort()
-    order = (keys & places).view(np.int64)
-    order.flags.writeable = False  # it is cached and handed out as views
-    return order
-
-
-def _bits(seed: int, stream: int, number: int) -> np.random.Philox:
-    return np.random.Philox(np.random.SeedSequence((seed, stream, number)))
+def _weighed(batch: Columns, weight: np.ndarray) -> Columns:
+    """Returns the batch with column `weight`: (n,) float32, times the weights that it has."""
+    if "weight" in batch:
+        own = batch["weight"]
+        weight = own * weight.reshape(-1, *[1] * (own.ndim - 1))
+    return batch | {"weight": weight}
 
 
 def _check_size(batch_size: int) -> None:

@@ -147,8 +147,8 @@ class Algorithm(Optimizer):
         if self.weight_decay:
             chosen = functools.partial(paths.mask, pattern=self.decay)
             decay = [("decay", optax.add_decayed_weights(self.weight_decay, chosen))]
-        parts = [] if core is None else [("core", core)]
-        return decay + parts if self.coupled else parts + decay
+        links = [] if core is None else [("core", core)]
+        return decay + links if self.coupled else links + decay
 
     def check(self, params: optax.Params) -> None:
         """Checks that every pattern chooses a parameter, else raises ConfigError."""

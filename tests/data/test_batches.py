@@ -1,10 +1,11 @@
 import dataclasses
+import zlib
 
 import numpy as np
 import pytest
 
 from lsm.data import ArrayDataset, Data, Digits, EvalBatches, RandomCrop, RandomFlip, TrainBatches
-from lsm.data.batches import permutation
+from lsm.data.sampling import permutation
 from lsm.errors import ConfigError
 
 
@@ -27,6 +28,15 @@ def test_permutation_never_changes():
     # Recorded once; another NumPy, machine or version of lsm must give the same batches.
     assert permutation(0, 0, 10).tolist() == [0, 8, 9, 3, 7, 5, 1, 2, 6, 4]
     assert permutation(0, 1, 10).tolist() == [4, 7, 8, 6, 1, 2, 9, 0, 5, 3]
+
+
+def test_batches_never_change():
+    # Recorded before other ways of sampling came in: order and augmentation.
+    augment = (RandomCrop(3), RandomFlip())
+    batch = TrainBatches(numbered(30), 8, seed=5, augment=augment).batch_at(3)
+    assert batch["number"].tolist() == [0, 9, 8, 24, 1, 25, 0, 24]
+    assert zlib.crc32(batch["image"].tobytes()) == 619692528
+    assert list(batch) == ["image", "number"]
 
 
 @pytest.mark.parametrize("examples", [1, 2, 7, 64, 1000])
