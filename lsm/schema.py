@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import typeguard
 
-from lsm.errors import ConfigError, listed, nearest
+from lsm.errors import ConfigError, LsmError, listed, nearest
 
 _LINEN = ("parent", "name")
 CLASS = "class"
@@ -310,8 +310,15 @@ def _construct(cls: type, given: dict[str, Any], path: str) -> Any:
             raise ConfigError(f"{_below(path, name)}: absent; {cls.__name__} needs it.")
     try:
         return cls(**values)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path or 'config'}: {cls.__name__} refuses it: {error}.") from error
+    except LsmError:
+        raise
+    except Exception as error:  # whatever a class of another version says
+        where = path or "config"
+        raise ConfigError(f"{where}: {cls.__name__} refuses it ({_line(error)}).") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _import(name: str, path: str) -> Any:
@@ -325,7 +332,7 @@ def _import(name: str, path: str) -> Any:
         try:
             return pkgutil.resolve_name(name)
         except Exception as error:  # of the module's own code too
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = _line(error)
     raise ConfigError(f"{path or 'config'}: {name} cannot be imported ({reason}).")
 
 

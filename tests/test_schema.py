@@ -76,6 +76,14 @@ class Thing:
         return x
 
 
+@dataclasses.dataclass(frozen=True)
+class Picky:
+    size: int
+
+    def __post_init__(self):
+        1 / self.size
+
+
 class Net(nn.Module):
     body: nn.Module
     dtype: Any = jnp.float32
@@ -271,6 +279,12 @@ def test_json_of_another_version_is_refused_in_one_line(tree, hint, match):
     with pytest.raises(ConfigError, match=match) as caught:
         schema.from_json(tree, hint)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_constructor_raises_is_one_line():
+    tree = {"class": "test_schema.Picky", "size": 0}
+    with pytest.raises(ConfigError, match=r"^0: Picky refuses it \(ZeroDivisionError: division by"):
+        schema.from_json([tree])
 
 
 def test_absent_fields_take_their_defaults():
