@@ -70,15 +70,21 @@ class Train:
                 f"train.batch_size={self.batch_size}."
             )
 
-    def horizon(self, examples_per_epoch: int) -> Horizon:
-        """Returns the run's length in steps, and what other durations are measured against."""
+    def horizon(self, examples_per_epoch: int, examples_per_step: float | None = None) -> Horizon:
+        """Returns the run's length in steps, and what other durations are measured against.
+
+        Args:
+          examples_per_epoch: examples of the training split.
+          examples_per_step: examples in a batch on average; None is `batch_size`.
+        """
+        per_step = examples_per_step or self.batch_size
         if self.steps is not None:
             steps = self.steps
         elif self.epochs is not None:
-            steps = round(self.epochs * examples_per_epoch / self.batch_size)
+            steps = round(self.epochs * examples_per_epoch / per_step)
         else:
-            steps = round(self.examples / self.batch_size)
-        return Horizon(max(steps, 1), self.batch_size, examples_per_epoch)
+            steps = round(self.examples / per_step)
+        return Horizon(max(steps, 1), per_step, examples_per_epoch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,3 +221,8 @@ class Experiment:
                 "evaluation.early_stopping: data.validation is None; stopping on the test split "
                 "would be fitting to it. Name a validation split, such as 'train[90%:]'."
             )
+
+    def horizon(self, examples_per_epoch: int) -> Horizon:
+        """Returns the run's length; see `Train.horizon`."""
+        per_step = self.data.sampling.mean(self.train.batch_size)
+        return self.train.horizon(examples_per_epoch, per_step)

@@ -24,12 +24,13 @@ class Horizon:
 
     Attributes:
       steps: length of the whole run, in optimiser steps.
-      batch_size: examples in one step, over all devices and accumulated micro-batches.
+      batch_size: examples in one step, over all devices and accumulated micro-batches; their mean
+        where steps differ.
       examples: examples in one epoch.
     """
 
     steps: int
-    batch_size: int
+    batch_size: int | float
     examples: int
 
     @property

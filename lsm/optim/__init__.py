@@ -4,7 +4,7 @@ optimizer = AdamW(learning_rate=1e-3, schedule=WarmUp("5%", then=Cosine()), clip
 transform = optimizer.make(Horizon(steps=1000, batch_size=128, examples=50_000))
 """
 
-from lsm.optim.base import Algorithm, Group, Optimizer, learning_rate_at
+from lsm.optim.base import Algorithm, Group, Optimizer
 from lsm.optim.ema import ParamsEmaState, averaged_params, params_ema
 from lsm.optim.master import keep_master
 from lsm.optim.muon import MatrixAxes, Muon
@@ -67,7 +67,6 @@ __all__ = [
     "WarmUp",
     "averaged_params",
     "keep_master",
-    "learning_rate_at",
     "params_ema",
     "scale_by_shampoo",
 ]

@@ -207,13 +207,6 @@ class Algorithm(Optimizer):
         return 1.0 if index is None else self.groups[index].scale
 
 
-def learning_rate_at(
-    optimizer: Algorithm, horizon: Horizon, step: int | jax.Array, opt_state: Any = None
-) -> jax.typing.ArrayLike:
-    """Returns the learning rate of an algorithm; see `Optimizer.learning_rates`."""
-    return optimizer.learning_rates(horizon, step, opt_state)["learning_rate"]
-
-
 def first_match(patterns: Sequence[str], name: str) -> int | None:
     """Returns the number of the first pattern that is found in the path `name`, or None."""
     return next((i for i, pattern in enumerate(patterns) if paths.matches(pattern, name)), None)

@@ -91,6 +91,10 @@ class Checkpoints:
         spec = self._meta(step)["spec"]
         return {path: jax.ShapeDtypeStruct(tuple(s), dtype) for path, (s, dtype) in spec.items()}
 
+    def empties(self, step: int) -> list[str]:
+        """Returns the paths of empty dicts in the state saved at `step`."""
+        return self._meta(step).get("empty", [])
+
     def save(
         self, step: int, state: Any, progress: Mapping[str, Any], score: float | None = None
     ) -> None:
@@ -111,6 +115,7 @@ class Checkpoints:
             return
         meta = {
             "spec": spec_of(state),
+            "empty": saved.empties(state),
             "progress": dict(progress),
             "checksums": self._sums(state),
         }

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lsm.errors import CheckpointError
-from lsm.paths import flat
+from lsm.paths import flat, path_name
 from lsm.tasks import CONSTANTS
 
 IN_STATE = f"model_state/{CONSTANTS}/"
@@ -48,6 +48,16 @@ def checksum_of_json(meta: Mapping[str, Any]) -> int:
 def spec_of(state: Any) -> dict[str, list]:
     """Returns {path: [shape, dtype]} of every leaf."""
     return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in flat(state).items()}
+
+
+def empties(state: Any) -> list[str]:
+    """Returns the paths of dicts with nothing in them, which the paths of leaves do not tell of."""
+    nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_empty)
+    return [path_name(path) for path, node in nodes if _is_empty(node)]
+
+
+def _is_empty(node: Any) -> bool:
+    return isinstance(node, dict) and not node
 
 
 def check_spec(saved: dict[str, list], wanted: dict[str, list], where: pathlib.Path) -> None:

@@ -35,7 +35,13 @@ class Weights(Protocol):
 
 
 class RunWeights:
-    """`Weights` of a checkpoint: parameters (averaged ones where there are any) and model state."""
+    """`Weights` of a checkpoint: parameters (averaged ones where there are any) and model state.
+
+    Attributes:
+      where: see `Weights`.
+      spec: see `Weights`.
+      empties: paths of dicts with nothing in them, by the same names.
+    """
 
     def __init__(self, checkpoints: Checkpoints, step: int):
         """Takes open checkpoints, and one of their steps."""
@@ -44,6 +50,11 @@ class RunWeights:
         self._saved = checkpoints.spec(step)
         self._paths = dict(self._named(self._saved))
         self.spec = {name: self._saved[path] for name, path in self._paths.items()}
+        self.empties = [
+            path.removeprefix(STATE)
+            for path in checkpoints.empties(step)
+            if path.startswith(("params/", STATE))
+        ]
 
     def read(self, wanted: Mapping[str, jax.sharding.NamedSharding]) -> dict[str, jax.Array]:
         """See `Weights.read`."""

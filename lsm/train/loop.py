@@ -171,7 +171,7 @@ class Loop:
         saved = self.checkpoints.latest()
         intact = f"step {saved} is saved" if saved is not None else "no step is saved"
         return (
-            "lower optimizer.learning_rate, set optimizer.clip_norm, or set "
+            "lower the learning rate, clip gradients (optimizer.clip_norm), or set "
             f"train.skip_nonfinite=true ({intact})."
         )
 

@@ -50,13 +50,15 @@ class Setup:
         data, train = experiment.data, experiment.train
         alone = jax.process_count() == 1
         train_set = data.source.open(data.train, data_dir)
-        batches = TrainBatches(train_set, train.batch_size, train.seed, data.augment)
         if train.batch_size > len(train_set):
             raise ConfigError(
                 f"train.batch_size: {train.batch_size} given; {data.train!r} has {len(train_set)} "
                 "examples, and a batch can have no more."
             )
-        horizon = train.horizon(len(train_set))
+        batches = TrainBatches(
+            train_set, train.batch_size, train.seed, data.augment, sampling=data.sampling
+        )
+        horizon = experiment.horizon(len(train_set))
         few = None if alone else np.arange(-(-train.batch_size // jax.process_count()))
         sample = dataclasses.replace(batches, rows=few).batch_at(0)
         _check_vocabulary(experiment, train_set.vocabulary_size)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from lsm.config import Experiment
-from lsm.data import TrainBatches
+from lsm.data import Shuffled, TrainBatches
 from lsm.durations import Horizon
 from lsm.errors import DataError
 from lsm.train.program import build
@@ -61,18 +61,21 @@ def abstract_batch(
     """Returns the shapes of a training batch, and the run's length.
 
     The data itself is opened only where the length is in epochs, where augmentations may change
-    shapes, or where the source knows its shapes no other way.
+    shapes, where examples are not simply shuffled, or where the source knows its shapes no other
+    way.
 
     Raises:
       DataError: the data is needed and is not there, or has no one shape.
     """
     data, train = experiment.data, experiment.train
-    if train.epochs is None and not data.augment:
+    if train.epochs is None and not data.augment and data.sampling == Shuffled():
         spec: Mapping = data.source.spec(data.train, data_dir)
         examples = train.examples or train.steps * train.batch_size  # an epoch: not known
     else:
         opened = data.source.open(data.train, data_dir)
-        sample = TrainBatches(opened, 1, train.seed, data.augment).batch_at(0)
+        sample = TrainBatches(
+            opened, train.batch_size, train.seed, data.augment, np.arange(1), data.sampling
+        ).batch_at(0)
         spec = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in sample.items()}
         examples = len(opened)
     ragged = [name for name, one in spec.items() if one.dtype == object]
@@ -83,4 +86,4 @@ def abstract_batch(
         name: jax.ShapeDtypeStruct((train.batch_size, *one.shape), one.dtype)
         for name, one in spec.items()
     }
-    return shapes, train.horizon(examples)
+    return shapes, experiment.horizon(examples)

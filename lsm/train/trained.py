@@ -202,7 +202,7 @@ def load(
         params = {"params": tree.pop("params", {})}
         shardings = shardings_of(experiment, laid_out, params | {"model_state": tree})
         shardings = flat({"params": shardings["params"], **shardings["model_state"]})
-        arrays = nested(weights.read(shardings))
+        arrays = nested({**weights.read(shardings), **{path: {} for path in weights.empties}})
     return Trained(experiment, found, arrays.pop("params", {}), arrays, laid_out)
 
 
@@ -214,9 +214,4 @@ def _experiment_of(workdir: pathlib.Path) -> Experiment:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}).") from error
-    try:
-        return schema.from_json(saved)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{path}: {error} Give load(..., experiment=...) what was run."
-        ) from error
+    return schema.from_json(saved, Experiment, f"Give load({str(workdir)!r}, experiment=...).")

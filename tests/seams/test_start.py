@@ -1,0 +1,336 @@
+"""Runs that begin with what another run or a file holds; constants; trained models in Python."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from sklearn.metrics import f1_score, roc_auc_score
+from user_tasks import LowRank, pictures
+
+import lsm
+from lsm import Data, Evaluation, Experiment, Mesh, Start, Train, flags
+from lsm.data import Arrays
+from lsm.errors import CheckpointError, ConfigError, MeshError
+from lsm.evaluate import F1, RocAuc
+from lsm.models import CNN, MLP
+from lsm.optim import SGD, Adam, Group
+from lsm.paths import flat
+from lsm.report import fingerprint
+from lsm.tasks import CONSTANTS, Classification
+from lsm.train import build
+from lsm.train.start import begin
+
+SMALL = MLP(widths=(8,), outputs=4)
+
+
+def experiment(task=Classification(model=SMALL), columns=None, **more):
+    columns = columns or pictures()
+    train = {"steps": 4, "batch_size": 16} | more.pop("train", {})
+    return Experiment(
+        **{
+            "name": "start",
+            "task": task,
+            "data": Data(source=Arrays(train=columns, test=columns)),
+            "optimizer": SGD(learning_rate=0.1, ema=0.5),
+            "train": Train(**train),
+            "evaluation": Evaluation(every=2),
+            "writers": (),
+        }
+        | more
+    )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The workdir of a finished run with averaged parameters."""
+    workdir = tmp_path_factory.mktemp("base") / "run"
+    lsm.fit(experiment(), workdir)
+    return workdir
+
+
+def first_state(case, devices=None):
+    batch = {name: x[:16] for name, x in case.data.source.train.items()}
+    return begin(build(case, case.horizon(64), batch, devices), case.start)
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def test_a_run_starts_from_the_averages_of_another(base):
+    state = first_state(experiment(start=Start(path=str(base))))
+    found = lsm.load(base, experiment=experiment())
+    assert_equal(state.params, found.params)
+    assert_equal(state.opt_state["ema"].average, found.params)
+    raw = json.loads((base / "result.json").read_text())["fingerprint"]
+    assert fingerprint(found.params) != raw  # these are no averages
+
+
+def test_a_new_head_is_drawn_and_the_rest_taken(base, tmp_path):
+    columns = pictures(seed=1) | {"label": pictures(seed=1)["label"] % 3}
+    task = Classification(model=MLP(widths=(8,), outputs=3))
+    start = Start(path=str(base), fresh="^params/Dense_1/")
+    case = experiment(task, columns, start=start, optimizer=Adam(learning_rate=1e-2))
+    state, drawn = first_state(case), first_state(dataclasses.replace(case, start=None))
+    assert_equal(state.params["Dense_0"], lsm.load(base, experiment=experiment()).params["Dense_0"])
+    assert_equal(state.params["Dense_1"], drawn.params["Dense_1"])
+    one = lsm.fit(case, tmp_path / "one")
+    # Interrupted, it goes on from its own checkpoint: the other run is not needed any more.
+    half = dataclasses.replace(case, train=Train(steps=2, batch_size=16))
+    lsm.fit(half, tmp_path / "parts")
+    gone = dataclasses.replace(case, start=dataclasses.replace(start, path="gone"))
+    parts = lsm.fit(gone, tmp_path / "parts", allow_config_change=True)
+    assert parts.fingerprint == one.fingerprint
+
+
+@pytest.mark.parametrize("mesh", [Mesh(), Mesh(data=1, fsdp=8)], ids=["data", "fsdp"])
+def test_what_is_taken_goes_straight_to_its_place(base, mesh):
+    task = Classification(model=MLP(widths=(64,), outputs=8))
+    wide = experiment(task, train={"params": "bfloat16"}, start=None, mesh=mesh)
+    source = base.parent / f"wide-{mesh.fsdp}"
+    lsm.fit(dataclasses.replace(wide, mesh=Mesh()), source)
+    many = first_state(dataclasses.replace(wide, start=Start(path=str(source))))
+    one = first_state(
+        dataclasses.replace(wide, mesh=Mesh(), start=Start(path=str(source))), jax.devices()[:1]
+    )
+    assert_equal(many, one)
+    for x, y in zip(jax.tree.leaves(many), jax.tree.leaves(first_state(wide)), strict=True):
+        assert x.sharding == y.sharding
+    assert many.params["Dense_0"]["kernel"].dtype == "bfloat16"
+    assert many.opt_state["master"]["Dense_0"]["kernel"].dtype == "float32"
+
+
+def test_a_start_from_one_checkpoint(base):
+    start = Start(path=str(base / "checkpoints" / "4"))
+    assert_equal(
+        first_state(experiment(start=start)).params,
+        lsm.load(base, experiment=experiment(), step=4).params,
+    )
+
+
+def test_a_start_from_safetensors_with_other_names(tmp_path):
+    random = np.random.default_rng(0)
+    tensors = {
+        "body.weight": random.normal(size=(12, 8)).astype(np.float32),
+        "body.bias": random.normal(size=8).astype(np.float16),
+        "head.weight": random.normal(size=(8, 4)).astype(np.float32),
+        "head.bias": random.normal(size=4).astype(np.float32),
+        "unused.weight": np.zeros(3, np.float32),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    rename = (
+        ("^params/Dense_0/", "body."),
+        ("^params/Dense_1/", "head."),
+        ("kernel$", "weight"),
+    )
+    start = Start(path=str(tmp_path), take="^(body|head)", rename=rename)
+    params = first_state(experiment(start=start)).params
+    np.testing.assert_array_equal(params["Dense_0"]["kernel"], tensors["body.weight"])
+    np.testing.assert_array_equal(params["Dense_0"]["bias"], tensors["body.bias"])
+    np.testing.assert_array_equal(params["Dense_1"]["kernel"], tensors["head.weight"])
+
+
+def test_every_fault_is_named_in_one_error(base):
+    model = MLP(widths=(8, 8), outputs=5)
+    start = Start(path=str(base), rename=(("Dense_2/", "Dense_1/"), ("Dense_0/bias", "nowhere")))
+    with pytest.raises(CheckpointError) as error:
+        first_state(experiment(Classification(model=model), start=start))
+    told = str(error.value)
+    assert "\n" not in told
+    assert "missing there: 'params/Dense_0/bias' (there 'params/nowhere');" in told
+    assert "left over there: 'params/Dense_0/bias'" in told
+    for path, there, here in [
+        ("'params/Dense_1/bias'", "(4,)", "(8,)"),
+        ("'params/Dense_1/kernel'", "(8, 4)", "(8, 8)"),
+        ("'params/Dense_2/bias' (there 'params/Dense_1/bias')", "(4,)", "(5,)"),
+    ]:
+        assert f"{path} is {there} float32 there and {here} float32 here" in told
+
+
+@pytest.mark.parametrize(
+    ("start", "error", "line"),
+    [
+        ({"path": "nowhere"}, CheckpointError, "nowhere"),
+        ({"fresh": "heads/"}, ConfigError, "Start.fresh: 'heads/' matches no"),
+        ({"take": "encoder"}, ConfigError, "Start.take: 'encoder' matches no"),
+    ],
+    ids=["no file", "fresh", "take"],
+)
+def test_bad_starts_are_one_line(base, start, error, line):
+    case = experiment(start=Start(**{"path": str(base)} | start))
+    with pytest.raises(error, match=line) as raised:
+        first_state(case)
+    assert "\n" not in str(raised.value)
+
+
+def test_bad_patterns_are_refused_when_written():
+    with pytest.raises(ConfigError, match=r"Start.fresh: '\(' is not a regular expression"):
+        Start(path="x", fresh="(")
+    with pytest.raises(ConfigError, match=r"Start.rename: '\['"):
+        Start(path="x", rename=(("[", "y"),))
+
+
+# Constants.
+
+
+def low_rank(base, **more):
+    renamed = Start(
+        path=str(base), rename=((f"^{CONSTANTS}/base/", "params/"),), fresh="^params/.*/[ab]$"
+    )
+    return experiment(LowRank(model=SMALL), start=renamed, **more)
+
+
+def test_constants_are_not_trained_and_saved_once(base, tmp_path):
+    case = low_rank(base, optimizer=Adam(learning_rate=1e-2), train={"params": "bfloat16"})
+    before = first_state(case)
+    result = lsm.fit(case, tmp_path)
+    assert result.step == 4
+    run = lsm.load(tmp_path, experiment=case)
+    assert_equal(run.model_state[CONSTANTS], before.model_state[CONSTANTS])
+    assert_equal(run.model_state[CONSTANTS]["base"], lsm.load(base, experiment=experiment()).params)
+    assert not any("kernel" in path and "/a" not in path and "/b" not in path
+                   for path in flat(before.opt_state))  # fmt: skip
+    folders = list((tmp_path / "checkpoints" / "constants").iterdir())
+    assert len(folders) == 1
+    with pytest.raises(AssertionError):
+        assert_equal(run.params, before.params)
+
+
+def test_damaged_or_lost_constants_are_named(base, tmp_path):
+    case = low_rank(base)
+    lsm.fit(case, tmp_path)
+    folder = next((tmp_path / "checkpoints" / "constants").iterdir())
+    shutil.rmtree(folder)
+    with pytest.raises(CheckpointError, match="cannot be read") as error:
+        lsm.load(tmp_path, experiment=case)
+    assert "\n" not in str(error.value)
+    longer = dataclasses.replace(case, train=Train(steps=6, batch_size=16))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        lsm.fit(longer, tmp_path, allow_config_change=True)
+
+
+def test_frozen_parameters_have_neither_state_nor_master():
+    frozen = Adam(learning_rate=1e-2, ema=0.9, groups=(Group("Dense_0", 0.0),))
+    case = experiment(optimizer=frozen, train={"params": "bfloat16"})
+    state = first_state(case)
+    assert not [path for path in flat(state.opt_state) if "Dense_0" in path]
+    assert [path for path in flat(state.opt_state) if "master/Dense_1" in path]
+
+
+# Loading and predicting.
+
+
+def test_load_rebuilds_the_experiment_from_its_json(tmp_path):
+    case = flags.load(
+        "experiments/configs/digits/cnn.py",
+        {"train.steps": "4", "evaluation.every": "2", "optimizer.ema": "0.5"},
+    )
+    lsm.fit(dataclasses.replace(case, writers=()), tmp_path)
+    run = lsm.load(tmp_path)
+    assert run.experiment.task == case.task
+    digits = case.data.source.open("test").take(np.arange(11))
+    many = run.predict({"image": digits["image"]})
+    assert many["label"].shape == (11,) and many["probability"].shape == (11, 10)
+    one = lsm.load(tmp_path, devices=jax.devices()[:1]).predict({"image": digits["image"]})
+    sharded = lsm.load(tmp_path, mesh=Mesh(data=1, fsdp=8)).predict(digits)
+    for other in (one, sharded):
+        np.testing.assert_allclose(many["probability"], other["probability"], atol=1e-5)
+    by_hand, _ = run.experiment.task.forward(
+        run.params, run.model_state, digits, {}, False, run.step
+    )
+    np.testing.assert_allclose(many["probability"], jax.nn.softmax(by_hand), rtol=1e-4, atol=1e-5)
+
+
+def test_load_says_what_it_cannot_rebuild(base, tmp_path):
+    with pytest.raises(ConfigError, match=r"data.source.train.*Give load\(.*experiment="):
+        lsm.load(base)
+    with pytest.raises(CheckpointError, match="no checkpoints"):
+        lsm.load(tmp_path, experiment=experiment())
+    with pytest.raises(CheckpointError, match=r"no step 7 .*; there are: .*4"):
+        lsm.load(base, experiment=experiment(), step=7)
+    with pytest.raises(MeshError):
+        lsm.load(base, experiment=experiment(), mesh=Mesh(data=3))
+
+
+def test_predict_refuses_another_model_in_one_line(base):
+    wide = experiment(Classification(model=MLP(widths=(9,), outputs=4)))
+    with pytest.raises(CheckpointError, match="does not fit MLP") as error:
+        lsm.load(base, experiment=wide).predict({"image": pictures(3)["image"]})
+    assert "\n" not in str(error.value)
+
+
+def test_predictions_of_every_example_in_order(base, tmp_path):
+    case = experiment(data=Data(source=Arrays(train=pictures(), test=pictures(37, seed=2))))
+    step, files = lsm.predict_run(case, base)
+    rows = [json.loads(line) for line in files["test"].read_text().splitlines()]
+    assert step == 4 and [row["example"] for row in rows] == list(range(37))
+    expected = lsm.load(base, experiment=case).predict(pictures(37, seed=2))
+    np.testing.assert_array_equal([row["label"] for row in rows], expected["label"])
+    np.testing.assert_allclose(
+        [row["probability"] for row in rows], expected["probability"], rtol=1e-5
+    )
+    assert not list(pathlib.Path(base / "predictions").glob("*.part"))
+
+
+# Figures that are not means.
+
+
+def test_host_metrics_equal_scikit_learn_whatever_the_batch(base, tmp_path):
+    test = pictures(45, seed=3)
+    found = []
+    for batch_size in (8, 64):
+        evaluation = Evaluation(every=2, batch_size=batch_size, metrics=(RocAuc(), F1()))
+        case = experiment(
+            data=Data(source=Arrays(train=pictures(), test=test)), evaluation=evaluation
+        )
+        _, figures = lsm.evaluate_run(case, base)
+        found.append(figures["test"])
+    predicted = lsm.load(base, experiment=case).predict(test)
+    for figures in found:
+        np.testing.assert_allclose(
+            figures["roc_auc"],
+            roc_auc_score(test["label"], predicted["probability"], multi_class="ovr"),
+            rtol=1e-6,
+        )
+        np.testing.assert_allclose(
+            figures["f1"], f1_score(test["label"], predicted["label"], average="macro"), rtol=1e-6
+        )
+
+
+def test_the_best_checkpoint_by_a_host_metric(tmp_path):
+    columns = pictures()
+    case = experiment(
+        data=Data(
+            source=Arrays(train=columns, validation=columns), validation="validation", test=None
+        ),
+        evaluation=Evaluation(every=2, monitor="roc_auc", metrics=(RocAuc(),)),
+    )
+    result = lsm.fit(case, tmp_path)
+    assert result.best_step in (2, 4)
+    assert 0.5 < result.metrics["validation"]["roc_auc"] <= 1
+    with pytest.raises(ConfigError, match="evaluation.monitor: no metric 'roc_au'.*'roc_auc'"):
+        lsm.fit(
+            dataclasses.replace(
+                case, evaluation=dataclasses.replace(case.evaluation, monitor="roc_au")
+            ),
+            tmp_path / "other",
+        )
+
+
+def test_batch_norm_statistics_are_taken_too(tmp_path):
+    random = np.random.default_rng(0)
+    columns = {
+        "image": random.random((32, 8, 8, 1), dtype=np.float32),
+        "label": random.integers(0, 10, 32).astype(np.int32),
+    }
+    case = experiment(Classification(model=CNN(widths=(8,), convs=1)), columns)
+    lsm.fit(case, tmp_path)
+    run = lsm.load(tmp_path, experiment=case)
+    state = first_state(dataclasses.replace(case, start=Start(path=str(tmp_path))))
+    assert_equal(state.model_state, run.model_state)
+    assert np.abs(state.model_state["batch_stats"]["BatchNorm_0"]["mean"]).max() > 0
