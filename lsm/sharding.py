@@ -256,7 +256,7 @@ def table(tree: Any, shardings: Any) -> list[tuple[str, tuple[int, ...], str, st
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     rows = []
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
-        local = math.prod(sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        local = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         spec = _spelled(sharding.spec, sharding.mesh)
         rows.append((path_name(path), leaf.shape, str(leaf.dtype), spec, local))
     return rows

@@ -87,9 +87,12 @@ class Checkpoints:
         return best if best in self.steps() else latest
 
     def spec(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns path -> shape and dtype of every leaf saved at `step`."""
-        spec = self._meta(step)["spec"]
-        return {path: jax.ShapeDtypeStruct(tuple(s), dtype) for path, (s, dtype) in spec.items()}
+        """Returns path -> shape and dtype of every leaf saved at `step`, but for random keys."""
+        return {
+            path: jax.ShapeDtypeStruct(tuple(shape), dtype)
+            for path, (shape, dtype) in self._meta(step)["spec"].items()
+            if not dtype.startswith("key<")
+        }
 
     def empties(self, step: int) -> list[str]:
         """Returns the paths of empty dicts in the state saved at `step`."""

@@ -29,6 +29,8 @@ def checksums(state: Any) -> Any:
 
 
 def _checksum(leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # an Optax transform may keep one
+        leaf = jax.random.key_data(leaf)
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
     if leaf.dtype == bool:
         leaf = leaf.astype(jnp.uint8)

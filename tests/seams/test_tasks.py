@@ -207,7 +207,7 @@ def test_poisson_batches_through_fit(tmp_path):
     case = experiment(
         Classification(model=SMALL),
         pictures(),
-        Raw(lambda horizon: optax.chain(noise(0.01, 7), optax.sgd(0.5))),
+        Raw(lambda horizon: optax.chain(optax.add_noise(0.01, 0.0, key=0), optax.sgd(0.5))),
         data={"sampling": Poisson(8)},
         train={"gradient": ClippedByExample(0.1, 8.0), "batch_size": 40, "accumulation": 5},
     )
