@@ -152,7 +152,7 @@ def _rebuild(value: Any, tree: Mapping[str, Any], path: str) -> Any:
             raise ConfigError(_no_field(value, name, where, current))
         child, hint = current[name]
         if isinstance(text, dict) and child is None:
-            child = _default(hint)
+            child = _begun(hint, text, f"{path}.{name}")
         if isinstance(text, dict):
             changed[name] = _rebuild(child, text, f"{path}.{name}")
         elif isinstance(value, tuple):
@@ -172,11 +172,19 @@ def _rebuild(value: Any, tree: Mapping[str, Any], path: str) -> Any:
     return dataclasses.replace(value, **replaced, **changed)
 
 
-def _default(hint: Any) -> Any:
-    """Returns the default of the dataclass in an optional type, or None: a field of it is set."""
+def _begun(hint: Any, tree: Mapping[str, Any], path: str) -> Any:
+    """Returns the dataclass of an optional type, of which a field is set, or None.
+
+    Fields without a default are taken from the line already, the others are left to it.
+    """
     for cls in typing.get_args(hint):
         if dataclasses.is_dataclass(cls):
-            return cls()
+            needed = [n for n, f in schema.fields(cls).items() if f.default is dataclasses.MISSING]
+            missing = [name for name in needed if not isinstance(tree.get(name), str)]
+            if missing:
+                raise ConfigError(f"--{path}.{missing[0]}: {cls.__name__} needs it; give it too.")
+            hints = schema.hints(cls)
+            return cls(**{n: parse_value(tree[n], hints[n], f"--{path}.{n}") for n in needed})
     return None
 
 

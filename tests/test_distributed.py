@@ -28,6 +28,7 @@ STEPS = 60
 CONFIG = """
 from lsm import Checkpoint, Data, Evaluation, Experiment, Mesh, Train
 from lsm.data import Digits, RandomCrop
+from lsm.evaluate import RocAuc
 from lsm.models import MLP
 from lsm.optim import AdamW
 from lsm.tasks import Classification
@@ -40,7 +41,7 @@ def get_config(arg=None):
         data=Data(Digits(), "train[:90%]", "train[90%:]", "test", augment=(RandomCrop(1),)),
         optimizer=AdamW(learning_rate=3e-3),
         train=Train(steps=STEPS, batch_size=64, log_every=10),
-        evaluation=Evaluation(every=30),
+        evaluation=Evaluation(every=30, metrics=(RocAuc(),)),
         checkpoint=Checkpoint(every=20),
         mesh=Mesh(data=2, fsdp=4),
         writers=(Console(), Jsonl()),
@@ -127,8 +128,9 @@ def assert_close(config, one, other):
     assert a.keys() == b.keys()
     for path in a:
         np.testing.assert_allclose(a[path], b[path], rtol=1e-3, atol=1e-5, err_msg=path)
-    losses = [result(w)["metrics"]["test"]["loss"] for w in (one, other)]
-    np.testing.assert_allclose(*losses, rtol=1e-4)
+    for name in ("loss", "roc_auc"):
+        figures = [result(w)["metrics"]["test"][name] for w in (one, other)]
+        np.testing.assert_allclose(*figures, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +155,28 @@ def test_2x4_equals_1x8(config, straight, tmp_path):
     ended = run(config, tmp_path, 1)
     assert completed(ended), ended
     assert_close(config, straight, tmp_path)
+
+
+def test_two_processes_predict_what_one_does(config, straight, tmp_path):
+    rows = []
+    for count in (1, 2):
+        workdir = tmp_path / str(count)
+        shutil.copytree(straight, workdir)
+        ended = run(config, workdir, count, "--mode=predict")
+        assert completed(ended), ended
+        lines = (workdir / "predictions/test.jsonl").read_text().splitlines()
+        rows.append([json.loads(line) for line in lines])
+    assert len(rows[0]) == len(rows[1]) == 360
+    probabilities = [[row["probability"] for row in each] for each in rows]
+    np.testing.assert_allclose(*probabilities, atol=1e-5)
+
+
+def test_two_processes_start_from_another_run(config, straight, tmp_path):
+    start = f"--config.start.path={straight}"
+    ended = run(config, tmp_path / "run", 2, start, "--config.train.steps=2")
+    assert completed(ended), ended
+    loss = result(tmp_path / "run")["metrics"]["test"]["loss"]
+    assert loss < 1.2 * result(straight)["metrics"]["test"]["loss"]
 
 
 @pytest.fixture(scope="module")

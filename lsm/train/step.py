@@ -36,22 +36,16 @@ def make_step(
     gradient_sum = gradient.sums(task)
     if accumulation > 1:
         gradient_sum = accumulate(gradient_sum, accumulation, unroll)
-    optimizer = optax.with_extra_args_support(optimizer)
+    update = optax.with_extra_args_support(optimizer).update
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        params, count = state.params, state.step + 1
         rngs = streams(task.streams, seed, state.step)
-        sums, metrics, changed = gradient_sum(
-            state.params, state.model_state, batch, rngs, state.step
-        )
-        updates, opt_state = optimizer.update(
-            _divide(sums, gradient.divisor(metrics)),
-            state.opt_state,
-            state.params,
-            value=metrics["loss"].mean,
-        )
-        params = optax.apply_updates(state.params, updates)
-        count, model_state = state.step + 1, {**state.model_state, **changed}
-        params, model_state = task.after_update(params, model_state, count)
+        sums, metrics, new = gradient_sum(params, state.model_state, batch, rngs, state.step)
+        grads = _divide(sums, gradient.divisor(metrics))
+        updates, opt_state = update(grads, state.opt_state, params, value=metrics["loss"].mean)
+        params = optax.apply_updates(params, updates)
+        params, model_state = task.after_update(params, {**state.model_state, **new}, count)
         return TrainState(count, params, model_state, opt_state), metrics
 
     return step

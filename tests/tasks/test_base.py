@@ -1,0 +1,182 @@
+"""What every task has from its base: sown losses, random streams, predictions."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsm.durations import Horizon
+from lsm.errors import ConfigError
+from lsm.models import GPT, MLP
+from lsm.optim import SGD
+from lsm.rng import stream, streams
+from lsm.tasks import Classification, LanguageModelling, Regression
+from lsm.train import init_state, make_step
+
+
+class Penalised(nn.Module):
+    """An MLP that sows the mean square of its outputs, as values (B,) or as a scalar, twice."""
+
+    outputs: int = 3
+    scalar: bool = False
+    name_sown: str = "size"
+
+    @nn.compact
+    def __call__(self, x_BxD, train=False):
+        y_BxK = MLP(widths=(5,), outputs=self.outputs)(x_BxD)
+        size_B = (y_BxK**2).mean(-1)
+        self.sow("losses", self.name_sown, size_B.mean() if self.scalar else size_B)
+        self.sow("losses", self.name_sown, jnp.zeros(()) if self.scalar else 0 * size_B)
+        return y_BxK
+
+
+class Outer(nn.Module):
+    """Holds a model that sows."""
+
+    inner: nn.Module
+    outputs: int = 3
+
+    @nn.compact
+    def __call__(self, x_BxD, train=False):
+        return self.inner(x_BxD, train)
+
+
+def pictures(rows=12, weight=None):
+    random = np.random.default_rng(0)
+    batch = {
+        "image": random.normal(size=(rows, 4)).astype(np.float32),
+        "label": random.integers(0, 3, rows).astype(np.int32),
+    }
+    return batch if weight is None else batch | {"weight": np.asarray(weight, np.float32)}
+
+
+def loss_of(task, batch):
+    params, state = task.init(jax.random.key(0), batch)
+    assert "losses" not in state
+    total, (metrics, changed) = task.loss(params, state, batch, rngs={})
+    assert "losses" not in changed
+    outputs, _ = task.forward(params, state, batch, {}, True, 0)
+    return float(total), metrics, np.asarray(outputs)
+
+
+WEIGHT = np.r_[np.arange(10) / 4, 0, 0]
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["plain", "weighed"])
+@pytest.mark.parametrize("class_weights", [(), (1.0, 2.0, 0.5)], ids=["alike", "by class"])
+def test_the_mean_of_what_is_sown_is_added_to_the_mean_loss(weight, class_weights):
+    task = Classification(model=Outer(Penalised()), class_weights=class_weights)
+    batch = pictures(weight=weight)
+    total, metrics, outputs = loss_of(task, batch)
+    weights = np.ones(12) if weight is None else weight
+    if class_weights:
+        weights = weights * np.asarray(class_weights)[batch["label"]]
+    log_probability = outputs - np.log(np.exp(outputs).sum(-1, keepdims=True))
+    errors = -log_probability[np.arange(12), batch["label"]]
+    sizes = (outputs**2).mean(-1)
+    mean = (weights * (errors + sizes)).sum() / weights.sum()
+    np.testing.assert_allclose(total / metrics["loss"].weight, mean, rtol=1e-5)
+    np.testing.assert_allclose(metrics["size"].mean, (weights * sizes).sum() / weights.sum(), 1e-5)
+    np.testing.assert_allclose(metrics["loss"].mean, (weights * errors).sum() / weights.sum(), 1e-5)
+
+
+def test_a_scalar_is_added_as_it_is_whatever_the_loss_counts():
+    """Regression counts examples times outputs."""
+    model = Outer(Penalised(scalar=True), outputs=3)
+    task = Regression(model=model, input="image", target="y")
+    batch = pictures() | {"y": np.ones((12, 3), np.float32)}
+    total, metrics, outputs = loss_of(task, batch)
+    expected = ((outputs - 1) ** 2).mean() + (outputs**2).mean()
+    np.testing.assert_allclose(total / 36, expected, rtol=1e-5)
+    assert float(metrics["loss"].weight) == 36
+
+
+def test_sown_terms_are_exact_under_accumulation_and_padding():
+    transform = SGD(learning_rate=0.1).make(Horizon(4, 12, 12))
+    task, batch = Classification(model=Outer(Penalised())), pictures(weight=WEIGHT)
+    state = init_state(task, transform, batch, seed=0)
+    whole, parts = (
+        jax.jit(make_step(task, transform, accumulation=n))(state, batch)[0] for n in (1, 4)
+    )
+    short = {name: x[:10] for name, x in batch.items()}
+    real, _ = jax.jit(make_step(task, transform))(state, short)
+    for other in (parts, real):
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+            whole.params,
+            other.params,
+        )
+    assert jax.tree.structure(whole) == jax.tree.structure(state)
+
+
+def test_sown_terms_are_reported_in_evaluation_too():
+    task, batch = Classification(model=Outer(Penalised())), pictures()
+    params, state = task.init(jax.random.key(0), batch)
+    _, trained = task.loss(params, state, batch, rngs={})
+    found = task.evaluate(params, state, batch)
+    assert float(found["size"].mean) == float(trained.metrics["size"].mean)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("loss", "B", "it sows 'loss', a metric of the task's own"),
+        ("accuracy", "B", "it sows 'accuracy', a metric"),
+        ("map", "BxD", r"it sows 'map' of shape \(12, 4\)"),
+    ],
+)
+def test_what_cannot_be_sown_is_one_line(name, value, line):
+    class Wrong(nn.Module):
+        @nn.compact
+        def __call__(self, x_BxD, train=False):
+            self.sow("losses", name, x_BxD if value == "BxD" else x_BxD[:, 0])
+            return nn.Dense(3)(x_BxD)
+
+    task, batch = Classification(model=Wrong()), pictures()
+    params, state = task.init(jax.random.key(0), batch)
+    with pytest.raises(ConfigError, match=line):
+        task.loss(params, state, batch, rngs={})
+
+
+def test_streams_are_functions_of_seed_name_step_and_purpose():
+    keys = [
+        streams(["noise"], 0, 0)["noise"],
+        streams(["noise"], 1, 0)["noise"],
+        streams(["noise"], 0, 1)["noise"],
+        streams(["dropout"], 0, 0)["dropout"],
+        streams(["noise"], 0, 0, "evaluation")["noise"],
+    ]
+    assert len({tuple(np.asarray(jax.random.key_data(key))) for key in keys}) == 5
+    assert streams(["noise", "dropout"], 0, 0)["noise"] == keys[0] == stream(0, "noise", 0)
+
+
+def test_predictions_of_a_language_model_are_the_same_in_chunks():
+    model = GPT(vocabulary=11, context=8)
+    batch = {"tokens": np.random.default_rng(0).integers(0, 11, (3, 9)).astype(np.int32)}
+    task = LanguageModelling(model=model)
+    params, state = task.init(jax.random.key(0), batch)
+    params = jax.tree.map(lambda x: 5 * x, params)
+    whole = task.predict(params, state, batch)
+    parts = dataclasses.replace(task, chunks=4).predict(params, state, batch)
+    logits = model.apply({"params": params}, batch["tokens"][:, :-1])
+    picked = np.take_along_axis(
+        np.asarray(jax.nn.log_softmax(logits)), batch["tokens"][:, 1:, None], -1
+    )[..., 0]
+    for found in (whole, parts):
+        np.testing.assert_array_equal(found["token"], logits.argmax(-1))
+        np.testing.assert_allclose(found["log_probability"], picked, rtol=1e-4, atol=1e-5)
+
+
+def test_predictions_are_rows_of_examples():
+    batch = pictures()
+    task = Classification(model=MLP(widths=(5,), outputs=3))
+    params, state = task.init(jax.random.key(0), batch)
+    found = task.predict(params, state, {"image": batch["image"]})  # no label is needed
+    np.testing.assert_allclose(found["probability"].sum(-1), np.ones(12), rtol=1e-6)
+    np.testing.assert_array_equal(found["label"], found["probability"].argmax(-1))
+    regression = Regression(model=MLP(widths=(5,), outputs=2), input="image", target="y")
+    params, state = regression.init(jax.random.key(0), batch)
+    assert regression.predict(params, state, batch)["prediction"].shape == (12, 2)
