@@ -15,9 +15,9 @@ import jax
 from lsm import distributed, schema
 from lsm.checkpoint import Checkpoints
 from lsm.config import Experiment
+from lsm.cpu import keep_memory
 from lsm.errors import CheckpointError, ConfigError, ProcessError, TrainingError
 from lsm.files import atomic_write
-from lsm.heap import keep_memory
 from lsm.report import Result, fingerprint, git_revision, hardware, plot_curves, versions
 from lsm.train.evaluation import evaluate
 from lsm.train.goodput import Clock, Goodput, undone
@@ -160,7 +160,7 @@ def evaluate_run(
 def _keep_compiled() -> None:
     """Turns the persistent compilation cache on, where the user has not placed it elsewhere.
 
-    XLA cannot write hot CPU programs to it (see `lsm.sharding.compiler_options`); JAX would warn
+    XLA cannot write hot CPU programs to it (see `lsm.cpu.compiler_options`); JAX would warn
     of each, at every start.
     """
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
