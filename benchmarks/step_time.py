@@ -109,7 +109,12 @@ class Contender(Protocol):
 def experiment(case: Case, dtype: str, steps: int) -> lsm.Experiment:
     """Returns the experiment that lsm ships for this model, on random data in memory."""
     config = _CONFIGS[case.model].get_config()
-    model = config.task.model.clone(dtype=dtype)
+    model = config.task.model
+    if case.model == "gpt":
+        blocks = dataclasses.replace(model.transformer, dtype=dtype)
+        model = model.clone(transformer=blocks)
+    else:
+        model = model.clone(dtype=dtype)
     return dataclasses.replace(
         config,
         task=dataclasses.replace(config.task, model=model),
