@@ -160,6 +160,7 @@ def torch_block(w, p, cross):
     return block
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_the_translator_is_pytorchs():
     torch = pytest.importorskip("torch", reason="PyTorch is the reference")
     reference = torch.nn.Transformer(D, H, L, L, 40, dropout=0.0, batch_first=True).eval()
