@@ -20,7 +20,7 @@ def compiler_options(hot: bool) -> dict[str, Any] | None:
             "xla_cpu_experimental_onednn_custom_call": True,  # else bfloat16 convolutions crawl
             "xla_cpu_experimental_onednn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
         }
-    try:
+    try:  # on a program of nothing
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:
         return None
