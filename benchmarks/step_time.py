@@ -41,8 +41,9 @@ from benchmarks.step_time_bare import Bare
 from experiments.configs.cifar import cnn as cifar_cnn
 from experiments.configs.mnist import mlp as mnist_mlp
 from experiments.configs.shakespeare import gpt as shakespeare_gpt
+from lsm.cpu import compiler_options
 from lsm.data import Arrays
-from lsm.sharding import compiler_options, place
+from lsm.sharding import place
 from lsm.train.setup import Setup
 from lsm.writers import RunInfo
 
@@ -108,7 +109,12 @@ class Contender(Protocol):
 def experiment(case: Case, dtype: str, steps: int) -> lsm.Experiment:
     """Returns the experiment that lsm ships for this model, on random data in memory."""
     config = _CONFIGS[case.model].get_config()
-    model = config.task.model.clone(dtype=dtype)
+    model = config.task.model
+    if case.model == "gpt":
+        blocks = dataclasses.replace(model.transformer, dtype=dtype)
+        model = model.clone(transformer=blocks)
+    else:
+        model = model.clone(dtype=dtype)
     return dataclasses.replace(
         config,
         task=dataclasses.replace(config.task, model=model),
@@ -216,7 +222,7 @@ def torch_version(python: str) -> str | None:
 
 def measure(case: Case, dtype: str, python: str | None, turns: int) -> dict[str, list[float]]:
     """Returns seconds a step of every contender, shortest first; all have taken turns."""
-    options, batches = compiler_options(jax.default_backend(), hot=True), case.batches()
+    options, batches = compiler_options(hot=True), case.batches()
     contenders: dict[str, Contender] = {
         "bare": Bare(case.model, batches, dtype, options),
         "defaults": Bare(case.model, batches, dtype, None),

@@ -91,12 +91,15 @@ def unplaced() -> contextlib.AbstractContextManager:
 def constrain(x: jax.Array, *spec: Entry) -> jax.Array:
     """Returns `x`, split over the ambient mesh as `spec` says, one entry a dimension.
 
+    A dimension of size 1 stays whole: the rows of one example under `jax.vmap`, or one token.
+
     Raises:
-      MeshError: a dimension does not divide.
+      MeshError: a larger dimension does not divide.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
+    spec = [None if x.shape[dim] == 1 else entry for dim, entry in enumerate(spec)]
     for dim, entry in enumerate(spec):
         names = axis_names(entry)
         if x.shape[dim] % ways(*names):

@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from lsm import cpu
 from lsm.axes import AXES, BATCH_AXES, Entry, Fsdp, Layout, Rule, axis_names, product
 from lsm.errors import ConfigError, MeshError, listed, nearest
 from lsm.paths import path_name
@@ -214,7 +215,7 @@ def compile(
         in_shardings=in_shardings,
         out_shardings=out_shardings,
         donate_argnums=tuple(donate),
-        compiler_options=compiler_options(platform, hot),
+        compiler_options=cpu.compiler_options(hot) if platform == "cpu" else None,
     )
 
 
@@ -225,30 +226,6 @@ def _under(mesh: jax.sharding.Mesh, function: Callable) -> Callable:
             return function(*args)
 
     return under
-
-
-@functools.cache
-def compiler_options(platform: str, hot: bool) -> dict[str, Any] | None:
-    """Returns the XLA options that pay on `platform`, or None; docs/cpu_speed.md has the figures.
-
-    On a CPU the YNN library is kept to single dots, and in hot functions these go to oneDNN; XLA
-    cannot write such a program to the persistent cache. A jaxlib that does not know these options
-    does without.
-    """
-    if platform != "cpu":
-        return None
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-    if hot:
-        options |= {
-            "xla_cpu_use_onednn": True,
-            "xla_cpu_experimental_onednn_custom_call": True,  # else bfloat16 convolutions crawl
-            "xla_cpu_experimental_onednn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
-        }
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return options
 
 
 def table(tree: Any, shardings: Any) -> list[tuple[str, tuple[int, ...], str, str, int]]:

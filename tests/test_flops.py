@@ -9,7 +9,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from lsm.flops import hardware_flops, model_flops
-from lsm.models import CNN, GPT, MLP
+from lsm.models import CNN, GPT, MLP, Transformer
 from lsm.tasks import Classification, LanguageModelling
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
@@ -72,7 +72,8 @@ def test_padding_is_not_counted():
 
 
 def gpt(**fields):
-    model = GPT(vocabulary=50, layers=3, heads=2, width=16, context=8, **fields)
+    blocks = Transformer(layers=3, heads=2, width=16, **fields)
+    model = GPT(vocabulary=50, context=8, transformer=blocks)
     batch = {"tokens": shape(4, 9, dtype=jnp.int32)}
     return of_task(LanguageModelling(model=model), batch)
 

@@ -11,6 +11,7 @@ from lsm.axes import AXES, Fsdp, Layout, Rule
 from lsm.errors import ConfigError, MeshError
 from lsm.models import CNN, GPT, MLP
 from lsm.models.experts import Experts
+from lsm.models.families import gpt2
 from lsm.sharding import (
     Mesh,
     batch_sharding,
@@ -200,8 +201,8 @@ SIZES = {"vocabulary": 64, "layers": 4, "heads": 4, "width": 32, "context": 16}
 @pytest.mark.parametrize(
     ("model", "inputs", "mesh"),
     [
-        (GPT(**SIZES, bias=True), (1, 16), Mesh(data=1, fsdp=2, tensor=2, pipeline=2)),
-        (GPT(**SIZES, experts=Experts(4)), (1, 16), Mesh(data=1, expert=2, fsdp=2, tensor=2)),
+        (gpt2(**SIZES), (1, 16), Mesh(data=1, fsdp=2, tensor=2, pipeline=2)),
+        (gpt2(**SIZES, experts=Experts(4)), (1, 16), Mesh(data=1, expert=2, fsdp=2, tensor=2)),
         (MLP(widths=(32, 64)), (1, 8, 8, 1), Mesh(data=1, fsdp=4, tensor=2)),
         (CNN(widths=(8, 16), hidden=(32,)), (1, 8, 8, 1), Mesh(data=1, fsdp=4, tensor=2)),
     ],

@@ -29,7 +29,7 @@ than the first."""
 MARGIN = 0.03
 """What an axis beside data and fsdp has to gain; less is within the error of an estimate."""
 
-_REMAT, _ACCUMULATION = "task.model.remat", "train.accumulation"
+_REMAT, _ACCUMULATION = "task.model.transformer.remat", "train.accumulation"
 _SPLITS = (1, 2, 4, 8)
 """Ways tried of the axes that split single layers or the stack of them."""
 
@@ -173,8 +173,7 @@ def _estimates(request: Request, topology: Topology, say: Callable[[str], None])
 
 
 def _policies(request: Request, names: tuple[str, ...]) -> list[dict[str, str]]:
-    model = request.experiment.task.model
-    if not hasattr(model, "remat") or _REMAT in request.overrides:
+    if not hasattr(request.experiment.task.model, "transformer") or _REMAT in request.overrides:
         return [{}]
     return [{_REMAT: name} for name in names]
 
@@ -262,7 +261,7 @@ def _usable(experiment: Experiment) -> set[str]:
     for rule in experiment.mesh.rules or layout.rules:
         if not isinstance(rule.spec, Fsdp):
             used.update(axis for entry in rule.spec for axis in axis_names(entry))
-    if not getattr(model, "experts", None):
+    if not getattr(getattr(model, "transformer", None), "experts", None):
         used.discard("expert")
     return used
 

@@ -1,7 +1,28 @@
-"""Architectures, one a file: pure Linen modules called as `module.apply(variables, x, train)`."""
+"""Architectures, one a file: pure Linen modules called as `module.apply(variables, x, train)`.
 
+A Transformer is arranged from the parts in `lsm.models.transformer`; see docs/models.md.
+"""
+
+from lsm.models.attention import Cache, Mask, attend
 from lsm.models.cnn import CNN
 from lsm.models.gpt import GPT
 from lsm.models.mlp import MLP
+from lsm.models.pipeline import run_layers
+from lsm.models.stack import Stack
+from lsm.models.transformer import Attention, Block, CrossAttention, Mlp, Transformer
 
-__all__ = ["CNN", "GPT", "MLP"]
+__all__ = [
+    "CNN",
+    "GPT",
+    "MLP",
+    "Attention",
+    "Block",
+    "Cache",
+    "CrossAttention",
+    "Mask",
+    "Mlp",
+    "Stack",
+    "Transformer",
+    "attend",
+    "run_layers",
+]

@@ -1,5 +1,6 @@
-"""Causal self-attention: rotary positions, and the attention itself, plain or as a TPU kernel."""
+"""Attention: who sees whom, what is kept between calls, and softmax(q k^T) v itself."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -7,20 +8,143 @@ import jax
 import jax.numpy as jnp
 
 from lsm.axes import BATCH_AXES, constrain, ways
+from lsm.checks import require
+from lsm.errors import ConfigError
 
 ATTENTION = "attention"
 """Name of the kernel's results, for rematerialisation policies."""
 
+_STATIC = {"static": True}  # for jax.tree_util.register_dataclass: no array
 
-def rotate(x: jax.Array, theta: float | jax.Array) -> jax.Array:
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mask:
+    """Which keys a query sees: those that all of the conditions allow. `Mask()` allows all.
+
+    A query that sees no key at all gets zeros, and so does its gradient.
+
+    Attributes:
+      causal: none after its own position.
+      window: none as far away as this: of the past, its own and the window - 1 before it; where
+        not causal, the same to both sides, |i - j| < window.
+      keys_BxS: bool; none where it is False, such as padding.
+      segments_BxT: int, the document of each query; none of another document.
+      key_segments_BxS: the documents of the keys; None is `segments_BxT`.
+      unbounded: boolean scalar, not known before it runs: whether to ignore `window`.
+    """
+
+    causal: bool = dataclasses.field(default=False, metadata=_STATIC)
+    window: int | None = dataclasses.field(default=None, metadata=_STATIC)
+    keys_BxS: jax.Array | None = None
+    segments_BxT: jax.Array | None = None
+    key_segments_BxS: jax.Array | None = None
+    unbounded: jax.Array | bool | None = None
+
+    def __post_init__(self):
+        require(self, window="[1, inf)")
+
+    def seen(self, t: int, s: int, offset: int | jax.Array = 0) -> jax.Array | None:
+        """Returns bool (T, S) or (B, T, S), or None where T queries see all S keys.
+
+        `offset` is the position of the first query among the keys; `unbounded` is not looked at.
+        """
+        query, key_S = positions(t, offset)[..., None], jnp.arange(s)
+        conditions = []
+        if self.causal:
+            conditions.append(key_S <= query)
+        if self.window is not None:
+            conditions.append(key_S > query - self.window)
+            if not self.causal:
+                conditions.append(key_S < query + self.window)
+        if self.keys_BxS is not None:
+            conditions.append(self.keys_BxS[:, None])
+        if self.segments_BxT is not None:
+            keys = self.segments_BxT if self.key_segments_BxS is None else self.key_segments_BxS
+            conditions.append(self.segments_BxT[..., None] == keys[:, None])
+        if not conditions:
+            return None
+        seen = functools.reduce(jnp.logical_and, conditions)
+        return jnp.broadcast_to(seen, (*seen.shape[:-2], t, s))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Keys and values of the positions so far: a value that goes into a call and comes out new.
+
+    Those of several blocks are one Cache of arrays with a leading layer dimension.
+
+    Attributes:
+      k_BxSxGxK: keys, rotated; S is the room.
+      v_BxSxGxK: values.
+      length: int32, scalar or (B,): how many positions are filled.
+      memory: keys and values (B, S, G, K) of what cross-attention reads, once they are computed.
+    """
+
+    k_BxSxGxK: jax.Array
+    v_BxSxGxK: jax.Array
+    length: jax.Array
+    memory: tuple[jax.Array, jax.Array] | None = None
+
+    def filled(self, length: jax.Array | int) -> "Cache":
+        """Returns the cache with another `length`, scalar or (B,), in every block.
+
+        What lies behind it is never seen, and written over: after padded prompts have gone
+        through a model together, `cache.filled(lengths_B)` goes on where each of them ends.
+        """
+        length = jnp.asarray(length, jnp.int32)
+        layers = self.k_BxSxGxK.shape[:-4]
+        return dataclasses.replace(self, length=jnp.broadcast_to(length, layers + length.shape))
+
+    def extended(self, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array) -> "Cache":
+        """Returns the cache of one block with T more positions.
+
+        Whether there is room is not known before it runs: beyond its end, a cache writes over
+        its last positions, and what comes out is wrong. Count on the host.
+
+        Raises:
+          ConfigError: there are more positions than the whole cache holds.
+        """
+        t, room = k_BxTxGxK.shape[1], self.k_BxSxGxK.shape[1]
+        if t > room:
+            raise ConfigError(f"cache: {t} positions given, but it has room for {room}.")
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+        if self.length.ndim:
+            write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
+        k_BxSxGxK, v_BxSxGxK = (
+            write(old, new.astype(old.dtype), self.length)
+            for old, new in ((self.k_BxSxGxK, k_BxTxGxK), (self.v_BxSxGxK, v_BxTxGxK))
+        )
+        return dataclasses.replace(
+            self, k_BxSxGxK=k_BxSxGxK, v_BxSxGxK=v_BxSxGxK, length=self.length + t
+        )
+
+    def masked(self, mask: Mask) -> Mask:
+        """Returns `mask` without the room that is not filled: the future, where it is causal."""
+        if mask.causal:
+            return mask
+        room = self.k_BxSxGxK.shape[:2]
+        filled_BxS = jnp.broadcast_to(jnp.arange(room[1]) < self.length[..., None], room)
+        keys_BxS = filled_BxS if mask.keys_BxS is None else filled_BxS & mask.keys_BxS
+        return dataclasses.replace(mask, keys_BxS=keys_BxS)
+
+
+def positions(t: int, offset: int | jax.Array = 0) -> jax.Array:
+    """Returns the positions (T,) from `offset` on, or (B, T) from each row's own."""
+    return jnp.asarray(offset)[..., None] + jnp.arange(t)
+
+
+def rotate(x: jax.Array, theta: float | jax.Array, offset: int | jax.Array = 0) -> jax.Array:
     """Turns pairs (i, i + K/2) of heads (B, T, ..., K) by position x theta^(-2i/K).
 
     Rotary positions, arXiv:2104.09864, in the order of pairs of Hugging Face's checkpoints.
+    `offset` is the position of the first, scalar or (B,).
     """
     t, k = x.shape[1], x.shape[-1]
     frequency = theta ** (-jnp.arange(0, k, 2, dtype=jnp.float32) / k)
-    angle_TxP = jnp.arange(t, dtype=jnp.float32)[:, None] * frequency
-    angle = angle_TxP.reshape(t, *[1] * (x.ndim - 3), k // 2)
+    angle = positions(t, offset).astype(jnp.float32)[..., None] * frequency
+    angle = angle.reshape(*angle.shape[:-1], *[1] * (x.ndim - 3), k // 2)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
@@ -34,91 +158,115 @@ def capped(x: jax.Array, cap: float | None) -> jax.Array:
 
 def attend(
     q_BxTxGxQxK: jax.Array,
-    k_BxTxGxK: jax.Array,
-    v_BxTxGxK: jax.Array,
+    k_BxSxGxK: jax.Array,
+    v_BxSxGxK: jax.Array,
+    mask: Mask,
     *,
-    window: int | None = None,
-    unbounded: jax.Array | bool | None = None,
+    offset: int | jax.Array = 0,
     softcap: float | None = None,
     drop: Callable[[jax.Array], jax.Array] | None = None,
-) -> jax.Array:
-    """Returns softmax(q k^T) v with a causal mask: (B, T, G, Q, K).
+    maps: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Returns softmax(q k^T) v under a mask: (B, T, G, Q, K).
 
     G groups of Q query heads share a head of keys and values (arXiv:2305.13245); queries come
-    scaled. On a TPU, without dropout and for whole blocks of 128, it runs as the Pallas splash
-    attention kernel, which holds no T x T array; elsewhere as products with a softmax in float32.
+    scaled. On a TPU a sequence's attention to itself runs, without dropout and for whole blocks
+    of 128, as the Pallas splash attention kernel, which holds no T x S array; elsewhere as
+    products with a softmax in float32.
 
     Args:
       q_BxTxGxQxK: queries.
-      k_BxTxGxK: keys.
-      v_BxTxGxK: values.
-      window: how many positions a query sees, itself the last of them; None for all.
-      unbounded: boolean scalar, not known before it runs: whether to see all in spite of `window`.
+      k_BxSxGxK: keys.
+      v_BxSxGxK: values.
+      mask: which keys a query sees.
+      offset: position of the first query among the keys, scalar or (B,).
       softcap: bound of the scores; see `capped`.
       drop: dropout of the attention weights.
+      maps: return the weights as well, before dropout: float32 (B, G x Q, T, S).
     """
     q_BxTxGxQxK = constrain(q_BxTxGxQxK, BATCH_AXES, "sequence", "tensor", None, None)
-    k_BxTxGxK, v_BxTxGxK = (
-        constrain(x, BATCH_AXES, None, "tensor", None) for x in (k_BxTxGxK, v_BxTxGxK)
+    k_BxSxGxK, v_BxSxGxK = (
+        constrain(x, BATCH_AXES, None, "tensor", None) for x in (k_BxSxGxK, v_BxSxGxK)
     )
-    local = functools.partial(_attend, softcap=softcap, drop=drop, window=window)
-    qkv = (q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK)
-    if window is None or unbounded is None:
-        return local(*qkv)
-    return jax.lax.cond(unbounded, functools.partial(local, window=None), local, *qkv)
+    local = functools.partial(_attend, offset=offset, softcap=softcap, drop=drop, maps=maps)
+    qkv, unbounded = (q_BxTxGxQxK, k_BxSxGxK, v_BxSxGxK), mask.unbounded
+    mask = dataclasses.replace(mask, unbounded=None)
+    if mask.window is None or unbounded is None:
+        return local(*qkv, mask)
+    whole = dataclasses.replace(mask, window=None)
+    return jax.lax.cond(unbounded, lambda *x: local(*x, whole), lambda *x: local(*x, mask), *qkv)
 
 
-def _attend(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, *, window, softcap, drop) -> jax.Array:
-    plain = functools.partial(_plain, window=window, softcap=softcap, drop=drop)
-    if drop is None and _fits_kernel(q_BxTxGxQxK):
-        kernel = functools.partial(_splash, window=window, softcap=softcap)
-        return jax.lax.platform_dependent(
-            q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, tpu=kernel, default=plain
-        )
-    return plain(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK)
+def _attend(q_BxTxGxQxK, k_BxSxGxK, v_BxSxGxK, mask, *, offset, softcap, drop, maps):
+    args = (q_BxTxGxQxK, k_BxSxGxK, v_BxSxGxK, mask)
+    plain = functools.partial(_plain, offset=offset, softcap=softcap, drop=drop, maps=maps)
+    if drop is None and not maps and _fits_kernel(*args, offset):
+        kernel = functools.partial(_splash, softcap=softcap)
+        return jax.lax.platform_dependent(*args, tpu=kernel, default=plain)
+    return plain(*args)
 
 
-def _plain(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, *, window, softcap, drop) -> jax.Array:
-    b, t, g, q, k = q_BxTxGxQxK.shape
+def _plain(q_BxTxGxQxK, k_BxSxGxK, v_BxSxGxK, mask, *, offset=0, softcap, drop=None, maps=False):
+    (b, t, g, q, k), s = q_BxTxGxQxK.shape, k_BxSxGxK.shape[1]
     # A group's queries in one dimension: XLA's CPU back end is slow where products have more.
     q_BxGxNxK = q_BxTxGxQxK.swapaxes(1, 2).reshape(b, g, t * q, k)
-    scores = jnp.einsum("bgnk,bsgk->bgns", q_BxGxNxK, k_BxTxGxK).astype(jnp.float32)
-    seen_TxS = jnp.tri(t, dtype=bool)
-    if window is not None:
-        seen_TxS &= ~jnp.tri(t, k=-window, dtype=bool)
-    scores = jnp.where(jnp.repeat(seen_TxS, q, axis=0), capped(scores, softcap), -jnp.inf)
-    weights_BxGxNxS = jax.nn.softmax(scores).astype(q_BxTxGxQxK.dtype)
+    scores = jnp.einsum("bgnk,bsgk->bgns", q_BxGxNxK, k_BxSxGxK).astype(jnp.float32)
+    seen = mask.seen(t, s, offset)
+    if seen is not None:
+        seen = jnp.repeat(seen, q, axis=-2)
+        seen = seen[:, None] if seen.ndim == 3 else seen
+    weights_BxGxNxS = _softmax(capped(scores, softcap), seen, _sees_some(mask, t, s, offset))
+    kept = weights_BxGxNxS.astype(q_BxTxGxQxK.dtype)
     if drop is not None:
-        weights_BxGxNxS = drop(weights_BxGxNxS)
-    y_BxGxNxK = jnp.einsum("bgns,bsgk->bgnk", weights_BxGxNxS, v_BxTxGxK)
-    return y_BxGxNxK.reshape(b, g, t, q, k).swapaxes(1, 2)
+        kept = drop(kept)
+    y_BxGxNxK = jnp.einsum("bgns,bsgk->bgnk", kept, v_BxSxGxK)
+    y_BxTxGxQxK = y_BxGxNxK.reshape(b, g, t, q, k).swapaxes(1, 2)
+    if not maps:
+        return y_BxTxGxQxK
+    return y_BxTxGxQxK, weights_BxGxNxS.reshape(b, g, t, q, s).swapaxes(2, 3).reshape(b, -1, t, s)
 
 
-def _fits_kernel(q_BxTxGxQxK: jax.Array) -> bool:
-    """Whether the kernel takes these shapes: whole blocks, and not split along the sequence."""
-    _, t, *_, k = q_BxTxGxQxK.shape
-    return t % 128 == 0 and k % 64 == 0 and ways("sequence") == 1
+def _softmax(scores: jax.Array, seen: jax.Array | None, sees_some: bool) -> jax.Array:
+    """The softmax over what is seen; zeros where that may be nothing and is."""
+    if seen is None:
+        return jax.nn.softmax(scores)
+    if sees_some:
+        return jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
+    least = jnp.finfo(scores.dtype).min  # with -inf alone, a row and its gradient would be NaN
+    return jnp.where(seen, jax.nn.softmax(jnp.where(seen, scores, least)), 0)
 
 
-def _splash(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, *, window, softcap) -> jax.Array:
+def _sees_some(mask: Mask, t: int, s: int, offset: int | jax.Array) -> bool:
+    """Whether it is known that every query sees some key."""
+    if mask.keys_BxS is not None or mask.segments_BxT is not None:
+        return False
+    return mask.window is None or (isinstance(offset, int) and offset + t <= s)
+
+
+def _fits_kernel(q_BxTxGxQxK, k_BxSxGxK, v_BxSxGxK, mask: Mask, offset: int | jax.Array) -> bool:
+    """Whether the kernel takes these: a sequence and itself, whole on its device, in blocks."""
+    b, t, *_, k = q_BxTxGxQxK.shape
+    itself = t == k_BxSxGxK.shape[1] and isinstance(offset, int) and offset == 0
+    itself &= mask.keys_BxS is None and mask.key_segments_BxS is None
+    whole = ways("sequence") == 1 and b % ways(*BATCH_AXES) == 0
+    return itself and whole and t % 128 == 0 and k % 64 == 0
+
+
+def _splash(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, mask, *, softcap) -> jax.Array:
     """The kernel on each device's rows and heads."""
-    local = functools.partial(_splash_local, window=window, softcap=softcap)
+    local = functools.partial(_splash_local, softcap=softcap)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
         spec = jax.P(BATCH_AXES, None, "tensor")
-        local = jax.shard_map(
-            local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
-        )
-    return local(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK)
+        in_specs = (spec, spec, spec, jax.P(BATCH_AXES))
+        local = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=spec, check_vma=False)
+    return local(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, mask)
 
 
-def _splash_local(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, *, window, softcap) -> jax.Array:
+def _splash_local(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, mask, *, softcap) -> jax.Array:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     _, t, _, q, _ = q_BxTxGxQxK.shape
-    mask = splash.CausalMask((t, t))
-    if window is not None:
-        mask = splash.LocalMask((t, t), (window - 1, 0), 0)
     block = next(size for size in (1024, 512, 256, 128) if t % size == 0)
     part = min(block, 512)
     sizes = splash.BlockSizes(
@@ -131,15 +279,23 @@ def _splash_local(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, *, window, softcap) -> jax.
         block_q_dq=block,
         block_kv_dq=block,
     )
+    if mask.window is not None:
+        after = 0 if mask.causal else mask.window - 1
+        one_head = splash.LocalMask((t, t), (mask.window - 1, after), 0)
+    else:
+        one_head = (splash.CausalMask if mask.causal else splash.FullMask)((t, t))
     kernel = splash.make_splash_mqa_single_device(
-        splash.MultiHeadMask([mask] * q),
+        splash.MultiHeadMask([one_head] * q),
         block_sizes=sizes,
         attn_logits_soft_cap=softcap,
         residual_checkpoint_name=ATTENTION,
     )
-    y_BxGxQxTxK = jax.vmap(jax.vmap(kernel))(
+    segments = mask.segments_BxT
+    ids = None if segments is None else splash.SegmentIds(q=segments, kv=segments)
+    y_BxGxQxTxK = jax.vmap(jax.vmap(kernel, (0, 0, 0, None)), (0, 0, 0, 0))(
         q_BxTxGxQxK.transpose(0, 2, 3, 1, 4),
         k_BxTxGxK.transpose(0, 2, 1, 3),
         v_BxTxGxK.transpose(0, 2, 1, 3),
+        ids,
     )
     return y_BxGxQxTxK.transpose(0, 3, 1, 2, 4)

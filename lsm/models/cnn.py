@@ -4,12 +4,12 @@ from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from lsm.axes import Fsdp, Layout, Rule
 from lsm.checks import require, require_sizes
+from lsm.cpu import Bias, max_pool_2x2
 from lsm.models.initializers import HE
-from lsm.models.layers import Activation, Dtype, Initializer, max_pool_2x2
+from lsm.models.layers import Activation, Dtype, Initializer
 
 
 class CNN(nn.Module):
@@ -100,19 +100,3 @@ class CNN(nn.Module):
 
     def _dense(self, width: int) -> nn.Dense:
         return nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)
-
-
-class Bias(nn.Module):
-    """Adds a learned value to each channel; it starts at 0.
-
-    Attributes:
-      dtype: dtype of the computation.
-    """
-
-    dtype: Dtype = "float32"
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns x (..., C) + bias (C,)."""
-        bias_C = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
-        return x + bias_C.astype(self.dtype)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -66,6 +67,36 @@ class ExpertDense(nn.Module):
         _, e, _, d = x_BxExCxD.shape
         kernel = self.param("kernel", self.kernel_init, (e, d, self.features), jnp.float32)
         return jnp.einsum("becd,edf->becf", x_BxExCxD, kernel.astype(self.dtype))
+
+
+class Mixture(nn.Module):
+    """An MLP for each expert, and a router that sends every token to some of them.
+
+    Attributes:
+      experts: how many there are, and how many a token goes to.
+      mlp: (x, dense) -> y, of layers made by `dense(features, name, residual=False)`.
+      kernel_init: residual -> initialiser of those layers' kernels.
+      dtype: dtype of the computation.
+    """
+
+    experts: Experts
+    mlp: Callable[..., jax.Array]
+    kernel_init: Callable[[bool], Initializer]
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns y (B, T, D), and the load-balancing loss (B,)."""
+        init = self.kernel_init(False)
+        router = nn.Dense(self.experts.count, use_bias=False, kernel_init=init, name="router")
+        weights, slots, balance_B = route(router(x_BxTxD.astype(jnp.float32)), self.experts)
+
+        def dense(features: int, name: str, residual: bool = False) -> ExpertDense:
+            init = self.kernel_init(residual)
+            return ExpertDense(features, init, self.dtype, name=f"experts_{name}")
+
+        y_BxExPxD = self.mlp(dispatch(x_BxTxD, slots, self.experts), dense)
+        return combine(y_BxExPxD, weights, slots), balance_B
 
 
 def route(logits_BxTxE: jax.Array, experts: Experts) -> tuple[jax.Array, jax.Array, jax.Array]:

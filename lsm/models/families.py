@@ -1,13 +1,28 @@
 """The published families of decoders, as settings of `lsm.models.GPT`.
 
-Each function takes any field of `GPT` to change, and defaults to one published size. Rotary
-frequencies are not rescaled for long contexts (Llama 3.1 and later do that).
+Each function takes any field of `GPT` or of its `Transformer` to change, and defaults to one
+published size. Rotary frequencies are not rescaled for long contexts (Llama 3.1 and later do that).
 """
 
+import dataclasses
 from typing import Any
 
+from lsm.errors import ConfigError, nearest
 from lsm.models.experts import Experts
 from lsm.models.gpt import GPT
+from lsm.models.transformer import Transformer
+
+
+def _model(settings: dict[str, Any]) -> GPT:
+    """Returns the model with these fields, each given to the class that has it."""
+    inner = {field.name for field in dataclasses.fields(Transformer)}
+    outer = {field.name for field in dataclasses.fields(GPT)} - {"transformer", "parent", "name"}
+    for name in settings:
+        if name not in inner | outer:
+            hint = nearest(name, inner | outer)
+            raise ConfigError(f"families: neither GPT nor Transformer has a field {name!r}.{hint}")
+    blocks = Transformer(**{name: settings[name] for name in settings if name in inner})
+    return GPT(transformer=blocks, **{name: settings[name] for name in settings if name in outer})
 
 
 def gpt2(**changes: Any) -> GPT:
@@ -21,7 +36,7 @@ def gpt2(**changes: Any) -> GPT:
         "bias": True,
         "epsilon": 1e-5,
     }
-    return GPT(**settings | changes)
+    return _model(settings | changes)
 
 
 def llama(**changes: Any) -> GPT:
@@ -34,14 +49,13 @@ def llama(**changes: Any) -> GPT:
         "width": 4096,
         "hidden": 14336,
         "context": 8192,
-        "positions": "rotary",
         "theta": 500_000.0,
         "norm": "rms",
         "epsilon": 1e-5,
         "mlp": "swiglu",
         "tied": False,
     }
-    return GPT(**settings | changes)
+    return _model(settings | changes)
 
 
 def mixtral(**changes: Any) -> GPT:
@@ -103,7 +117,7 @@ def gemma2(**changes: Any) -> GPT:
         "global_every": 2,
         "attention_softcap": 50.0,
         "logit_softcap": 30.0,
-        "post_norm": True,
+        "norm_position": "sandwich",
         "scale_embedding": True,
         "tied": True,
     }

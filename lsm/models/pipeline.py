@@ -1,5 +1,6 @@
 """Layers one after the other: in a loop, or in stages on different devices (GPipe)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,39 +10,44 @@ import jax.numpy as jnp
 from lsm.axes import BATCH_AXES, constrain, split_rows, ways
 from lsm.errors import MeshError
 
-Layer = Callable[[Any, Any, jax.Array], Any]
-"""(rows, parameters of the layer, number of the tick) -> rows; pure."""
+Layer = Callable[..., tuple[Any, Any]]
+"""(rows, parameters of the layer, number of the tick, *beside) -> (rows, results); pure."""
 
 _MICRO_BATCHES = 4
 """Micro-batches for each stage, at most: a fifth of the time is then lost."""
 
 
-def run_layers(layer: Layer, layers: Any, rows: Any, unroll: int = 1) -> Any:
-    """Returns `rows` after all layers.
+def run_layers(
+    layer: Layer, layers: Any, rows: Any, unroll: int = 1, beside: tuple[Any, ...] = ()
+) -> tuple[Any, Any]:
+    """Returns `rows` after all layers, and each layer's results, stacked (L, ...) in their order.
 
     Args:
       layer: applied to one layer after the other.
       layers: tree of arrays stacked along a leading layer dimension (L, ...).
       rows: tree of arrays (B, ...); the results have the same shapes.
       unroll: layers compiled out in each turn of the loop.
+      beside: trees of arrays (B, ...) that every layer reads and none changes.
+
+    The results are a tree, or None. In stages, its arrays must be (B, ...) as well.
 
     Raises:
       MeshError: the ambient mesh has more stages than divide the layers.
     """
 
-    def stack(layers: Any, rows: Any, tick: jax.Array) -> Any:
+    def stack(layers: Any, rows: Any, beside: tuple[Any, ...], tick: jax.Array) -> tuple[Any, Any]:
         def turn(rows, one):
-            return layer(rows, one, tick), None
+            return layer(rows, one, tick, *beside)
 
-        return jax.lax.scan(turn, rows, layers, unroll=unroll)[0]
+        return jax.lax.scan(turn, rows, layers, unroll=unroll)
 
     if ways("pipeline") == 1:
-        return stack(layers, rows, jnp.int32(0))
-    return _pipeline(stack, layers, rows)
+        return stack(layers, rows, beside, jnp.int32(0))
+    return _pipeline(stack, layers, rows, beside)
 
 
-def _pipeline(stage: Callable[[Any, Any, jax.Array], Any], layers: Any, rows: Any) -> Any:
-    """Returns `rows` after all layers, which the axis "pipeline" splits into stages.
+def _pipeline(stage: Callable, layers: Any, rows: Any, beside: Any) -> tuple[Any, Any]:
+    """As `run_layers`, where the axis "pipeline" splits the layers into stages.
 
     All stages work at the same time, each on another micro-batch; after each tick every
     micro-batch moves on to the next stage (a collective permute). With S stages and M
@@ -54,28 +60,39 @@ def _pipeline(stage: Callable[[Any, Any, jax.Array], Any], layers: Any, rows: An
         raise MeshError(f"mesh.pipeline={stages} does not divide the {depth} layers.")
     count = _micro_batches(jax.tree.leaves(rows)[0].shape[0], _MICRO_BATCHES * stages)
     layers = jax.tree.map(lambda x: x.reshape(stages, depth // stages, *x.shape[1:]), layers)
-    micro = jax.tree.map(lambda x: split_rows(x, count), rows)
-    all_stages = jax.vmap(stage, in_axes=(0, 0, None), spmd_axis_name="pipeline")
+    micro = jax.tree.map(lambda x: split_rows(x, count), (rows, beside))
+    all_stages = jax.vmap(stage, in_axes=(0, 0, 0, None), spmd_axis_name="pipeline")
 
     def tick(held: Any, number: jax.Array) -> tuple[Any, Any]:
         entering = jax.tree.map(lambda x: x[jnp.minimum(number, count - 1)], micro)
         held = jax.tree.map(lambda x, new: jnp.roll(x, 1, axis=0).at[0].set(new), held, entering)
-        held = all_stages(layers, jax.tree.map(_placed, held), number)
+        held, beside = jax.tree.map(_placed, held)
+        held, results = all_stages(layers, held, beside, number)
         held = jax.tree.map(_placed, held)
-        return held, jax.tree.map(lambda x: x[-1], held)
+        return (held, beside), (jax.tree.map(lambda x: x[-1], held), results)
 
     empty = jax.tree.map(lambda x: jnp.zeros((stages, *x.shape[1:]), x.dtype), micro)
-    _, leaving = jax.lax.scan(tick, empty, jnp.arange(count + stages - 1))
-    return jax.tree.map(lambda x: _join(x[stages - 1 :]), leaving)
+    _, (leaving, results) = jax.lax.scan(tick, empty, jnp.arange(count + stages - 1))
+    rows = jax.tree.map(lambda x: _join(x[stages - 1 :]), leaving)
+    return rows, jax.tree.map(functools.partial(_in_order, count=count), results)
 
 
 def _micro_batches(rows: int, most: int) -> int:
-    local = rows // ways(*BATCH_AXES)
+    local = max(rows // ways(*BATCH_AXES), 1)
     return max(n for n in range(1, min(local, most) + 1) if local % n == 0)
 
 
 def _join(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def _in_order(x: jax.Array, count: int) -> jax.Array:
+    """Returns results (ticks, stages, L / stages, B / count, ...) as (L, B, ...).
+
+    Micro-batch m is in stage s at tick m + s.
+    """
+    of_stages = [jnp.moveaxis(x[s : s + count, s], 1, 0) for s in range(x.shape[1])]
+    return jax.vmap(_join)(jnp.concatenate(of_stages))
 
 
 def _placed(x: jax.Array) -> jax.Array:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 from lsm import distributed, schema
 from lsm.config import Experiment
+from lsm.cpu import keep_memory
 from lsm.errors import ConfigError, ProcessError, TrainingError
 from lsm.files import atomic_write
-from lsm.heap import keep_memory
 from lsm.report import Result, fingerprint, git_revision, hardware, plot_curves, versions
 from lsm.run.checkpoint import Checkpoints
 from lsm.train.evaluation import evaluate_all

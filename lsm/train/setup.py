@@ -90,7 +90,7 @@ class Setup:
 def keep_compiled() -> None:
     """Turns the persistent compilation cache on, where the user has not placed it elsewhere.
 
-    XLA cannot write hot CPU programs to it (see `lsm.sharding.compiler_options`); JAX would warn
+    XLA cannot write hot CPU programs to it (see `lsm.cpu.compiler_options`); JAX would warn
     of each, at every start.
     """
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")

@@ -10,7 +10,7 @@ from lsm import Experiment, Train
 from lsm.data import Arrays, CharText, Data, EvalBatches, Source, Tokens, TrainBatches
 from lsm.data.tokens import Index, Shard, read_index
 from lsm.errors import ConfigError, DataError
-from lsm.models import GPT
+from lsm.models import GPT, Transformer
 from lsm.optim import SGD
 from lsm.tasks import LanguageModelling
 from lsm.train.setup import Setup
@@ -203,7 +203,7 @@ def test_splits_of_two_tokenizers_are_refused(folder):
 def test_a_model_must_know_every_id_though_a_batch_shows_few(split, folder):
     experiment = Experiment(
         name="short",
-        task=LanguageModelling(model=GPT(vocabulary=VOCABULARY - 1, layers=1, width=8, context=10)),
+        task=LanguageModelling(model=GPT(VOCABULARY - 1, Transformer(layers=1, width=8), 10)),
         data=Data(source=Tokens(str(folder), 10), train=split, test=None),
         optimizer=SGD(learning_rate=0.1),
         train=Train(steps=1, batch_size=2),

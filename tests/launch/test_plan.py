@@ -22,7 +22,7 @@ from launch.plan.text import amount, count, duration, text_of
 from lsm import Data, Experiment, Mesh, Train
 from lsm.data import Arrays, Digits
 from lsm.errors import ConfigError, MeshError
-from lsm.models import GPT, MLP
+from lsm.models import GPT, MLP, Transformer
 from lsm.optim import Adam
 from lsm.tasks import Classification, LanguageModelling
 
@@ -55,7 +55,7 @@ def mlp(**fields):
 
 def gpt(batch_size=8, **fields):
     tokens = Arrays(train={"tokens": np.zeros((8, 97), np.int32)})
-    model = GPT(vocabulary=256, layers=3, heads=2, width=128, context=96)
+    model = GPT(vocabulary=256, context=96, transformer=Transformer(layers=3, heads=2, width=128))
     return experiment(LanguageModelling(model=model), tokens, batch_size, **fields)
 
 

@@ -15,7 +15,7 @@ from launch.plan.text import text_of
 from lsm import Data, Experiment, Mesh, Train, flags
 from lsm.data import Arrays, Digits
 from lsm.errors import ConfigError, MeshError
-from lsm.models import GPT, MLP
+from lsm.models import GPT, MLP, Transformer
 from lsm.optim import Adam
 from lsm.tasks import Classification, LanguageModelling
 
@@ -39,15 +39,8 @@ def experiment(task, source, batch_size=B, accumulation=1, **fields):
 
 def gpt(remat="none", **fields):
     tokens = Arrays(train={"tokens": np.zeros((8, T + 1), np.int32)})
-    model = GPT(
-        vocabulary=512,
-        layers=LAYERS,
-        heads=4,
-        width=D,
-        context=T,
-        remat=remat,
-        dtype="bfloat16",
-    )
+    blocks = Transformer(layers=LAYERS, heads=4, width=D, remat=remat, dtype="bfloat16")
+    model = GPT(vocabulary=512, context=T, transformer=blocks)
     return experiment(LanguageModelling(model=model), tokens, **fields)
 
 
@@ -165,7 +158,7 @@ def test_the_range_is_the_assumed_efficiency():
 @pytest.mark.parametrize(
     ("config", "changes", "published"),
     [  # Llama 3 on 64 A100, FSDP, a sequence of 8,192 on each: torchtitan's docs/performance.md
-        ("llama_8b", {"task.model.remat": "dots"}, 0.582),
+        ("llama_8b", {"task.model.transformer.remat": "dots"}, 0.582),
         (
             "llama_70b",
             {

@@ -13,7 +13,7 @@ from launch.plan.__main__ import main
 from launch.plan.topology import PlanError
 from lsm import Data, Experiment, Mesh, Train, flags
 from lsm.data import Arrays, Digits
-from lsm.models import GPT, MLP
+from lsm.models import GPT, MLP, Transformer
 from lsm.optim import Adam
 from lsm.tasks import Classification, LanguageModelling
 
@@ -36,7 +36,8 @@ def experiment(task, source, batch_size=16, **fields):
 
 def gpt(**fields):
     tokens = Arrays(train={"tokens": np.zeros((8, 501), np.int32)})
-    model = GPT(vocabulary=256, layers=4, heads=8, width=1024, context=500, dtype="bfloat16")
+    blocks = Transformer(layers=4, heads=8, width=1024, dtype="bfloat16")
+    model = GPT(vocabulary=256, context=500, transformer=blocks)
     return experiment(LanguageModelling(model=model), tokens, batch_size=64, **fields)
 
 
@@ -58,7 +59,7 @@ def roomy():
 
 def test_with_room_nothing_is_computed_again_or_split(roomy):
     run = roomy.best.plan.run
-    assert roomy.best.changes["task.model.remat"] == "none"
+    assert roomy.best.changes["task.model.transformer.remat"] == "none"
     assert run.accumulation == 1 and run.batch_size == 64
     assert run.mesh["tensor"] == run.mesh["sequence"] == run.mesh["pipeline"] == 1
     assert roomy.best.plan.basis == "analytic"
@@ -93,18 +94,18 @@ def test_little_memory_is_met_by_policy_or_parts(roomy):
 
 
 def test_what_is_on_the_line_stays():
-    fixed = {"mesh.tensor": "2", "train.accumulation": "2", "task.model.remat": "full"}
+    fixed = {"mesh.tensor": "2", "train.accumulation": "2", "task.model.transformer.remat": "full"}
     found = search(gpt(), gpus(), fixed)
     for one in found.tried:
         assert one.plan.run.mesh["tensor"] == 2 and one.plan.run.accumulation == 2
-        assert "task.model.remat" not in one.changes
-    assert found.best.plan.run.overrides["task.model.remat"] == "full"
+        assert "task.model.transformer.remat" not in one.changes
+    assert found.best.plan.run.overrides["task.model.transformer.remat"] == "full"
 
 
 def test_a_model_without_the_policy_has_fewer_candidates():
     mlp = experiment(Classification(model=MLP(widths=(256,))), Digits())
     found = search(mlp, gpus())
-    assert all("task.model.remat" not in one.changes for one in found.tried)
+    assert all("task.model.transformer.remat" not in one.changes for one in found.tried)
     assert len(found.tried) <= 3 * 2  # data and fsdp, and tensor where the layout has it
 
 

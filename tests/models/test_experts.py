@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lsm.errors import ConfigError
-from lsm.models import GPT
 from lsm.models.experts import Experts, combine, dispatch, route
+from lsm.models.families import gpt2
 
 B, T, E, D = 3, 16, 4, 5
 
@@ -127,8 +127,9 @@ SIZES = {"vocabulary": 11, "layers": 2, "heads": 2, "width": 8, "context": T, "h
 
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
 def test_a_mixture_of_one_expert_is_the_dense_mlp(mlp):
-    dense = GPT(**SIZES, mlp=mlp)
-    mixture = GPT(**SIZES, mlp=mlp, experts=Experts(count=1, top_k=1, capacity=None))
+    dense = gpt2(**SIZES, bias=False, mlp=mlp)
+    one = Experts(count=1, top_k=1, capacity=None)
+    mixture = gpt2(**SIZES, bias=False, mlp=mlp, experts=one)
     tokens_BxT = np.random.default_rng(0).integers(0, 11, (2, T))
     params = dense.init(jax.random.key(0), tokens_BxT)["params"]
     blocks = dict(params["blocks"])
@@ -142,7 +143,7 @@ def test_a_mixture_of_one_expert_is_the_dense_mlp(mlp):
 
 
 def test_the_balance_loss_is_sown_with_its_weight_and_reaches_the_router():
-    model = GPT(**SIZES, experts=Experts(count=E, top_k=2, balance=0.5))
+    model = gpt2(**SIZES, experts=Experts(count=E, top_k=2, balance=0.5))
     tokens_BxT = np.random.default_rng(0).integers(0, 11, (2, T))
     params = model.init(jax.random.key(0), tokens_BxT)["params"]
 

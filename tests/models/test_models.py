@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lsm.cpu import max_pool_2x2
 from lsm.errors import ConfigError
-from lsm.models import CNN, GPT, MLP
+from lsm.models import CNN, GPT, MLP, Transformer
 from lsm.models.initializers import HE, LECUN, TORCH, XAVIER, Gaussian
-from lsm.models.layers import max_pool_2x2
 
 TUTORIAL_CNN = CNN(
     widths=(32, 64, 64), convs=1, padding="VALID", batch_norm=False, head="flatten", hidden=(64,)
@@ -70,7 +70,7 @@ def test_max_pool_is_reduce_window_in_value_and_gradient():
 
 
 def test_gpt_equals_a_numpy_transformer():
-    model = GPT(vocabulary=11, layers=2, heads=2, width=8, context=6)
+    model = GPT(vocabulary=11, context=6, transformer=Transformer(layers=2, heads=2, width=8))
     tokens_BxT = np.array([[1, 5, 3, 10, 0], [2, 2, 9, 4, 7]])
     variables = model.init(KEY, tokens_BxT)
     variables = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(KEY, x.shape), variables)
@@ -97,7 +97,7 @@ def test_gpt_equals_a_numpy_transformer():
 
 
 def test_gpt_does_not_see_the_future():
-    model = GPT(vocabulary=11, layers=2, width=16, context=8)
+    model = GPT(vocabulary=11, context=8, transformer=Transformer(layers=2, width=16))
     tokens_BxT = jax.random.randint(KEY, (2, 8), 0, 11)
     variables = model.init(KEY, tokens_BxT)
     changed_BxT = tokens_BxT.at[:, 5:].add(1) % 11
@@ -106,11 +106,15 @@ def test_gpt_does_not_see_the_future():
 
 
 @pytest.mark.parametrize(
-    "model", [CNN(widths=(8, 16)), MLP(), GPT(vocabulary=11, layers=2, width=16, context=8)]
+    "model",
+    [
+        CNN(widths=(8, 16), dtype="bfloat16"),
+        MLP(dtype="bfloat16"),
+        GPT(vocabulary=11, transformer=Transformer(layers=2, width=16, dtype="bfloat16")),
+    ],
 )
 def test_bfloat16_computes_in_it_and_keeps_float32_parameters(model):
     x = jnp.ones((2, 8), int) if isinstance(model, GPT) else jnp.ones((2, 8, 8, 3))
-    model = model.clone(dtype="bfloat16")
     variables = model.init(KEY, x)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     hlo = jax.jit(model.apply).lower(variables, x).as_text()
@@ -120,7 +124,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32_parameters(model):
 
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ConfigError, match="heads: 3 does not divide width 16"):
-        GPT(vocabulary=11, heads=3, width=16)
+        Transformer(heads=3, width=16)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from lsm.models import GPT
 from lsm.models.experts import Experts
+from lsm.models.families import gpt2
 from lsm.tasks import LanguageModelling
 
 B, T, V, D, L = 4, 32, 31, 32, 4
-SIZES = {"vocabulary": V, "layers": L, "heads": 2, "width": D, "context": T}
+SIZES = {"vocabulary": V, "layers": L, "heads": 2, "width": D, "context": T, "bias": False}
 MODELS = {
-    "gpt2": GPT(**SIZES, dropout=0.1),
-    "experts": GPT(**SIZES, norm="rms", mlp="swiglu", experts=Experts(count=2, top_k=1)),
+    "gpt2": {**SIZES, "dropout": 0.1},
+    "experts": {**SIZES, "norm": "rms", "mlp": "swiglu", "experts": Experts(count=2, top_k=1)},
 }
 BATCH = {"tokens": np.random.default_rng(0).integers(0, V, (B, T + 1), dtype=np.int32)}
 
@@ -33,14 +33,14 @@ def gradient(model):
 
 @functools.cache
 def compiled(name, remat="none"):
-    grad, params, _ = gradient(MODELS[name].clone(remat=remat))
+    grad, params, _ = gradient(gpt2(**MODELS[name], remat=remat))
     program = jax.jit(grad).lower(params).compile()
     return program, jax.device_get(program(params))
 
 
 def kept(name, remat):
     """Bytes that the forward pass hands to the backward pass."""
-    _, params, loss = gradient(MODELS[name].clone(remat=remat))
+    _, params, loss = gradient(gpt2(**MODELS[name], remat=remat))
     backward = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
 
@@ -61,7 +61,7 @@ def test_gradients_are_the_same(name, remat):
 def test_less_is_kept_for_the_backward_pass():
     none, dots, full = (kept("gpt2", remat) for remat in ("none", "dots", "full"))
     assert none > 1.5 * dots > 1.5 * full
-    deeper = MODELS["gpt2"].clone(layers=2 * L, remat="full")
+    deeper = gpt2(**MODELS["gpt2"] | {"layers": 2 * L}, remat="full")
     _, params, loss = gradient(deeper)
     backward = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
     twice = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
@@ -80,7 +80,7 @@ def test_the_compiled_program_needs_less_memory():
 
 
 def test_unrolled_layers_give_the_same():
-    grad, params, _ = gradient(MODELS["gpt2"].clone(unroll=L))
+    grad, params, _ = gradient(gpt2(**MODELS["gpt2"], unroll=L))
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6),
         jax.device_get(jax.jit(grad)(params)),
@@ -91,7 +91,7 @@ def test_unrolled_layers_give_the_same():
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_program_does_not_grow_with_depth(remat):
     def instructions(layers):
-        grad, params, _ = gradient(GPT(**SIZES | {"layers": layers}, remat=remat))
+        grad, params, _ = gradient(gpt2(**SIZES | {"layers": layers}, remat=remat))
         hlo = jax.jit(grad).lower(params).compile().as_text()
         return len(re.findall(r"^ +(ROOT )?%\S+ = ", hlo, re.MULTILINE))
 

@@ -12,7 +12,7 @@ import lsm
 from lsm import Data, Evaluation, Experiment, Train
 from lsm.chips import CHIPS
 from lsm.data import Arrays, Digits
-from lsm.models import GPT, MLP
+from lsm.models import GPT, MLP, Transformer
 from lsm.optim import Adam
 from lsm.tasks import Classification, LanguageModelling
 from lsm.train import throughput
@@ -183,7 +183,9 @@ def test_a_run_that_goes_on_adds_up(tmp_path):
 def test_a_language_model_counts_tokens(tmp_path):
     tokens = np.zeros((64, 9), np.int32)
     run = experiment(
-        task=LanguageModelling(model=GPT(vocabulary=5, layers=1, heads=1, width=8, context=8)),
+        task=LanguageModelling(
+            model=GPT(vocabulary=5, context=8, transformer=Transformer(layers=1, heads=1, width=8))
+        ),
         data=Data(source=Arrays(train={"tokens": tokens}), train="train", test="train"),
         train=Train(steps=4, batch_size=8, log_every=2),
         evaluation=Evaluation(every=10, monitor="loss"),

@@ -8,18 +8,19 @@ from lsm import Data, Experiment, Mesh, Train
 from lsm.data import Arrays
 from lsm.durations import Horizon
 from lsm.errors import ConfigError
-from lsm.models import GPT, MLP
+from lsm.models import MLP
 from lsm.models.experts import Experts
+from lsm.models.families import gpt2
 from lsm.optim import SGD
 from lsm.tasks import LanguageModelling
 from lsm.train import build
 
 B, T, V = 8, 16, 96
-SIZES = {"vocabulary": V, "layers": 1, "heads": 2, "width": 32, "context": T}
+SIZES = {"vocabulary": V, "layers": 1, "heads": 2, "width": 32, "context": T, "bias": False}
 MODELS = {
-    "tied": GPT(**SIZES),
-    "untied, capped": GPT(**SIZES, tied=False, logit_softcap=5.0),
-    "experts": GPT(**SIZES, experts=Experts(count=2, top_k=1)),
+    "tied": gpt2(**SIZES),
+    "untied, capped": gpt2(**SIZES, tied=False, logit_softcap=5.0),
+    "experts": gpt2(**SIZES, experts=Experts(count=2, top_k=1)),
 }
 
 
@@ -101,7 +102,7 @@ def test_chunks_on_a_mesh_equal_the_whole_on_one_device(mesh, train):
 
 
 def test_all_logits_are_nowhere_and_memory_falls():
-    model = GPT(**SIZES | {"vocabulary": 8192})
+    model = gpt2(**SIZES | {"vocabulary": 8192})
     (whole, all_at_once), (parts, in_parts) = (trained(Mesh(), c, 1, model) for c in (1, 8))
     assert_close(parts, whole)
     logits = 4 * B * T * 8192

@@ -11,9 +11,9 @@ from launch.plan.hlo import Module
 from lsm import Data, Experiment, Mesh, Train
 from lsm.data import Arrays
 from lsm.errors import MeshError
-from lsm.models import CNN, GPT, MLP
+from lsm.models import CNN, MLP
 from lsm.models.experts import Experts
-from lsm.models.families import gemma2, llama
+from lsm.models.families import gemma2, gpt2, llama
 from lsm.optim import SGD
 from lsm.tasks import Classification, LanguageModelling
 from lsm.train import build
@@ -22,7 +22,7 @@ B, T, V, D = 16, 32, 64, 32
 SIZES = {"vocabulary": V, "layers": 4, "heads": 4, "width": D, "context": T}
 GROUPED = {**SIZES, "kv_heads": 2, "hidden": 64}
 MODELS = {
-    "gpt2": GPT(**SIZES, bias=True),
+    "gpt2": gpt2(**SIZES),
     "llama": llama(**GROUPED),
     "gemma": gemma2(**GROUPED, head_width=8, window=8),
     "experts": llama(**GROUPED, experts=Experts(count=4, top_k=2)),

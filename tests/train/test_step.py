@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lsm.durations import Horizon
-from lsm.models import CNN, GPT, MLP
+from lsm.models import CNN, GPT, MLP, Transformer
 from lsm.optim import SGD, Adam
 from lsm.sharding import Fsdp, Mesh, Rule, batch_sharding, compile, make_mesh, replicated, shard
 from lsm.tasks import Classification, LanguageModelling, Regression
@@ -33,7 +33,9 @@ def text(rows=16, seed=0):
 
 
 MLP_TASK = Classification(model=MLP(widths=(32,)))
-GPT_TASK = LanguageModelling(model=GPT(vocabulary=11, layers=2, heads=2, width=32, context=8))
+GPT_TASK = LanguageModelling(
+    model=GPT(vocabulary=11, context=8, transformer=Transformer(layers=2, heads=2, width=32))
+)
 TASKS = [(MLP_TASK, pictures), (GPT_TASK, text)]
 
 

@@ -14,9 +14,8 @@ from lsm.optim import Adam
 from lsm.tasks import LanguageModelling
 from lsm.train import abstract_batch, state_table
 
-MODEL = llama(
-    vocabulary=64, layers=2, heads=4, kv_heads=2, width=32, hidden=64, context=16, tied=True
-)
+SIZES = {"vocabulary": 64, "layers": 2, "heads": 4, "kv_heads": 2, "width": 32, "context": 16}
+MODEL = llama(**SIZES, hidden=64, tied=True)
 
 
 def experiment(**changes):
@@ -54,7 +53,7 @@ def test_lines_hold_path_shape_dtype_axes_and_bytes_and_totals_add_up():
 
 
 def test_what_does_not_divide_is_named_with_a_way_out():
-    odd = dataclasses.replace(experiment().task, model=MODEL.clone(hidden=63))
+    odd = dataclasses.replace(experiment().task, model=llama(**SIZES, hidden=63))
     with pytest.raises(MeshError, match=r"tensor=4 .* dimension 1 of 'params/blocks/down/kernel'"):
         state_table(experiment(task=odd), devices=jax.devices()[:8])
 

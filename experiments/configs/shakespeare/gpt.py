@@ -10,7 +10,7 @@ The learning rate is twice nanoGPT's, which suits this small model better; with 
 from lsm import Data, Evaluation, Experiment, Train
 from lsm.data import CharText, Tfds
 from lsm.errors import ConfigError
-from lsm.models import GPT
+from lsm.models import GPT, Transformer
 from lsm.optim import AdamW, Cosine, WarmUp
 from lsm.tasks import LanguageModelling
 
@@ -20,7 +20,8 @@ LEARNING_RATES = {"tuned": 2e-3, "nanogpt": 1e-3}
 def get_config(arg="tuned"):
     if arg not in LEARNING_RATES:
         raise ConfigError(f"--config: {arg!r} given; allowed: {', '.join(LEARNING_RATES)}.")
-    model = GPT(vocabulary=65, layers=4, heads=4, width=128, context=64, unroll=4)
+    blocks = Transformer(layers=4, heads=4, width=128, unroll=4)
+    model = GPT(vocabulary=65, context=64, transformer=blocks)
     return Experiment(
         name=f"shakespeare_{arg}",
         task=LanguageModelling(model=model),

@@ -1,0 +1,33 @@
+"""What is here for XLA's CPU back end alone, and why; docs/cpu_speed.md has the figures.
+
+Everything in this room computes what its plain form computes, and costs an accelerator nothing: a
+reshape, another order of the same work, an option that is not set there.
+
+- `dot_rows`, `by_rows`: a dense layer on (B, T, D) as one on (B x T, D). Its gradient would else
+  contract two dimensions, which runs in a slow loop: a GPT is 1.6 times slower.
+- `max_pool_2x2`: with a gradient of its own; that of `reduce_window` takes ten times as long.
+- `Bias`: a convolution's bias as a layer, so that pooling can come before it: the same values, to
+  the bit, for a quarter of the additions.
+- `TWO_PASS`: a layer norm's variance from the centred values; one pass over x and x^2 is 8 % slower
+  here (and less exact everywhere).
+- `keep_memory`: glibc keeps freed memory for the next step; a fifth of the time of a small GPT.
+- `compiler_options`: which library computes products.
+"""
+
+from lsm.cpu.heap import keep_memory
+from lsm.cpu.options import compiler_options
+from lsm.cpu.pooling import Bias, max_pool_2x2
+from lsm.cpu.rows import by_rows, dot_rows
+
+TWO_PASS = {"use_fast_variance": False}
+"""For `nn.LayerNorm`."""
+
+__all__ = [
+    "TWO_PASS",
+    "Bias",
+    "by_rows",
+    "compiler_options",
+    "dot_rows",
+    "keep_memory",
+    "max_pool_2x2",
+]

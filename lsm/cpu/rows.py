@@ -1,0 +1,30 @@
+"""Dense layers on arrays of three and more dimensions."""
+
+from collections.abc import Callable
+
+import jax
+
+from lsm.axes import ways
+
+
+def by_rows(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Returns `function`, (N, D) -> (N, F), of (..., D): its leading dimensions are made one.
+
+    A sequence that is split over devices stays as it is, since split dimensions cannot be merged:
+    `function` must take (..., D) too.
+    """
+    if x.ndim == 2 or ways("sequence", "tensor") > 1:
+        return function(x)
+    y = function(x.reshape(-1, x.shape[-1]))
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def dot_rows(x: jax.Array, kernel_DxF: jax.Array, *args, **options) -> jax.Array:
+    """`jax.lax.dot_general` for `nn.Dense`, by rows."""
+    (_, batch), *rest = args
+
+    def dot(x: jax.Array) -> jax.Array:
+        contracted = ((x.ndim - 1,), (0,))
+        return jax.lax.dot_general(x, kernel_DxF, (contracted, batch), *rest, **options)
+
+    return by_rows(dot, x)

@@ -1,0 +1,114 @@
+"""Blocks one after the other, their parameters stacked: the body of every Transformer."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lsm.axes import Layout, Rule, unplaced, ways
+from lsm.errors import MeshError
+from lsm.models.attention import Cache, Mask
+from lsm.models.pipeline import run_layers
+from lsm.models.remat import rematerialised
+from lsm.models.transformer import Block, BlockOutput, Transformer
+
+LAYOUT = Layout(
+    rules=(
+        Rule(r"blocks/experts_(gate|up)/kernel$", ("pipeline", "expert", "fsdp", "tensor")),
+        Rule(r"blocks/experts_down/kernel$", ("pipeline", "expert", "tensor", "fsdp")),
+        Rule(r"blocks/(qkv|cross_q|cross_kv|gate|up)/kernel$", ("pipeline", "fsdp", "tensor")),
+        Rule(r"blocks/(out|cross_out|down)/kernel$", ("pipeline", "tensor", "fsdp")),
+        Rule(r"blocks/router/kernel$", ("pipeline", "fsdp", None)),
+        Rule(r"blocks/(qkv|cross_q|cross_kv|gate|up)/bias$", ("pipeline", "tensor")),
+        Rule(r"blocks/", ("pipeline", None)),
+    ),
+    axes=("tensor", "sequence", "pipeline"),
+)
+"""How a stack's parameters lie on a mesh, and the axes it uses: for the `layout` of a model."""
+
+
+class Stack(nn.Module):
+    """The blocks of an encoder or a decoder; what they lack is an embedding and a head.
+
+    Parameters lie under "blocks", with a leading layer axis. Rows go through stages on different
+    devices where the mesh has the axis "pipeline".
+
+    Attributes:
+      config: hyper-parameters.
+    """
+
+    config: Transformer
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BxTxD: jax.Array,
+        mask: Mask,
+        *,
+        train: bool = False,
+        memory_BxSxD: jax.Array | None = None,
+        memory_mask: Mask = Mask(),
+        cache: Cache | None = None,
+        maps: bool = False,
+    ) -> BlockOutput:
+        """Returns the residual stream after all blocks, and the sum of their balance losses.
+
+        The arguments are those of `Block`; the cache, in and out, and the attention weights have
+        a leading layer dimension. Cross-attention is there if a memory was when the parameters
+        were made.
+
+        Raises:
+          MeshError: a cache on a mesh with stages, or stages that do not divide the layers.
+        """
+        config = self.config
+        if cache is not None and ways("pipeline") > 1:
+            raise MeshError(f"mesh.pipeline={ways('pipeline')} given, but a cache needs 1.")
+        if not self.has_variable("params", "blocks"):
+            self.param("blocks", self._init_blocks, memory_BxSxD is not None)
+        keys_L = None
+        if train and config.dropout:
+            keys_L = jax.random.split(self.make_rng("dropout"), config.layers)
+        every = config.global_every
+        global_L = (jnp.arange(config.layers) + 1) % every == 0 if every else None
+        layers = (self.get_variable("params", "blocks"), keys_L, global_L, cache)
+
+        def one(rows: Any, layer: Any, tick: jax.Array, mask, memory, memory_mask) -> Any:
+            (x_BxTxD, balance_B), (params, key, is_global, cache) = rows, layer
+            y = Block(config, parent=None).apply(
+                {"params": params},
+                x_BxTxD,
+                mask,
+                train=train,
+                is_global=is_global,
+                memory_BxSxD=memory,
+                memory_mask=memory_mask,
+                cache=cache,
+                maps=maps,
+                rngs={} if key is None else {"dropout": jax.random.fold_in(key, tick)},
+            )
+            return (y.x_BxTxD, balance_B + y.balance_B), (
+                y.cache,
+                y.maps_BxHxTxS,
+                y.cross_maps_BxHxTxS,
+            )
+
+        rows = (x_BxTxD.astype(config.dtype), jnp.zeros(x_BxTxD.shape[0]))
+        rows, results = run_layers(
+            rematerialised(one, config.remat),
+            layers,
+            rows,
+            config.unroll,
+            beside=(mask, memory_BxSxD, memory_mask),
+        )
+        return BlockOutput(*rows, *results)
+
+    def _init_blocks(self, key: jax.Array, cross: bool) -> Any:
+        x_BxTxD = jnp.zeros((1, 1, self.config.width), self.config.dtype)
+        block = Block(self.config, parent=None)
+        init = functools.partial(block.init, memory_BxSxD=x_BxTxD if cross else None)
+        with unplaced():
+            return jax.vmap(lambda key: init(key, x_BxTxD, Mask())["params"])(
+                jax.random.split(key, self.config.layers)
+            )
