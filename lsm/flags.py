@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import pathlib
 import re
+import sys
 import traceback
 import types
 import typing
@@ -83,6 +84,7 @@ def _call(path: pathlib.Path, arg: str | None) -> Experiment:
     name = f"lsm_config_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path.absolute())
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look up annotations that are strings
     with _readable(path):
         spec.loader.exec_module(module)
         get_config: Callable | None = getattr(module, "get_config", None)

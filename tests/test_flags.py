@@ -6,7 +6,7 @@ import pathlib
 import flax.linen as nn
 import pytest
 
-from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Train, flags, schema
+from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Start, Train, flags, schema
 from lsm.cli import split_overrides
 from lsm.data import Digits
 from lsm.errors import ConfigError, LsmError
@@ -115,6 +115,35 @@ def test_a_field_of_what_is_none_makes_its_default():
     config = experiment(data=Data(source=Digits(), validation="train[90%:]"))
     changed = flags.override(config, {"evaluation.early_stopping.patience": "7"})
     assert changed.evaluation.early_stopping == EarlyStopping(patience=7)
+
+
+def test_a_start_is_begun_by_its_needed_field():
+    changed = flags.override(
+        experiment(), {"start.path": "runs/base", "start.rename": "(('^params/', ''),)"}
+    )
+    assert changed.start == Start(path="runs/base", rename=(("^params/", ""),))
+    with pytest.raises(ConfigError, match=r"--config.start.path: Start needs it; give it too."):
+        flags.override(experiment(), {"start.fresh": "head/"})
+
+
+def test_a_file_may_defer_its_annotations(tmp_path):
+    path = tmp_path / "deferred.py"
+    path.write_text(
+        "from __future__ import annotations\n"
+        "import dataclasses\n"
+        "from lsm import Data, Experiment, Train\n"
+        "from lsm.data import Digits\n"
+        "from lsm.models import MLP\n"
+        "from lsm.optim import Adam\n"
+        "from lsm.tasks import Classification\n"
+        "@dataclasses.dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(Classification):\n"
+        "    factor: float = 2.0\n"
+        "def get_config(arg=None):\n"
+        "    return Experiment(name='x', task=Mine(model=MLP()), data=Data(source=Digits()),\n"
+        "        optimizer=Adam(learning_rate=1e-3), train=Train(steps=1))\n"
+    )
+    assert flags.load(str(path), {"task.factor": "3"}).task.factor == 3.0
 
 
 @pytest.mark.parametrize("error", ["KeyError('x')", "AssertionError('x')", "OSError('x')"])
