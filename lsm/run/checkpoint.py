@@ -243,34 +243,38 @@ class Checkpoints:
             restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
             partial_restore=True,
         )
-        with self._reading(step), ocp.PyTreeCheckpointer() as checkpointer:
+        with self._reading(step, item), ocp.PyTreeCheckpointer() as checkpointer:
             return checkpointer.restore(folder, args=args)
 
     @contextlib.contextmanager
-    def _reading(self, step: int) -> Iterator[None]:
+    def _reading(self, step: int, item: str = "state") -> Iterator[None]:
         """Turns any failure to read into one CheckpointError, and keeps native threads quiet."""
         with _quiet():
             try:
                 yield
             except Exception as error:
                 time.sleep(0.5)  # for the reads of other leaves to end, in the quiet
-                raise self._damaged(step, error) from error
+                raise self._damaged(step, error, item) from error
 
     def _check_sums(self, step: int, meta: Mapping[str, Any], sums: Mapping[str, int]) -> None:
         wrong = [path for path, value in sums.items() if value != meta["checksums"][path]]
         if wrong:
-            raise self._damaged(step, ValueError(f"the checksum of {wrong[0]!r} differs"))
+            item = CONSTANTS if wrong[0].startswith(IN_STATE) else "state"
+            raise self._damaged(step, ValueError(f"the checksum of {wrong[0]!r} differs"), item)
 
     def _sums(self, state: Any) -> dict[str, int]:
         return {path: int(x) for path, x in flat(jax.device_get(self._checksums(state))).items()}
 
-    def _damaged(self, step: int, error: Exception) -> CheckpointError:
+    def _damaged(self, step: int, error: Exception, item: str = "state") -> CheckpointError:
         earlier = [s for s in self.steps() if s < step]
         way = f"continue from step {earlier[-1]}" if earlier else "start again"
+        folder, remedy = self.directory / str(step), f"remove that folder to {way}"
+        if item == CONSTANTS:
+            folder = self.directory / CONSTANTS
+            remedy = "every step needs it: restore it from elsewhere, or start again"
         reason = " ".join(str(error).split())[:160]
         return CheckpointError(
-            f"checkpoint {self.directory / str(step)} cannot be read "
-            f"({type(error).__name__}: {reason}); remove that folder to {way}."
+            f"checkpoint {folder} cannot be read ({type(error).__name__}: {reason}); {remedy}."
         )
 
     def _writing(self) -> "_Writing":

@@ -15,6 +15,7 @@ import numpy as np
 
 from lsm import distributed, schema
 from lsm.config import Experiment
+from lsm.data.dataset import narrowed
 from lsm.errors import CheckpointError, ConfigError
 from lsm.files import plain_json, readable_disk_errors
 from lsm.paths import flat, nested
@@ -133,12 +134,13 @@ class Trained:
 
         Args:
           batch: the columns that the task's inputs need, (B, ...); any B. Each new B compiles once.
+            64-bit numbers are taken as 32-bit ones.
 
         Raises:
           CheckpointError: the parameters are not those of this model on such inputs.
           DataError: a column is missing.
         """
-        batch = {name: np.asarray(x) for name, x in batch.items()}
+        batch = {name: narrowed(np.asarray(x), name) for name, x in batch.items()}
         rows = len(next(iter(batch.values())))
         missing = -rows % batch_ways(self.mesh)  # rows to fill up, so that all devices have as many
         full = {k: np.concatenate([x, np.repeat(x[-1:], missing, 0)]) for k, x in batch.items()}
