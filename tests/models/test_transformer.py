@@ -260,15 +260,17 @@ def test_gradients_by_example_are_those_of_one_device(axes):
     assert len({float(x) for x in expected["norm_f"]["scale"][:, 0]}) == 8
 
 
-@pytest.mark.parametrize("axes", [{"data": 2, "tensor": 2}, {"fsdp": 4}], ids=str)
+@pytest.mark.parametrize(
+    "axes", [{"data": 2, "tensor": 2}, {"fsdp": 4}, {"tensor": 2, "sequence": 2}], ids=str
+)
 def test_decoding_on_a_mesh_is_that_of_one_device(axes):
     model, text = families.llama(**GROUPED | {"vocabulary": 32}), tokens(4, 6)
     variables = noisy(model, text)
     mesh = make_mesh(Mesh(**{"data": 1, **axes}), jax.devices()[:4])
 
     def decode(variables, text):
-        logits, cache = model.apply(variables, text[:, :5], model.cache(4, 8), method="decode")
-        return logits, model.apply(variables, text[:, 5:], cache, method="decode")[0]
+        logits, cache = model.apply(variables, text[:, :4], model.cache(4, 8), method="decode")
+        return logits, model.apply(variables, text[:, 4:5], cache, method="decode")[0]
 
     rules = model.layout.rules
     inputs = (shard(variables, mesh, rules), batch_sharding(mesh))
