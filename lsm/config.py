@@ -5,6 +5,7 @@ it, applies `--config.a.b=value`, and checks every field against its type.
 """
 
 import dataclasses
+import re
 from typing import Literal
 
 from lsm.checks import require, require_duration, require_pattern, require_regex
@@ -181,8 +182,21 @@ class Start:
 
     def __post_init__(self):
         require_pattern(self, "take", *(["fresh"] if self.fresh is not None else []))
-        for pattern, _ in self.rename:
-            require_regex("Start.rename", pattern)
+        for pair in self.rename:
+            _check_rename(pair)
+
+
+def _check_rename(pair: object) -> None:
+    if not (isinstance(pair, tuple | list) and len(pair) == 2):
+        raise ConfigError(
+            f"Start.rename: {pair!r} given; pairs are needed, as in "
+            "rename=(('^constants/base/', 'params/'),)."
+        )
+    require_regex("Start.rename", pair[0])
+    try:
+        re.sub(pair[0], pair[1], "")
+    except (re.error, IndexError, TypeError) as error:
+        raise ConfigError(f"Start.rename: {pair!r} is no replacement: {error}.") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

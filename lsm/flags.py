@@ -86,7 +86,11 @@ def _call(path: pathlib.Path, arg: str | None) -> Experiment:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses look up annotations that are strings
     with _readable(path):
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
         get_config: Callable | None = getattr(module, "get_config", None)
         if get_config is None:
             raise ConfigError(f"{path}: no function get_config(arg=None) in it.")

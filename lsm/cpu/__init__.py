@@ -12,6 +12,10 @@ reshape, another order of the same work, an option that is not set there.
   here (and less exact everywhere).
 - `keep_memory`: glibc keeps freed memory for the next step; a fifth of the time of a small GPT.
 - `compiler_options`: which library computes products.
+- `unroll_micro_batches`: a convolution in a loop is ten times slower.
+
+In one place outside, attention keeps the queries of a group in one dimension: products of more
+dimensions are slow here, and the same elsewhere.
 """
 
 from lsm.cpu.heap import keep_memory
@@ -22,6 +26,12 @@ from lsm.cpu.rows import by_rows, dot_rows
 TWO_PASS = {"use_fast_variance": False}
 """For `nn.LayerNorm`."""
 
+
+def unroll_micro_batches(platform: str) -> bool:
+    """Returns whether to write micro-batches out instead of looping over them."""
+    return platform == "cpu"
+
+
 __all__ = [
     "TWO_PASS",
     "Bias",
@@ -30,4 +40,5 @@ __all__ = [
     "dot_rows",
     "keep_memory",
     "max_pool_2x2",
+    "unroll_micro_batches",
 ]

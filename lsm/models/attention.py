@@ -49,6 +49,7 @@ class Mask:
 
         `offset` is the position of the first query among the keys; `unbounded` is not looked at.
         """
+        self._check(t, s)
         query, key_S = positions(t, offset)[..., None], jnp.arange(s)
         conditions = []
         if self.causal:
@@ -66,6 +67,21 @@ class Mask:
             return None
         seen = functools.reduce(jnp.logical_and, conditions)
         return jnp.broadcast_to(seen, (*seen.shape[:-2], t, s))
+
+    def _check(self, t: int, s: int) -> None:
+        """Raises ConfigError where an array is not as long as the queries, or the keys.
+
+        One of length 1 would spread over all of them without a word.
+        """
+        keys = self.segments_BxT if self.key_segments_BxS is None else self.key_segments_BxS
+        lengths = {"keys_BxS": s, "segments_BxT": t, "key_segments_BxS": s}
+        given = (self.keys_BxS, self.segments_BxT, keys)
+        for (name, length), x in zip(lengths.items(), given, strict=True):
+            if x is not None and x.shape[1:] != (length,):
+                raise ConfigError(
+                    f"Mask.{name}: shape {x.shape} given for {t} queries and {s} keys; (B, "
+                    f"{length}) is needed (with a cache, keys are all of its room)."
+                )
 
 
 @jax.tree_util.register_dataclass

@@ -153,6 +153,8 @@ class GPT(nn.Module):
         """The learned positions (T, D) or (B, T, D)."""
         if cache is not None:
             return self.learned[positions(t, cache.length[0])]
+        if t > self.context:
+            raise ConfigError(f"context: {self.context} positions are learned; {t} tokens given.")
         segments_BxT, here_T = mask.segments_BxT, jnp.arange(t)
         if segments_BxT is None:
             return self.learned[:t]

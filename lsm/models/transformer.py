@@ -217,12 +217,7 @@ class CrossAttention(nn.Module):
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array], jax.Array | None]:
         """Returns y (B, T, D), the memory's keys and values, and the weights (B, H, T, S).
 
-        Args:
-          x_BxTxD: the sequence.
-          memory: (B, S, D), or its keys and values as an earlier call returned them.
-          mask: which positions of the memory are seen.
-          train: whether to drop.
-          maps: whether to return the weights.
+        The memory is (B, S, D), or its keys and values as an earlier call returned them.
         """
         config, (b, t, _) = self.config, x_BxTxD.shape
         g, q, k = config.groups
@@ -318,6 +313,7 @@ class Block(nn.Module):
         memory = memory_BxSxD
         if memory is None and cache is not None:
             memory = cache.memory
+        self._check_memory(memory)
         attention, options = self._flat(Attention(config)), {"train": train, "maps": maps}
 
         def attend(h_BxTxD):
@@ -353,6 +349,12 @@ class Block(nn.Module):
             y_BxTxD = config.normalise(f"post_norm_{name}")(y_BxTxD)
         x_BxTxD = x_BxTxD + drop(y_BxTxD)
         return norm(x_BxTxD) if config.norm_position == "post" else x_BxTxD, *rest
+
+    def _check_memory(self, memory: Any) -> None:
+        made = self.has_variable("params", "cross_q")
+        if not self.is_initializing() and made != (memory is not None):
+            given, were = ("no memory", "one") if made else ("a memory", "none")
+            raise ConfigError(f"Block: {given} given; its parameters were made with {were}.")
 
     def _flat(self, part: nn.Module) -> nn.Module:
         """A part whose parameters lie among those of the block."""

@@ -20,7 +20,13 @@ def keep_master(
 
     def update(updates, state, params=None, **extra):
         state = dict(state)
-        master = state.pop("master")
+        # Where the parameters are no longer the rounded master, somebody set them since
+        # (`Task.after_update`): then they count.
+        master = jax.tree.map(
+            lambda m, p: jnp.where(m.astype(p.dtype) == p, m, p.astype(m.dtype)),
+            state.pop("master"),
+            params,
+        )
         updates = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
         updates, state = inner.update(updates, state, master, **extra)
         master = optax.apply_updates(master, updates)

@@ -13,7 +13,7 @@ import jax
 
 from lsm import distributed
 from lsm.errors import CheckpointError
-from lsm.paths import flat, nested
+from lsm.paths import flat, nested, path_name
 from lsm.run import saved
 from lsm.run.saved import IN_STATE, spec_of
 from lsm.sharding import compile, replicated
@@ -125,8 +125,10 @@ class Checkpoints:
         state, constants = saved.apart(state)
         if constants:
             meta[CONSTANTS] = saved.digest(meta)
+            self._check_constants(meta[CONSTANTS])
             folder = self.directory / CONSTANTS / meta[CONSTANTS]
-            constants = None if folder.exists() else constants
+            new = distributed.share("the constants", not folder.exists())
+            constants = constants if new else None
         meta["checksum"] = saved.checksum_of_json(meta)
         self.wait()
         self._check_space((state, constants))
@@ -166,7 +168,8 @@ class Checkpoints:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
             state = self._manager.restore(step, args=args)["state"]
         if constants:
-            state = saved.together(state, self._read(step, CONSTANTS, meta, constants))
+            leaves = self._read(step, CONSTANTS, meta, flat(constants))
+            state = saved.together(state, nested(leaves))
         self._check_sums(step, meta, self._sums(state))
         return state
 
@@ -180,11 +183,13 @@ class Checkpoints:
         Raises:
           CheckpointError: the checkpoint is damaged.
         """
+        if not wanted:
+            return {}
         meta, found = self._meta(step), {}
         for item, constant in (("state", False), (CONSTANTS, True)):
             part = {p: x for p, x in wanted.items() if p.startswith(IN_STATE) == constant}
             if part:
-                found |= flat(self._read(step, item, meta, nested(part)))
+                found |= self._read(step, item, meta, part)
         shardings = {path: leaf.sharding for path, leaf in wanted.items()}
         whole = replicated(next(iter(shardings.values())).mesh)
         sums = compile(saved.checksums, in_shardings=(shardings,), out_shardings=whole)(found)
@@ -231,20 +236,38 @@ class Checkpoints:
         except Exception as error:
             raise self._damaged(step, error) from error
 
-    def _read(self, step: int, item: str, meta: Mapping[str, Any], tree: Any) -> Any:
-        """Reads a part of the item "state" or "constants", placed as `tree` says."""
+    def _read(
+        self,
+        step: int,
+        item: str,
+        meta: Mapping[str, Any],
+        wanted: Mapping[str, jax.ShapeDtypeStruct],
+    ) -> dict[str, jax.Array]:
+        """Reads leaves, by path, of the item "state" or "constants"."""
         import orbax.checkpoint as ocp
 
         folder = self.directory / str(step) / item
         if item == CONSTANTS:
             folder = self.directory / CONSTANTS / meta[CONSTANTS]
-        args = ocp.args.PyTreeRestore(
-            item=tree,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
-            partial_restore=True,
-        )
         with self._reading(step, item), ocp.PyTreeCheckpointer() as checkpointer:
-            return checkpointer.restore(folder, args=args)
+            tree = checkpointer.metadata(folder).item_metadata.tree
+            tree = jax.tree_util.tree_map_with_path(
+                lambda path, _: wanted.get(path_name(path), ocp.PLACEHOLDER), tree
+            )
+            restored = checkpointer.restore(
+                folder,
+                args=ocp.args.PyTreeRestore(tree, jax.tree.map(_placed, tree)),
+            )
+            return {path: leaf for path, leaf in flat(restored).items() if path in wanted}
+
+    def _check_constants(self, digest: str) -> None:
+        """Raises CheckpointError where the constants are no longer those of the last checkpoint."""
+        latest = self.latest()
+        if latest is not None and self._meta(latest)[CONSTANTS] != digest:
+            raise CheckpointError(
+                f"cannot save to {self.directory}: the collection {CONSTANTS!r} has changed since "
+                f"step {latest}; nothing may change it (see Task.after_update); {self._intact()}."
+            )
 
     @contextlib.contextmanager
     def _reading(self, step: int, item: str = "state") -> Iterator[None]:
@@ -323,6 +346,15 @@ class _Writing:
                 f"cannot save to {self.checkpoints.directory}: {reason}; "
                 f"{self.checkpoints._intact()}."
             ) from error
+
+
+def _placed(leaf: Any) -> Any:
+    """Returns how Orbax is to restore a leaf, which is a ShapeDtypeStruct or its placeholder."""
+    import orbax.checkpoint as ocp
+
+    if leaf is ocp.PLACEHOLDER:
+        return ocp.RestoreArgs()
+    return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 
 def _local_bytes(leaf: jax.Array) -> int:

@@ -35,7 +35,10 @@ class Weights(Protocol):
 
 
 class RunWeights:
-    """`Weights` of a checkpoint: parameters (averaged ones where there are any) and model state.
+    """`Weights` of a checkpoint: parameters and model state.
+
+    Of a parameter that has an average it is that; else, with `masters`, its float32 master copy
+    where there is one.
 
     Attributes:
       where: see `Weights`.
@@ -43,12 +46,12 @@ class RunWeights:
       empties: paths of dicts with nothing in them, by the same names.
     """
 
-    def __init__(self, checkpoints: Checkpoints, step: int):
+    def __init__(self, checkpoints: Checkpoints, step: int, masters: bool = False):
         """Takes open checkpoints, and one of their steps."""
         self.where = str(checkpoints.directory / str(step))
         self._checkpoints, self._step = checkpoints, step
         self._saved = checkpoints.spec(step)
-        self._paths = dict(self._named(self._saved))
+        self._paths = dict(self._named(self._saved, masters))
         self.spec = {name: self._saved[path] for name, path in self._paths.items()}
         self.empties = [
             path.removeprefix(STATE)
@@ -70,18 +73,32 @@ class RunWeights:
         )
         return {name: found[path] for name, path in paths.items()}
 
-    def _named(self, saved: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[tuple[str, str]]:
+    def _named(
+        self, saved: Mapping[str, jax.ShapeDtypeStruct], masters: bool
+    ) -> Iterator[tuple[str, str]]:
         """Yields the name of each array, and the path of what is read for it."""
-        averages = {
-            path.rpartition("/average/")[2]: path
-            for path in saved
-            if path.startswith("opt_state/") and "/average/" in path
-        }
+        better = _beside_params(saved, "/master/") if masters else {}
+        better |= _beside_params(saved, "/average/")
         for path in saved:
             if path.startswith(STATE):
                 yield path.removeprefix(STATE), path
             elif path.startswith("params/"):
-                yield path, averages.get(path.removeprefix("params/"), path)
+                yield path, better.get(path, path)
+
+
+def _beside_params(saved: Mapping[str, jax.ShapeDtypeStruct], key: str) -> dict[str, str]:
+    """Returns the paths of copies of parameters in the optimiser state, by parameter.
+
+    A copy stands directly under `key`; an average has a count beside it (`ParamsEmaState`), which
+    tells it from Adam's moment of a module that is called so.
+    """
+    found = {}
+    for path in saved:
+        before, _, name = path.partition(key)
+        counted = key != "/average/" or f"{before}/count" in saved
+        if path.startswith("opt_state/") and f"params/{name}" in saved and counted:
+            found[f"params/{name}"] = path
+    return found
 
 
 class FileWeights:
@@ -102,7 +119,9 @@ class FileWeights:
 
 @contextlib.contextmanager
 def open_run(
-    workdir: os.PathLike | str, step: int | Literal["best", "last"] = "best"
+    workdir: os.PathLike | str,
+    step: int | Literal["best", "last"] = "best",
+    masters: bool = False,
 ) -> Iterator[tuple[RunWeights, int]]:
     """Opens the weights of a run, and says of which step they are.
 
@@ -110,19 +129,20 @@ def open_run(
       workdir: folder of the run.
       step: a step that is saved, the "last" one, or the "best", which is the last where no
         evaluation chose one.
+      masters: see `RunWeights`.
 
     Raises:
       CheckpointError: there is no such checkpoint, or it is damaged.
     """
     directory = pathlib.Path(workdir) / "checkpoints"
-    if not directory.is_dir():
+    if not directory.is_dir() or not any(d.name.isdigit() for d in directory.iterdir()):
         raise CheckpointError(f"no checkpoints in {workdir}; train there first.")
     with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
         found = {"best": checkpoints.chosen, "last": checkpoints.latest}.get(step, lambda: step)()
         if found not in checkpoints.steps():
             steps = listed(map(str, checkpoints.steps())) or "none"
             raise CheckpointError(f"no step {step} in {directory}; there are: {steps}.")
-        yield RunWeights(checkpoints, found), found
+        yield RunWeights(checkpoints, found, masters), found
 
 
 @contextlib.contextmanager
@@ -134,10 +154,10 @@ def open_weights(path: os.PathLike | str) -> Iterator[Weights]:
     """
     path = pathlib.Path(path)
     if (path / "checkpoints").is_dir():
-        with open_run(path) as (weights, _):
+        with open_run(path, masters=True) as (weights, _):
             yield weights
     elif path.name.isdigit() and path.parent.name == "checkpoints":
-        with open_run(path.parent.parent, int(path.name)) as (weights, _):
+        with open_run(path.parent.parent, int(path.name), masters=True) as (weights, _):
             yield weights
     else:
         yield FileWeights(open_tensors(path), path)

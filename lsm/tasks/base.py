@@ -166,6 +166,11 @@ class Task(abc.ABC):
         for term in sown.values():
             total += term.sum * (weight / jnp.where(term.weight == 0, 1, term.weight))
         changed = {name: value for name, value in changed.items() if name != LOSSES}
+        if unknown := changed.keys() - model_state.keys():
+            raise ConfigError(
+                f"task.forward: it changes the collection {min(unknown)!r}, which `init` did not "
+                f"make; there are: {listed(model_state) or 'none'}."
+            )
         return total, LossOutput(metrics | sown, changed)
 
     def evaluate(
@@ -207,7 +212,9 @@ class Task(abc.ABC):
         """Returns both as they are to be after update `step` (1, 2, ...): here, as they come.
 
         Runs once an update, however many micro-batches made its gradient: for teachers by moving
-        average, target networks, projections of parameters.
+        average, target networks, projections of parameters. Structure, shapes and dtypes must stay,
+        and so must constants. The average that `optimizer.ema` keeps is of the parameters before
+        this.
         """
         del step
         return params, model_state
@@ -228,26 +235,26 @@ class Task(abc.ABC):
     ) -> dict[str, Weighted]:
         """What the model sowed into "losses", by name; terms of one name are added up."""
         weights, sown = self.weights(batch, train), {}
+        rows = next(iter(batch.values())).shape[0]
         for path, value in jax.tree_util.tree_leaves_with_path(changed.get(LOSSES, {})):
             # `sow` makes a tuple; its places are the other kind of key.
             name = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]
             if name in metrics:
                 raise ConfigError(f"task.model: it sows {name!r}, a metric of the task's own.")
-            term = weigh(_like_weights(name, value, weights), weights)
+            term = weigh(_like_weights(name, value, rows, weights), weights)
             sown[name] = Weighted(sown[name].sum + term.sum, term.weight) if name in sown else term
         return sown
 
 
-def _like_weights(name: str, value: jax.Array, weights: jax.Array | None) -> jax.Array:
+def _like_weights(name: str, value: jax.Array, rows: int, weights: jax.Array | None) -> jax.Array:
     """A scalar, or a value an example (B,), broadcast to the shape of the weights."""
-    if value.ndim > 1:
+    if value.shape not in ((), (rows,)):
         raise ConfigError(
             f"task.model: it sows {name!r} of shape {value.shape} into 'losses'; a scalar or one "
-            "value an example is needed."
+            f"value an example, ({rows},), is needed."
         )
-    if weights is None:
-        return value
-    return jnp.broadcast_to(value.reshape(-1, *[1] * (weights.ndim - 1)), weights.shape)
+    shape = (rows,) if weights is None else weights.shape
+    return jnp.broadcast_to(value.reshape(-1, *[1] * (len(shape) - 1)), shape)
 
 
 def column(batch: Batch, name: str, field: str) -> jax.Array | np.ndarray:

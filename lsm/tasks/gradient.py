@@ -81,13 +81,11 @@ def accumulate(gradient: GradientFn, steps: int, unroll: bool = False) -> Gradie
         micro_batches = jax.tree.map(lambda x: split_rows(x, steps), dict(batch))
         first = jax.tree.map(lambda x: x[0], micro_batches)
         shapes = jax.eval_shape(gradient, params, model_state, first, rngs, step)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape), (shapes.grads, shapes.metrics)
-        )  # float32
-        state = {name: model_state[name] for name in shapes.model_state}
-        ((grads, metrics), state), _ = jax.lax.scan(
-            one, (zeros, state), (jnp.arange(steps), micro_batches), unroll=unroll
-        )
+        # Sums are float32, whatever dtype the gradients have.
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), (shapes.grads, shapes.metrics))
+        start = zeros, {name: model_state[name] for name in shapes.model_state}
+        numbered = jnp.arange(steps), micro_batches
+        ((grads, metrics), state), _ = jax.lax.scan(one, start, numbered, unroll=unroll)
         return GradientSum(grads, metrics, state)
 
     return gradient_sum

@@ -12,6 +12,7 @@ import optax
 
 from lsm.axes import Layout
 from lsm.config import Experiment
+from lsm.cpu import unroll_micro_batches
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, MeshError
 from lsm.evaluate import columns
@@ -178,7 +179,7 @@ def _step(
         seed=train.seed,
         gradient=train.gradient,
         accumulation=train.accumulation,
-        unroll=mesh.devices.flat[0].platform == "cpu",
+        unroll=unroll_micro_batches(mesh.devices.flat[0].platform),
     )
     return skip_nonfinite(step) if train.skip_nonfinite else step
 
@@ -214,10 +215,12 @@ def make_predict(task: Task, seed: int) -> Callable[..., dict[str, jax.Array]]:
         predictions = task.predict(params, model_state, batch, rngs, step)
         rows = next(iter(batch.values())).shape[0]
         for name, x in predictions.items():
-            if x.shape[:1] != (rows,):
+            shape = getattr(x, "shape", None)
+            if shape is None or shape[:1] != (rows,):
+                found = type(x).__name__ if shape is None else f"shape {shape}"
                 raise ConfigError(
-                    f"task.predict: {name!r} has shape {x.shape} for a batch of {rows} examples; "
-                    "each array needs one row an example."
+                    f"task.predictions: {name!r} is {found} for a batch of {rows} examples; named "
+                    "arrays with one row an example are needed."
                 )
         return predictions
 

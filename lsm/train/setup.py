@@ -13,10 +13,11 @@ from lsm.config import Experiment
 from lsm.data import EvalBatches, TrainBatches
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
-from lsm.evaluate import names
+from lsm.evaluate import columns, names
 from lsm.metrics import Weighted
 from lsm.rng import streams
 from lsm.sharding import batch_ways, local_rows
+from lsm.tasks import column
 from lsm.train.program import Program, build
 
 
@@ -120,7 +121,12 @@ def _check_monitor(experiment: Experiment, program: Program, batch: Mapping[str,
         task.evaluate, state.params, state.model_state, dict(batch), rngs, state.step
     )
     figures = task.summary({name: Weighted(1.0, 1.0) for name in metrics})
-    figures = [*figures, *names(experiment.evaluation.metrics)]
+    for name in names(experiment.evaluation.metrics):
+        if name in figures:
+            raise ConfigError(f"evaluation.metrics: {name!r} is a metric of the task's own.")
+        figures[name] = 1.0
+    for name in columns(experiment.evaluation.metrics):
+        column(batch, name, "evaluation.metrics")
     monitor = experiment.evaluation.monitor
     if monitor not in figures:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """Where a run begins: with drawn parameters, or with those that another run or a file holds."""
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 
@@ -7,11 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from lsm.config import Start
-from lsm.errors import CheckpointError
+from lsm.errors import CheckpointError, listed
 from lsm.paths import flat, matches, require_match
 from lsm.run.weights import open_weights
 from lsm.train.program import Program
 from lsm.train.state import TrainState
+
+_log = logging.getLogger("lsm")
 
 Spec = Mapping[str, jax.ShapeDtypeStruct]
 """Shape and dtype of arrays by path."""
@@ -27,11 +30,17 @@ def begin(program: Program, start: Start | None) -> TrainState:
     if start is None:
         return program.init()
     state = program.abstract_state
-    here = flat({"params": state.params, **state.model_state})
+    here = {
+        path: leaf
+        for path, leaf in flat({"params": state.params, **state.model_state}).items()
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    }
     with open_weights(start.path) as weights:
         names = match(start, here, weights.spec, weights.where)
         # Two arrays here may have one source; it is read once.
         read = weights.read({name: here[path].sharding for path, name in names.items()})
+    fresh = [path for path in here if path not in names]
+    _log.info("start: %d arrays of %s; drawn anew: %s", len(names), weights.where, listed(fresh))
     return program.start(
         {path: jax.device_put(read[name], here[path].sharding) for path, name in names.items()}
     )

@@ -56,7 +56,8 @@ def init_state(
     params, model_state = task.init(stream(seed, "params"), batch)
     drawn = {"params": params, **model_state}
     drawn = jax.tree_util.tree_map_with_path(
-        lambda path, x: taken.get(path_name(path), x).astype(x.dtype), drawn
+        lambda path, x: taken[p].astype(x.dtype) if (p := path_name(path)) in taken else x,
+        jax.tree.map(jnp.asarray, drawn),
     )
     params = drawn.pop("params")
     opt_state = optimizer.init(params)

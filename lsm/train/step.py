@@ -1,14 +1,17 @@
 """The train step: pure, with no jit, no mesh and no I/O inside."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lsm.errors import ConfigError
 from lsm.metrics import Weighted
+from lsm.paths import flat
 from lsm.rng import streams
-from lsm.tasks import Batch, MeanGradient, Metrics, Params, Task, accumulate
+from lsm.tasks import Batch, MeanGradient, Metrics, ModelState, Params, Task, accumulate
 from lsm.train.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -45,10 +48,29 @@ def make_step(
         grads = _divide(sums, gradient.divisor(metrics))
         updates, opt_state = update(grads, state.opt_state, params, value=metrics["loss"].mean)
         params = optax.apply_updates(params, updates)
-        params, model_state = task.after_update(params, {**state.model_state, **new}, count)
+        updated = task.after_update(params, {**state.model_state, **new}, count)
+        params, model_state = _like((state.params, state.model_state), updated)
         return TrainState(count, params, model_state, opt_state), metrics
 
     return step
+
+
+def _like(before: tuple[Params, ModelState], after: Any) -> tuple[Params, ModelState]:
+    """Returns `after`; a ConfigError names the first array that is of another kind than before."""
+    if not isinstance(after, tuple) or len(after) != 2:
+        raise ConfigError("task.after_update: it must return (params, model_state).")
+    old, new = (
+        {path: f"{x.shape} {x.dtype}" for path, x in flat({"params": params, **state}).items()}
+        for params, state in (before, after)
+    )
+    for path in dict.fromkeys([*old, *new]):
+        was, now = (kinds.get(path, "not there") for kinds in (old, new))
+        if was != now:
+            raise ConfigError(
+                f"task.after_update: {path!r} was {was} before the update and is {now} after it; "
+                "structure, shapes and dtypes must stay."
+            )
+    return after
 
 
 def skip_nonfinite(step: Step) -> Step:

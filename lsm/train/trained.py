@@ -16,12 +16,21 @@ import numpy as np
 from lsm import distributed, schema
 from lsm.config import Experiment
 from lsm.data.dataset import narrowed
-from lsm.errors import CheckpointError, ConfigError
+from lsm.errors import CheckpointError, ConfigError, DataError
 from lsm.files import plain_json, readable_disk_errors
 from lsm.paths import flat, nested
 from lsm.run.checkpoint import Checkpoints
 from lsm.run.weights import open_run
-from lsm.sharding import Mesh, batch_sharding, batch_ways, compile, make_mesh, place, replicated
+from lsm.sharding import (
+    Mesh,
+    batch_sharding,
+    batch_ways,
+    compile,
+    local_rows,
+    make_mesh,
+    place,
+    replicated,
+)
 from lsm.tasks import Batch, ModelState, Params
 from lsm.train.evaluation import evaluate_all, predict
 from lsm.train.program import evaluated_params, make_predict, shardings_of
@@ -134,17 +143,19 @@ class Trained:
 
         Args:
           batch: the columns that the task's inputs need, (B, ...); any B. Each new B compiles once.
-            64-bit numbers are taken as 32-bit ones.
+            Random streams are those of the first batch of an evaluation.
+            64-bit numbers are taken as 32-bit ones. Several processes all give the same batch.
 
         Raises:
           CheckpointError: the parameters are not those of this model on such inputs.
-          DataError: a column is missing.
+          DataError: a column is missing, or columns are not of one length.
         """
         batch = {name: narrowed(np.asarray(x), name) for name, x in batch.items()}
-        rows = len(next(iter(batch.values())))
+        rows, sharding = _rows(batch), batch_sharding(self.mesh)
         missing = -rows % batch_ways(self.mesh)  # rows to fill up, so that all devices have as many
-        full = {k: np.concatenate([x, np.repeat(x[-1:], missing, 0)]) for k, x in batch.items()}
-        placed, number = place(full, batch_sharding(self.mesh)), np.int32(0)
+        mine = np.minimum(local_rows(sharding, rows + missing), rows - 1)
+        placed = place({name: x[mine] for name, x in batch.items()}, sharding)
+        number = np.int32(0)
         try:
             found = self._predict(
                 self.params, self.model_state, placed, number, np.int32(self.step)
@@ -167,6 +178,15 @@ class Trained:
             out_shardings=whole,
             mesh=self.mesh,
         )
+
+
+def _rows(batch: Mapping[str, np.ndarray]) -> int:
+    lengths = {name: len(x) if x.ndim else 0 for name, x in batch.items()}
+    if len(set(lengths.values())) != 1 or not min(lengths.values()):
+        raise DataError(
+            f"predict: columns of lengths {lengths} given; one length above 0 is needed."
+        )
+    return next(iter(lengths.values()))
 
 
 def load(

@@ -234,3 +234,24 @@ def test_a_cache_is_written_at_its_length(length):
     np.testing.assert_array_equal(new.length, np.asarray(length) + 2)
     with pytest.raises(ConfigError, match="cache: 9 positions given, but it has room for 8"):
         Cache(k_BxSxGxK=empty[:, 1:], v_BxSxGxK=empty[:, 1:], length=jnp.int32(0)).extended(k, v)
+
+
+@pytest.mark.parametrize(
+    ("mask", "line"),
+    [
+        ({"keys_BxS": (2, 1)}, r"Mask.keys_BxS: shape \(2, 1\) given for 4 queries and 6 keys"),
+        ({"segments_BxT": (2, 4)}, r"Mask.key_segments_BxS: shape \(2, 4\)"),
+        (
+            {"segments_BxT": (2, 1), "key_segments_BxS": (2, 6)},
+            r"Mask.segments_BxT: shape \(2, 1\)",
+        ),
+    ],
+    ids=["keys", "keys as queries", "queries"],
+)
+def test_a_mask_of_another_length_is_one_line(mask, line):
+    """One of length 1 would else be spread over all of them."""
+    arrays = {
+        name: jnp.ones(shape, bool if name == "keys_BxS" else int) for name, shape in mask.items()
+    }
+    with pytest.raises(ConfigError, match=line):
+        Mask(**arrays).seen(4, 6)

@@ -345,3 +345,14 @@ def test_more_errors():
     with pytest.raises(ConfigError, match="GPT.logit_softcap: 0.0 given"):
         GPT(vocabulary=V, logit_softcap=0.0)
     assert dataclasses.is_dataclass(STYLES["llama"].transformer)
+
+
+def test_a_memory_is_given_as_often_as_the_parameters_were_made_for_it():
+    config, x_BxTxD = Transformer(layers=1, heads=2, width=8), jnp.ones((1, 3, 8))
+    block, mask = Block(config), Mask(causal=True)
+    plain = block.init(jax.random.key(0), x_BxTxD, mask)
+    cross = block.init(jax.random.key(0), x_BxTxD, mask, memory_BxSxD=x_BxTxD)
+    with pytest.raises(ConfigError, match="Block: no memory given; .* made with one"):
+        block.apply(cross, x_BxTxD, mask)
+    with pytest.raises(ConfigError, match="Block: a memory given; .* made with none"):
+        block.apply(plain, x_BxTxD, mask, memory_BxSxD=x_BxTxD)

@@ -339,18 +339,15 @@ class Game(Task):
     def inputs(self, batch):
         return batch["noise"]
 
-    def metrics(self, outputs, batch, train):
+    def metrics(self, outputs, batch, train, step):
         return {"loss": weigh(outputs)}
 
-    def check(self, batch):
-        pass
-
-    def loss(self, params, model_state, batch, key):
+    def loss(self, params, model_state, batch, rngs, step):
         g, d = params["generator"], params["discriminator"]
         stop = jax.lax.stop_gradient
         generator, _ = players_loss(g, stop(d), batch)
         _, discriminator = players_loss(stop(g), d, batch)
-        metrics = self.metrics((generator + discriminator)[:, 0], batch, True)
+        metrics = self.metrics((generator + discriminator)[:, 0], batch, True, step)
         return metrics["loss"].sum, LossOutput(metrics, model_state)
 
 

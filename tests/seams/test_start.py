@@ -5,25 +5,28 @@ import json
 import pathlib
 import shutil
 
+import flax.linen as nn
 import jax
 import numpy as np
+import optax
 import pytest
 from safetensors.numpy import save_file
 from sklearn.metrics import f1_score, roc_auc_score
 from user_tasks import LowRank, pictures
 
 import lsm
-from lsm import Data, Evaluation, Experiment, Mesh, Start, Train, flags
+from lsm import Checkpoint, Data, Evaluation, Experiment, Mesh, Start, Train, flags
 from lsm.data import Arrays
-from lsm.errors import CheckpointError, ConfigError, MeshError
+from lsm.errors import CheckpointError, ConfigError, DataError, MeshError
 from lsm.evaluate import F1, RocAuc
 from lsm.models import CNN, MLP
-from lsm.optim import SGD, Adam, Group
+from lsm.optim import SGD, Adam, Group, Raw, params_ema
 from lsm.paths import flat
 from lsm.report import fingerprint
 from lsm.tasks import CONSTANTS, Classification
 from lsm.train import build
 from lsm.train.start import begin
+from lsm.writers import Jsonl
 
 SMALL = MLP(widths=(8,), outputs=4)
 
@@ -43,6 +46,11 @@ def experiment(task=Classification(model=SMALL), columns=None, **more):
         }
         | more
     )
+
+
+class Clash(F1):
+    def compute(self, accumulator):
+        return {"loss": -1.0}
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +179,55 @@ def test_bad_starts_are_one_line(base, start, error, line):
 def test_bad_patterns_are_refused_when_written():
     with pytest.raises(ConfigError, match=r"Start.fresh: '\(' is not a regular expression"):
         Start(path="x", fresh="(")
-    with pytest.raises(ConfigError, match=r"Start.rename: '\['"):
-        Start(path="x", rename=(("[", "y"),))
+    for rename in [(("[", "y"),), ("^a", "b"), (("^a", "\\2"),), (("a", 1),)]:
+        with pytest.raises(ConfigError, match="Start.rename: "):
+            Start(path="x", rename=rename)
+
+
+def test_a_module_may_be_called_average(tmp_path):
+    """Adam's moments of it are no averages of what it holds."""
+
+    class Two(nn.Module):
+        outputs: int = 4
+
+        @nn.compact
+        def __call__(self, x_BxD, train=False):
+            y_BxD = nn.Dense(12)(MLP(widths=(), outputs=12, name="average")(x_BxD))
+            return nn.Dense(4)(y_BxD)
+
+    for ema in (None, 0.5):
+        case = experiment(Classification(model=Two()), optimizer=Adam(learning_rate=1e-2, ema=ema))
+        workdir = tmp_path / str(ema)
+        result = lsm.fit(case, workdir)
+        params = lsm.load(workdir, experiment=case).params
+        assert (fingerprint(params) == result.fingerprint) is (ema is None)
+        assert min(np.abs(x).max() for x in jax.tree.leaves(params)) > 1e-3
+
+
+def test_an_average_in_a_raw_chain_is_found(tmp_path):
+    chain = Raw(lambda horizon: optax.chain(optax.sgd(0.1), params_ema(0.5)))
+    case = experiment(optimizer=chain)
+    result = lsm.fit(case, tmp_path)
+    params = lsm.load(tmp_path, experiment=case).params
+    assert fingerprint(params) != result.fingerprint
+    plain = experiment(optimizer=SGD(learning_rate=0.1, ema=0.5))
+    lsm.fit(plain, tmp_path / "plain")
+    assert_equal(params, lsm.load(tmp_path / "plain", experiment=plain).params)
+
+
+def test_a_start_takes_masters_before_rounded_parameters(tmp_path):
+    case = experiment(optimizer=SGD(learning_rate=0.1), train={"params": "bfloat16"})
+    lsm.fit(case, tmp_path)
+    state = first_state(experiment(start=Start(path=str(tmp_path))))
+    kernel = np.asarray(state.params["Dense_0"]["kernel"])
+    rounded = np.asarray(lsm.load(tmp_path, experiment=case).params["Dense_0"]["kernel"])
+    assert rounded.dtype == "bfloat16" and (kernel.astype(rounded.dtype) == rounded).all()
+    assert (kernel != rounded.astype(np.float32)).any()
+
+
+def test_a_start_that_takes_nothing_draws_everything(base):
+    state = first_state(experiment(start=Start(path=str(base), fresh=".*")))
+    assert_equal(state.params, first_state(experiment()).params)
 
 
 # Constants.
@@ -212,6 +267,17 @@ def test_damaged_or_lost_constants_are_named(base, tmp_path):
     longer = dataclasses.replace(case, train=Train(steps=6, batch_size=16))
     with pytest.raises(CheckpointError, match="cannot be read"):
         lsm.fit(longer, tmp_path, allow_config_change=True)
+
+
+def test_constants_that_change_are_refused(base, tmp_path):
+    class Drifting(LowRank):
+        def after_update(self, params, model_state, step):
+            base = jax.tree.map(lambda x: x + 1, model_state[CONSTANTS])
+            return params, {**model_state, CONSTANTS: base}
+
+    case = experiment(Drifting(model=SMALL), checkpoint=Checkpoint(every=2))
+    with pytest.raises(CheckpointError, match="'constants' has changed since step 2"):
+        lsm.fit(case, tmp_path)
 
 
 def test_frozen_parameters_have_neither_state_nor_master():
@@ -264,6 +330,22 @@ def test_predict_refuses_another_model_in_one_line(base):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("batch", "error"),
+    [
+        ({}, "columns of lengths {}"),
+        ({"image": np.float32(1)}, "'image': 0"),
+        ({"image": np.zeros((0, 12))}, "'image': 0"),
+        ({"image": np.zeros((3, 12)), "label": np.zeros(2)}, "'image': 3, 'label': 2"),
+        ({"picture": np.zeros((3, 12))}, "no column 'image'"),
+    ],
+)
+def test_rubbish_to_predict_is_one_line(base, batch, error):
+    with pytest.raises(DataError) as raised:
+        lsm.load(base, experiment=experiment()).predict(batch)
+    assert error in str(raised.value) and "\n" not in str(raised.value)
+
+
 def test_predictions_of_every_example_in_order(base, tmp_path):
     case = experiment(data=Data(source=Arrays(train=pictures(), test=pictures(37, seed=2))))
     step, files = lsm.predict_run(case, base)
@@ -310,9 +392,10 @@ def test_the_best_checkpoint_by_a_host_metric(tmp_path):
         ),
         evaluation=Evaluation(every=2, monitor="roc_auc", metrics=(RocAuc(),)),
     )
-    result = lsm.fit(case, tmp_path)
-    assert result.best_step in (2, 4)
-    assert 0.5 < result.metrics["validation"]["roc_auc"] <= 1
+    result = lsm.fit(dataclasses.replace(case, writers=(Jsonl(),)), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    figures = {row["step"]: row["roc_auc"] for row in rows if row["split"] == "validation"}
+    assert result.best_step == max(figures, key=figures.get) and len(figures) == 2
     with pytest.raises(ConfigError, match="evaluation.monitor: no metric 'roc_au'.*'roc_auc'"):
         lsm.fit(
             dataclasses.replace(
@@ -320,6 +403,20 @@ def test_the_best_checkpoint_by_a_host_metric(tmp_path):
             ),
             tmp_path / "other",
         )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "error", "line"),
+    [
+        ((F1(label="lable"),), DataError, "no column 'lable'.*Did you mean 'label'"),
+        ((F1(), F1()), ConfigError, "both give 'f1'"),
+        ((Clash(),), ConfigError, "'loss' is a metric of the task's own"),
+    ],
+    ids=["column", "twice", "clash"],
+)
+def test_metrics_that_do_not_fit_are_refused_at_the_start(tmp_path, metrics, error, line):
+    with pytest.raises(error, match=line):
+        lsm.fit(experiment(evaluation=Evaluation(metrics=metrics)), tmp_path)
 
 
 def test_batch_norm_statistics_are_taken_too(tmp_path):

@@ -141,6 +141,63 @@ def test_what_cannot_be_sown_is_one_line(name, value, line):
         task.loss(params, state, batch, rngs={})
 
 
+def test_terms_of_one_name_add_up_whatever_their_shapes():
+    class Mixed(nn.Module):
+        scalar_first: bool
+
+        @nn.compact
+        def __call__(self, x_BxD, train=False):
+            terms = [jnp.float32(1), jnp.ones(len(x_BxD))]
+            for term in terms if self.scalar_first else reversed(terms):
+                self.sow("losses", "extra", term)
+            return nn.Dense(3)(x_BxD)
+
+    for scalar_first in (True, False):
+        for weight in (None, WEIGHT):
+            task = Classification(model=Mixed(scalar_first))
+            total, metrics, _ = loss_of(task, pictures(weight=weight))
+            assert float(metrics["extra"].mean) == pytest.approx(2)
+            added = total / metrics["loss"].weight - metrics["loss"].mean
+            assert float(added) == pytest.approx(2, rel=1e-5)
+
+
+def projected(params="float32", changed=lambda x: x):
+    """A task that keeps parameters within 0.05; and its step, state and batch."""
+
+    class Projected(Classification):
+        def after_update(self, params, model_state, step):
+            return changed(jax.tree.map(lambda x: x.clip(-0.05, 0.05), params)), model_state
+
+    task, batch = Projected(model=MLP(widths=(5,), outputs=3)), pictures()
+    optimizer = SGD(learning_rate=0.05)
+    transform = optimizer.make(Horizon(8, 12, 12), master=params != "float32")
+    state = init_state(task, transform, batch, 0, params)
+    return jax.jit(make_step(task, transform)), state, batch
+
+
+def test_a_projection_reaches_the_master_copies():
+    step, state, batch = projected("bfloat16")
+    for _ in range(8):
+        state, _ = step(state, batch)
+    master = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(state.opt_state["master"]))
+    assert master < 0.2  # one update beyond what is allowed; eight would be far outside
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        (lambda p: jax.tree.map(lambda x: x.astype(jnp.bfloat16), p), "was .* float32 before"),
+        (lambda p: {"Dense_0": p["Dense_0"]}, "'params/Dense_1/bias' was .* is not there after"),
+        (lambda p: {**p, "new": jnp.ones(2)}, "'params/new' was not there before"),
+    ],
+    ids=["dtype", "lost", "new"],
+)
+def test_after_update_must_keep_what_there_is(changed, line):
+    step, state, batch = projected(changed=changed)
+    with pytest.raises(ConfigError, match=f"task.after_update: .*{line}"):
+        step(state, batch)
+
+
 def test_streams_are_functions_of_seed_name_step_and_purpose():
     keys = [
         streams(["noise"], 0, 0)["noise"],
