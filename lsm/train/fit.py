@@ -8,6 +8,7 @@ import os
 import pathlib
 import secrets
 from collections.abc import Iterator
+from typing import Any
 
 from lsm import distributed, schema
 from lsm.config import Experiment
@@ -191,13 +192,21 @@ def _check_config(workdir: pathlib.Path, experiment: Experiment, allow_change: b
         old = json.loads(path.read_text()) if path.exists() and saved else new
     except ValueError as error:  # not JSON, or not text
         raise ConfigError(f"{path} is damaged ({error}); remove it to continue.") from error
-    changes = schema.differences(old, new, schema.free_fields(experiment))
+    changes = schema.differences(_as_now(old), new, schema.free_fields(experiment))
     if changes and not allow_change:
         raise ConfigError(
             f"--workdir: {workdir} holds a run of another config: {'; '.join(changes)}. Use "
             "another --workdir, or --allow_config_change to continue with the new one."
         )
     atomic_write(path, json.dumps(new, indent=2).encode())
+
+
+def _as_now(saved: Any) -> Any:
+    """Returns a config that an earlier version wrote, with newer fields at their defaults."""
+    try:
+        return schema.to_json(schema.from_json(saved, Experiment))
+    except ConfigError:  # not to be rebuilt: compared as it stands
+        return saved
 
 
 def _start(setup: Setup, checkpoints: Checkpoints, clock: Clock) -> tuple[TrainState, Progress]:

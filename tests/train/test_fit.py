@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -196,6 +197,25 @@ def test_what_does_not_fit_is_told_before_training(changes, error, message, tmp_
     with pytest.raises(error, match=message) as caught:
         lsm.fit(experiment(**changes), tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_of_an_earlier_version_goes_on(finished, tmp_path):
+    """Its config lacks fields that have come since: they are at their defaults."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run/config.json"
+    saved = json.loads(path.read_text())
+    for field in ("start", "data.sampling", "train.gradient", "evaluation.metrics"):
+        *parents, last = field.split(".")
+        node = saved
+        for parent in parents:
+            node = node[parent]
+        del node[last]
+    path.write_text(json.dumps(saved))
+    assert lsm.fit(experiment(), tmp_path / "run").step == 30
+    saved["train"]["seed"] = 1
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ConfigError, match="another config: train.seed: 1 -> 0. Use"):
+        lsm.fit(experiment(), tmp_path / "run")
 
 
 def test_only_the_latest_and_the_best_are_kept(tmp_path):
