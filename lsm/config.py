@@ -116,8 +116,9 @@ class Evaluation:
     Attributes:
       every: time between evaluations.
       batch_size: examples in one evaluation batch; None takes the training batch size.
-      monitor: validation metric that defines the best checkpoint; a name with "loss", "error" or
-        "perplexity" in it is better when lower, any other when higher.
+      monitor: validation metric that defines the best checkpoint.
+      better: whether a lower or a higher value of it is better; None goes by its name: lower with
+        "loss", "error" or "perplexity" in it, else higher.
       metrics: figures that are not means, computed on the host from predictions of all examples.
       early_stopping: None trains to the end.
     """
@@ -125,6 +126,7 @@ class Evaluation:
     every: Duration = "1 epoch"
     batch_size: int | None = dataclasses.field(default=None, metadata=COSMETIC)
     monitor: str = "loss"
+    better: Literal["lower", "higher"] | None = None
     metrics: tuple[Metric, ...] = ()
     early_stopping: EarlyStopping | None = None
 
@@ -135,7 +137,8 @@ class Evaluation:
     @property
     def sign(self) -> int:
         """-1 where a lower value of the monitored metric is better, else 1."""
-        return -1 if any(n in self.monitor for n in ("loss", "perplexity", "error")) else 1
+        lower = any(name in self.monitor for name in ("loss", "perplexity", "error"))
+        return -1 if self.better == "lower" or (self.better is None and lower) else 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,6 +185,8 @@ class Start:
 
     def __post_init__(self):
         require_pattern(self, "take", *(["fresh"] if self.fresh is not None else []))
+        if "" in (self.take, self.fresh):
+            raise ConfigError("Start: '' given as a pattern, which matches everything; say '.*'.")
         for pair in self.rename:
             _check_rename(pair)
 

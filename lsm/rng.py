@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 import jax
 
+from lsm.errors import ConfigError
+
 
 def stream(seed: int, name: str, step: int | jax.Array = 0) -> jax.Array:
     """Returns the typed key of stream `name` at `step`: fold_in(fold_in(seed, name), step)."""
@@ -23,4 +25,6 @@ def streams(
       step: which draw of each.
       purpose: set apart from training, as "evaluation" is; its steps are numbers of batches.
     """
+    if isinstance(names, str):
+        raise ConfigError(f"streams: {names!r} given; a tuple of names is needed: ({names!r},).")
     return {name: stream(seed, f"{name}/{purpose}" if purpose else name, step) for name in names}

@@ -368,9 +368,17 @@ def differences(old: Any, new: Any, free: tuple[str, ...] = ()) -> list[str]:
         was, now = old.get(path, absent), new.get(path, absent)
         if was == now or any(path == f or path.startswith(f + ".") for f in free):
             continue
+        if path.rpartition(".")[2] == CLASS and _same_class(was, now):
+            continue
         was, now = ("(absent)" if v is absent else repr(v) for v in (was, now))
         lines.append(f"{path}: {was} -> {now}")
     return lines
+
+
+def _same_class(was: Any, now: Any) -> bool:
+    """Whether two dotted names may be of one class: a script's, run and imported."""
+    names = [str(name).rpartition(".") for name in (was, now)]
+    return names[0][2] == names[1][2] and "__main__" in (names[0][0], names[1][0])
 
 
 def _admits_bool(hint: Any) -> bool:

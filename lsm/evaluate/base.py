@@ -57,7 +57,7 @@ def names(metrics: Sequence[Metric]) -> tuple[str, ...]:
     """
     given: dict[str, str] = {}
     for metric in metrics:
-        for name in metric.compute(metric.init()):
+        for name in _figures(metric, metric.init()):
             if name in given:
                 raise ConfigError(
                     f"evaluation.metrics: {given[name]} and {type(metric).__name__} both give "
@@ -103,8 +103,25 @@ def compute(metrics: Sequence[Metric], accumulators: Sequence[Any]) -> dict[str,
     """Returns the figures of all metrics."""
     figures: dict[str, float] = {}
     for metric, accumulator in zip(metrics, accumulators, strict=True):
-        figures |= metric.compute(accumulator)
+        figures |= _figures(metric, accumulator)
     return figures
+
+
+def _figures(metric: Metric, accumulator: Any) -> dict[str, float]:
+    """Returns what a metric computes; raises ConfigError where these are not the same numbers."""
+    found, name = metric.compute(accumulator), type(metric).__name__
+    numbers = isinstance(found, Mapping) and all(
+        isinstance(x, float | int | np.floating | np.integer) for x in found.values()
+    )
+    if not numbers:
+        raise ConfigError(f"{name}.compute: {found!r} returned; a dict of numbers is needed.")
+    expected = metric.compute(metric.init())
+    if found.keys() != expected.keys():
+        raise ConfigError(
+            f"{name}.compute: figures {listed(found)} where it has {listed(expected)} of nothing; "
+            "the names must stay."
+        )
+    return {name: float(x) for name, x in found.items()}
 
 
 def take(arrays: Arrays, name: str, field: str) -> np.ndarray:

@@ -125,7 +125,6 @@ class Checkpoints:
         state, constants = saved.apart(state)
         if constants:
             meta[CONSTANTS] = saved.digest(meta)
-            self._check_constants(meta[CONSTANTS])
             folder = self.directory / CONSTANTS / meta[CONSTANTS]
             new = distributed.share("the constants", not folder.exists())
             constants = constants if new else None
@@ -250,7 +249,10 @@ class Checkpoints:
         if item == CONSTANTS:
             folder = self.directory / CONSTANTS / meta[CONSTANTS]
         with self._reading(step, item), ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(folder).item_metadata.tree
+            metadata = checkpointer.metadata(folder).item_metadata
+            if metadata is None:
+                raise FileNotFoundError("files are missing")
+            tree = metadata.tree
             tree = jax.tree_util.tree_map_with_path(
                 lambda path, _: wanted.get(path_name(path), ocp.PLACEHOLDER), tree
             )
@@ -259,15 +261,6 @@ class Checkpoints:
                 args=ocp.args.PyTreeRestore(tree, jax.tree.map(_placed, tree)),
             )
             return {path: leaf for path, leaf in flat(restored).items() if path in wanted}
-
-    def _check_constants(self, digest: str) -> None:
-        """Raises CheckpointError where the constants are no longer those of the last checkpoint."""
-        latest = self.latest()
-        if latest is not None and self._meta(latest)[CONSTANTS] != digest:
-            raise CheckpointError(
-                f"cannot save to {self.directory}: the collection {CONSTANTS!r} has changed since "
-                f"step {latest}; nothing may change it (see Task.after_update); {self._intact()}."
-            )
 
     @contextlib.contextmanager
     def _reading(self, step: int, item: str = "state") -> Iterator[None]:

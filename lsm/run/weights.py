@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import jax
 
-from lsm.errors import CheckpointError, listed
+from lsm.errors import CheckpointError, ConfigError, listed, nearest
 from lsm.interop.tensors import Tensors, open_tensors
 from lsm.run.checkpoint import Checkpoints
 
@@ -134,6 +134,11 @@ def open_run(
     Raises:
       CheckpointError: there is no such checkpoint, or it is damaged.
     """
+    if not (step in ("best", "last") or type(step) is int):
+        raise ConfigError(
+            f"step: {step!r} given; 'best', 'last' or a whole number is needed."
+            + nearest(str(step), ("best", "last"))
+        )
     directory = pathlib.Path(workdir) / "checkpoints"
     if not directory.is_dir() or not any(d.name.isdigit() for d in directory.iterdir()):
         raise CheckpointError(f"no checkpoints in {workdir}; train there first.")
@@ -159,5 +164,11 @@ def open_weights(path: os.PathLike | str) -> Iterator[Weights]:
     elif path.name.isdigit() and path.parent.name == "checkpoints":
         with open_run(path.parent.parent, int(path.name), masters=True) as (weights, _):
             yield weights
+    elif not path.exists() or path.name == "checkpoints":
+        what = "a folder of checkpoints; name one of them" if path.exists() else "not there"
+        raise CheckpointError(
+            f"start.path: {path} is {what}. A workdir, one of its checkpoints, or safetensors is "
+            "needed."
+        )
     else:
         yield FileWeights(open_tensors(path), path)

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -144,10 +145,11 @@ class Task(abc.ABC):
                 method=method,
             )
         except flax.errors.InvalidRngError as error:
+            (name,) = re.findall(r'PRNG for "(\w+)"', str(error)) or ["?"]
             raise ConfigError(
-                f"task.streams: {type(self.model).__name__} draws from a random stream that is not "
-                f"among {listed(rngs)} ({str(error).split(' (')[0]}); name all of its streams in "
-                "the model or the task, as in streams = ('dropout', 'noise')."
+                f"task.streams: {type(self.model).__name__} draws from the random stream {name!r}; "
+                f"there is {listed(rngs) or 'none'}. Name all of its streams in the model or the "
+                "task, as in streams = ('dropout', 'noise')."
             ) from error
 
     def loss(
@@ -159,17 +161,18 @@ class Task(abc.ABC):
         step: jax.Array | int = 0,
     ) -> tuple[jax.Array, LossOutput]:
         """Returns the *sum* of the training loss, for `jax.grad`, and what goes with it."""
-        outputs, changed = self.forward(params, model_state, batch, rngs, True, step)
-        metrics = self.metrics(outputs, batch, True, step)
+        outputs, changed = _pair(self.forward(params, model_state, batch, rngs, True, step))
+        metrics = _weighted(self.metrics(outputs, batch, True, step))
         total, weight = metrics["loss"]
         sown = self._sown(changed, metrics, batch, train=True)
         for term in sown.values():
             total += term.sum * (weight / jnp.where(term.weight == 0, 1, term.weight))
         changed = {name: value for name, value in changed.items() if name != LOSSES}
-        if unknown := changed.keys() - model_state.keys():
+        known = [name for name in model_state if name != CONSTANTS]
+        if unknown := changed.keys() - set(known):
             raise ConfigError(
-                f"task.forward: it changes the collection {min(unknown)!r}, which `init` did not "
-                f"make; there are: {listed(model_state) or 'none'}."
+                f"task.forward: it changes the collection {min(unknown)!r}; `init` made these to "
+                f"be changed: {listed(known) or 'none'}."
             )
         return total, LossOutput(metrics | sown, changed)
 
@@ -182,8 +185,8 @@ class Task(abc.ABC):
         step: jax.Array | int = 0,
     ) -> dict[str, Weighted]:
         """Returns the metrics of one evaluation batch, without dropout or state changes."""
-        outputs, changed = self.forward(params, model_state, batch, rngs, False, step)
-        metrics = self.metrics(outputs, batch, False, step)
+        outputs, changed = _pair(self.forward(params, model_state, batch, rngs, False, step))
+        metrics = _weighted(self.metrics(outputs, batch, False, step))
         return metrics | self._sown(changed, metrics, batch, train=False)
 
     def predict(
@@ -198,7 +201,7 @@ class Task(abc.ABC):
 
         Needs the columns of `inputs` alone, unless a task says more.
         """
-        outputs, _ = self.forward(params, model_state, batch, rngs, False, step)
+        outputs, _ = _pair(self.forward(params, model_state, batch, rngs, False, step))
         return self.predictions(outputs, batch)
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
@@ -244,6 +247,31 @@ class Task(abc.ABC):
             term = weigh(_like_weights(name, value, rows, weights), weights)
             sown[name] = Weighted(sown[name].sum + term.sum, term.weight) if name in sown else term
         return sown
+
+
+def _pair(returned: Any) -> tuple[Any, ModelState]:
+    """Returns what `forward` returned; raises ConfigError where that is not a pair."""
+    if isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping):
+        return returned
+    raise ConfigError(
+        f"task.forward: it returns {type(returned).__name__}; (outputs, collections) is needed, as "
+        "`apply` gives it."
+    )
+
+
+def _weighted(metrics: Any) -> dict[str, Weighted]:
+    """Returns what `metrics` returned as pairs of scalars; raises ConfigError where it is not."""
+    if not isinstance(metrics, Mapping) or "loss" not in metrics:
+        told = listed(metrics) if isinstance(metrics, Mapping) else type(metrics).__name__
+        raise ConfigError(f"task.metrics: {told} given; a dict with 'loss' in it is needed.")
+    for name, pair in metrics.items():
+        shapes = [jnp.shape(x) for x in pair] if isinstance(pair, tuple) else type(pair).__name__
+        if shapes != [(), ()]:
+            raise ConfigError(
+                f"task.metrics: {name!r} is {shapes}; two scalars (sum, weight) are needed, as "
+                "`lsm.metrics.weigh` gives them."
+            )
+    return {name: Weighted(*pair) for name, pair in metrics.items()}
 
 
 def _like_weights(name: str, value: jax.Array, rows: int, weights: jax.Array | None) -> jax.Array:

@@ -213,6 +213,10 @@ def make_predict(task: Task, seed: int) -> Callable[..., dict[str, jax.Array]]:
     def predict(params, model_state, batch, number, step):
         rngs = streams(task.streams, seed, number, "evaluation")
         predictions = task.predict(params, model_state, batch, rngs, step)
+        if not isinstance(predictions, Mapping):
+            raise ConfigError(
+                f"task.predictions: {type(predictions).__name__} given; a dict of arrays is needed."
+            )
         rows = next(iter(batch.values())).shape[0]
         for name, x in predictions.items():
             shape = getattr(x, "shape", None)

@@ -1,6 +1,7 @@
 """How far a run has come: what decides when it stops and which step was best."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,8 @@ class Progress:
         """Returns the progress after an evaluation that measured `value` at `step`."""
         stopping = config.early_stopping
         min_delta = stopping.min_delta if stopping else 0.0
-        if self.best is None or (value - self.best) * config.sign > min_delta:
+        first = self.best is None or math.isnan(self.best)  # NaN is worse than anything
+        if first or (value - self.best) * config.sign > min_delta:
             return dataclasses.replace(self, best=value, best_step=step, stale=0)
         stale = self.stale + 1
         stopped = stopping is not None and stale >= stopping.patience

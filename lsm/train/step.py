@@ -11,7 +11,16 @@ from lsm.errors import ConfigError
 from lsm.metrics import Weighted
 from lsm.paths import flat
 from lsm.rng import streams
-from lsm.tasks import Batch, MeanGradient, Metrics, ModelState, Params, Task, accumulate
+from lsm.tasks import (
+    CONSTANTS,
+    Batch,
+    MeanGradient,
+    Metrics,
+    ModelState,
+    Params,
+    Task,
+    accumulate,
+)
 from lsm.train.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -45,7 +54,7 @@ def make_step(
         params, count = state.params, state.step + 1
         rngs = streams(task.streams, seed, state.step)
         sums, metrics, new = gradient_sum(params, state.model_state, batch, rngs, state.step)
-        grads = _divide(sums, gradient.divisor(metrics))
+        grads = _divide(_like_params(params, sums), gradient.divisor(metrics))
         updates, opt_state = update(grads, state.opt_state, params, value=metrics["loss"].mean)
         params = optax.apply_updates(params, updates)
         updated = task.after_update(params, {**state.model_state, **new}, count)
@@ -56,21 +65,39 @@ def make_step(
 
 
 def _like(before: tuple[Params, ModelState], after: Any) -> tuple[Params, ModelState]:
-    """Returns `after`; a ConfigError names the first array that is of another kind than before."""
+    """Returns `after`; a ConfigError names the first array that is of another kind than before.
+
+    Of a constant, the very array must have come through.
+    """
     if not isinstance(after, tuple) or len(after) != 2:
         raise ConfigError("task.after_update: it must return (params, model_state).")
-    old, new = (
-        {path: f"{x.shape} {x.dtype}" for path, x in flat({"params": params, **state}).items()}
-        for params, state in (before, after)
-    )
+    old, new = (flat({"params": params, **state}) for params, state in (before, after))
     for path in dict.fromkeys([*old, *new]):
-        was, now = (kinds.get(path, "not there") for kinds in (old, new))
+        was, now = (_kind(arrays.get(path)) for arrays in (old, new))
         if was != now:
             raise ConfigError(
                 f"task.after_update: {path!r} was {was} before the update and is {now} after it; "
                 "structure, shapes and dtypes must stay."
             )
+        if path.startswith(f"{CONSTANTS}/") and old[path] is not new[path]:
+            raise ConfigError(f"task.after_update: it changes {path!r}, which is constant.")
     return after
+
+
+def _kind(array: Any) -> str:
+    return "not there" if array is None else f"{jnp.shape(array)} {jnp.result_type(array)}"
+
+
+def _like_params(params: Params, sums: Params) -> Params:
+    """Returns `sums`; a ConfigError names the first that is not of its parameter's shape."""
+    old, new = flat(params), flat(sums)
+    for path in dict.fromkeys([*old, *new]):
+        was, now = (jnp.shape(x[path]) if path in x else "nothing" for x in (old, new))
+        if was != now:
+            raise ConfigError(
+                f"train.gradient: its sum has {now} for parameter {path!r}, which has {was}."
+            )
+    return sums
 
 
 def skip_nonfinite(step: Step) -> Step:

@@ -213,7 +213,7 @@ def load(
       MeshError: the mesh does not fit the devices.
     """
     keep_compiled()
-    experiment = experiment or _experiment_of(pathlib.Path(workdir))
+    experiment = _experiment_of(pathlib.Path(workdir), experiment)
     devices = jax.devices() if devices is None else devices
     mesh = mesh or (experiment.mesh if len(devices) > 1 else Mesh(rules=experiment.mesh.rules))
     experiment = dataclasses.replace(experiment, mesh=dataclasses.replace(mesh, offload=False))
@@ -228,12 +228,20 @@ def load(
     return Trained(experiment, found, arrays.pop("params", {}), arrays, laid_out)
 
 
-def _experiment_of(workdir: pathlib.Path) -> Experiment:
+def _experiment_of(workdir: pathlib.Path, given: Experiment | None) -> Experiment:
+    """Returns the experiment of a run; one that is given must have the task of its config."""
     path = workdir / "config.json"
+    if given is not None and not path.exists():
+        return given
     try:
         saved = json.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}).") from error
-    return schema.from_json(saved, Experiment, f"Give load({str(workdir)!r}, experiment=...).")
+    if given is None:
+        return schema.from_json(saved, Experiment, f"Give load({str(workdir)!r}, experiment=...).")
+    changes = schema.differences({"task": saved.get("task")}, {"task": schema.to_json(given.task)})
+    if changes:
+        raise ConfigError(f"{workdir} holds a run of another task: {'; '.join(changes)}.")
+    return given

@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from user_tasks import LowRank, pictures
 
 import lsm
-from lsm import Checkpoint, Data, Evaluation, Experiment, Mesh, Start, Train, flags
+from lsm import Data, Evaluation, Experiment, Mesh, Start, Train, flags
 from lsm.data import Arrays
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError
 from lsm.evaluate import F1, RocAuc
@@ -163,7 +163,7 @@ def test_every_fault_is_named_in_one_error(base):
 @pytest.mark.parametrize(
     ("start", "error", "line"),
     [
-        ({"path": "nowhere"}, CheckpointError, "nowhere"),
+        ({"path": "nowhere"}, CheckpointError, "start.path: nowhere is not there"),
         ({"fresh": "heads/"}, ConfigError, "Start.fresh: 'heads/' matches no"),
         ({"take": "encoder"}, ConfigError, "Start.take: 'encoder' matches no"),
     ],
@@ -275,9 +275,8 @@ def test_constants_that_change_are_refused(base, tmp_path):
             base = jax.tree.map(lambda x: x + 1, model_state[CONSTANTS])
             return params, {**model_state, CONSTANTS: base}
 
-    case = experiment(Drifting(model=SMALL), checkpoint=Checkpoint(every=2))
-    with pytest.raises(CheckpointError, match="'constants' has changed since step 2"):
-        lsm.fit(case, tmp_path)
+    with pytest.raises(ConfigError, match="it changes 'constants/base/.*', which is constant"):
+        lsm.fit(experiment(Drifting(model=SMALL)), tmp_path)
 
 
 def test_frozen_parameters_have_neither_state_nor_master():
@@ -319,14 +318,18 @@ def test_load_says_what_it_cannot_rebuild(base, tmp_path):
         lsm.load(tmp_path, experiment=experiment())
     with pytest.raises(CheckpointError, match=r"no step 7 .*; there are: .*4"):
         lsm.load(base, experiment=experiment(), step=7)
+    with pytest.raises(ConfigError, match=r"step: 'bset' given.*Did you mean 'best'"):
+        lsm.load(base, experiment=experiment(), step="bset")
     with pytest.raises(MeshError):
         lsm.load(base, experiment=experiment(), mesh=Mesh(data=3))
 
 
 def test_predict_refuses_another_model_in_one_line(base):
     wide = experiment(Classification(model=MLP(widths=(9,), outputs=4)))
-    with pytest.raises(CheckpointError, match="does not fit MLP") as error:
-        lsm.load(base, experiment=wide).predict({"image": pictures(3)["image"]})
+    with pytest.raises(ConfigError, match=r"another task: task.model.widths.0: 8 -> 9"):
+        lsm.load(base, experiment=wide)
+    with pytest.raises(CheckpointError, match="does not fit MLP") as error:  # of 12 inputs
+        lsm.load(base, experiment=experiment()).predict({"image": np.zeros((3, 5), np.float32)})
     assert "\n" not in str(error.value)
 
 

@@ -127,7 +127,9 @@ def test_the_step_warms_a_term_up():
 def test_a_stream_that_nobody_named_is_one_line():
     task, batch = VAE(), {"x": POINTS["x"][:8]}
     params, state = task.init(jax.random.key(0), batch)
-    with pytest.raises(ConfigError, match=r"task.streams: Autoencoder draws .* 'noise'\)"):
+    with pytest.raises(
+        ConfigError, match=r"Autoencoder draws from the random stream 'noise'; there is dropout"
+    ):
         task.evaluate(params, state, batch, {"dropout": jax.random.key(0)})
 
 
