@@ -161,7 +161,9 @@ class Task(abc.ABC):
         step: jax.Array | int = 0,
     ) -> tuple[jax.Array, LossOutput]:
         """Returns the *sum* of the training loss, for `jax.grad`, and what goes with it."""
-        outputs, changed = _pair(self.forward(params, model_state, batch, rngs, True, step))
+        outputs, changed = pair(
+            "forward", self.forward(params, model_state, batch, rngs, True, step)
+        )
         metrics = _weighted(self.metrics(outputs, batch, True, step))
         total, weight = metrics["loss"]
         sown = self._sown(changed, metrics, batch, train=True)
@@ -185,7 +187,9 @@ class Task(abc.ABC):
         step: jax.Array | int = 0,
     ) -> dict[str, Weighted]:
         """Returns the metrics of one evaluation batch, without dropout or state changes."""
-        outputs, changed = _pair(self.forward(params, model_state, batch, rngs, False, step))
+        outputs, changed = pair(
+            "forward", self.forward(params, model_state, batch, rngs, False, step)
+        )
         metrics = _weighted(self.metrics(outputs, batch, False, step))
         return metrics | self._sown(changed, metrics, batch, train=False)
 
@@ -201,7 +205,7 @@ class Task(abc.ABC):
 
         Needs the columns of `inputs` alone, unless a task says more.
         """
-        outputs, _ = _pair(self.forward(params, model_state, batch, rngs, False, step))
+        outputs, _ = self._run(params, model_state, batch, rngs, False, step)
         return self.predictions(outputs, batch)
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
@@ -233,6 +237,9 @@ class Task(abc.ABC):
         """Raises DataError, in one line, where a batch cannot be what the task needs."""
         del batch
 
+    def _run(self, *args: Any) -> tuple[Any, ModelState]:
+        return pair("forward", self.forward(*args))
+
     def _sown(
         self, changed: ModelState, metrics: Mapping[str, Weighted], batch: Batch, train: bool
     ) -> dict[str, Weighted]:
@@ -249,13 +256,17 @@ class Task(abc.ABC):
         return sown
 
 
-def _pair(returned: Any) -> tuple[Any, ModelState]:
-    """Returns what `forward` returned; raises ConfigError where that is not a pair."""
+def pair(method: str, returned: Any) -> tuple[Any, ModelState]:
+    """Returns what a method of a task returned: something, and collections by name.
+
+    Raises:
+      ConfigError: it is not such a pair.
+    """
     if isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping):
         return returned
     raise ConfigError(
-        f"task.forward: it returns {type(returned).__name__}; (outputs, collections) is needed, as "
-        "`apply` gives it."
+        f"task.{method}: it returns {type(returned).__name__}; a pair is needed, whose second are "
+        "collections by name ({} without any)."
     )
 
 

@@ -39,8 +39,8 @@ def begin(program: Program, start: Start | None) -> TrainState:
         names = match(start, here, weights.spec, weights.where)
         # Two arrays here may have one source; it is read once.
         read = weights.read({name: here[path].sharding for path, name in names.items()})
-    fresh = [path for path in here if path not in names]
-    _log.info("start: %d arrays of %s; drawn anew: %s", len(names), weights.where, listed(fresh))
+    fresh = listed(path for path in here if path not in names) or "none"
+    _log.info("start: %d arrays of %s; drawn anew: %s", len(names), weights.where, fresh)
     return program.start(
         {path: jax.device_put(read[name], here[path].sharding) for path, name in names.items()}
     )

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lsm.errors import ConfigError
 from lsm.paths import path_name
 from lsm.rng import stream
 from lsm.tasks import Batch, ModelState, Params, Task
+from lsm.tasks.base import pair
 
 
 @jax.tree_util.register_dataclass
@@ -54,10 +54,7 @@ def init_state(
       taken: arrays that replace what the task drew, by path: "params/head/kernel",
         "batch_stats/BatchNorm_0/mean". They are cast to its dtypes.
     """
-    made = task.init(stream(seed, "params"), batch)
-    if not isinstance(made, tuple) or len(made) != 2:
-        raise ConfigError("task.init: it must return (params, model_state).")
-    params, model_state = made
+    params, model_state = pair("init", task.init(stream(seed, "params"), batch))
     drawn = {"params": params, **model_state}
     drawn = jax.tree_util.tree_map_with_path(
         lambda path, x: taken[p].astype(x.dtype) if (p := path_name(path)) in taken else x,

@@ -21,6 +21,7 @@ from lsm.tasks import (
     Task,
     accumulate,
 )
+from lsm.tasks.base import pair
 from lsm.train.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -51,53 +52,48 @@ def make_step(
     update = optax.with_extra_args_support(optimizer).update
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        params, count = state.params, state.step + 1
+        params = state.params
         rngs = streams(task.streams, seed, state.step)
         sums, metrics, new = gradient_sum(params, state.model_state, batch, rngs, state.step)
-        grads = _divide(_like_params(params, sums), gradient.divisor(metrics))
+        grads = _divide(sums, params, gradient.divisor(metrics))
         updates, opt_state = update(grads, state.opt_state, params, value=metrics["loss"].mean)
         params = optax.apply_updates(params, updates)
-        updated = task.after_update(params, {**state.model_state, **new}, count)
-        params, model_state = _like((state.params, state.model_state), updated)
-        return TrainState(count, params, model_state, opt_state), metrics
+        params, model_state = _after_update(task, state, params, new)
+        return TrainState(state.step + 1, params, model_state, opt_state), metrics
 
     return step
 
 
-def _like(before: tuple[Params, ModelState], after: Any) -> tuple[Params, ModelState]:
-    """Returns `after`; a ConfigError names the first array that is of another kind than before.
-
-    Of a constant, the very array must have come through.
-    """
-    if not isinstance(after, tuple) or len(after) != 2:
-        raise ConfigError("task.after_update: it must return (params, model_state).")
-    old, new = (flat({"params": params, **state}) for params, state in (before, after))
-    for path in dict.fromkeys([*old, *new]):
-        was, now = (_kind(arrays.get(path)) for arrays in (old, new))
-        if was != now:
-            raise ConfigError(
-                f"task.after_update: {path!r} was {was} before the update and is {now} after it; "
-                "structure, shapes and dtypes must stay."
-            )
-        if path.startswith(f"{CONSTANTS}/") and old[path] is not new[path]:
-            raise ConfigError(f"task.after_update: it changes {path!r}, which is constant.")
-    return after
+def _divide(sums: Params, params: Params, divisor: jax.Array | float) -> Params:
+    """Returns the mean gradient, float32; raises ConfigError where `sums` are not of `params`."""
+    _require_like("train.gradient", params, sums, jnp.shape)
+    scale = 1 / jnp.where(divisor == 0, 1, divisor)
+    return jax.tree.map(lambda g: g.astype(jnp.float32) * scale, sums)
 
 
-def _kind(array: Any) -> str:
-    return "not there" if array is None else f"{jnp.shape(array)} {jnp.result_type(array)}"
+def _after_update(
+    task: Task, before: TrainState, params: Params, changed: ModelState
+) -> tuple[Params, ModelState]:
+    """Calls the task's hook; raises ConfigError where it leaves other arrays than there were."""
+    model_state = {**before.model_state, **changed}
+    updated = task.after_update(params, model_state, before.step + 1)
+    params, model_state = pair("after_update", updated)
+    old = {"params": before.params, **before.model_state}
+    new = {"params": params, **model_state}
+    _require_like("task.after_update", old, new, lambda x: f"{x.shape} {x.dtype}")
+    constants = [jax.tree.leaves(tree.get(CONSTANTS)) for tree in (old, new)]
+    if any(a is not b for a, b in zip(*constants, strict=True)):
+        raise ConfigError(f"task.after_update: it changes the collection {CONSTANTS!r}.")
+    return params, model_state
 
 
-def _like_params(params: Params, sums: Params) -> Params:
-    """Returns `sums`; a ConfigError names the first that is not of its parameter's shape."""
-    old, new = flat(params), flat(sums)
-    for path in dict.fromkeys([*old, *new]):
-        was, now = (jnp.shape(x[path]) if path in x else "nothing" for x in (old, new))
-        if was != now:
-            raise ConfigError(
-                f"train.gradient: its sum has {now} for parameter {path!r}, which has {was}."
-            )
-    return sums
+def _require_like(field: str, wanted: Any, given: Any, kind: Callable[[Any], Any]) -> None:
+    """Raises a ConfigError that names `field` and the first array which is not of its `kind`."""
+    wanted, given = flat(wanted), flat(given)
+    for path in dict.fromkeys([*wanted, *given]):
+        must, now = (kind(x[path]) if path in x else "absent" for x in (wanted, given))
+        if must != now:
+            raise ConfigError(f"{field}: {path!r} is {now}; it must be {must}, as before.")
 
 
 def skip_nonfinite(step: Step) -> Step:
@@ -119,8 +115,3 @@ def skip_nonfinite(step: Step) -> Step:
         return kept, metrics | {"skipped": skipped}
 
     return guarded
-
-
-def _divide(sums: Params, divisor: jax.Array | float) -> Params:
-    scale = 1 / jnp.where(divisor == 0, 1, divisor)
-    return jax.tree.map(lambda g: g.astype(jnp.float32) * scale, sums)

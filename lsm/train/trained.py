@@ -120,7 +120,7 @@ def _restored(
                 continue  # a run in progress has just replaced it with a newer one
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
     """A trained model in memory: what `load` returns.
 

@@ -186,9 +186,12 @@ def test_a_projection_reaches_the_master_copies():
 @pytest.mark.parametrize(
     ("changed", "line"),
     [
-        (lambda p: jax.tree.map(lambda x: x.astype(jnp.bfloat16), p), "was .* float32 before"),
-        (lambda p: {"Dense_0": p["Dense_0"]}, "'params/Dense_1/bias' was .* is not there after"),
-        (lambda p: {**p, "new": jnp.ones(2)}, "'params/new' was not there before"),
+        (
+            lambda p: jax.tree.map(lambda x: x.astype(jnp.bfloat16), p),
+            "is .* bfloat16; it must be .* float32",
+        ),
+        (lambda p: {"Dense_0": p["Dense_0"]}, "'params/Dense_1/bias' is absent; it must be"),
+        (lambda p: {**p, "new": jnp.ones(2)}, "'params/new' is .*; it must be absent"),
     ],
     ids=["dtype", "lost", "new"],
 )
@@ -196,6 +199,44 @@ def test_after_update_must_keep_what_there_is(changed, line):
     step, state, batch = projected(changed=changed)
     with pytest.raises(ConfigError, match=f"task.after_update: .*{line}"):
         step(state, batch)
+
+
+@pytest.mark.parametrize(
+    ("method", "returned", "line"),
+    [
+        ("forward", lambda *_: jnp.ones(3), "task.forward: it returns .*; a pair is needed"),
+        ("init", lambda *_: {"a": jnp.ones(2), "b": jnp.ones(2)}, "task.init: it returns dict"),
+        ("after_update", lambda p, s, _: p, "task.after_update: it returns dict; a pair"),
+        ("metrics", lambda *_: jnp.ones(()), "task.metrics: .* given; a dict with 'loss'"),
+        (
+            "metrics",
+            lambda *_: {"lose": (1.0, 1.0)},
+            "task.metrics: lose given; a dict with 'loss'",
+        ),
+        ("metrics", lambda *_: {"loss": jnp.ones(())}, "task.metrics: 'loss' is .*; two scalars"),
+        ("metrics", lambda *_: {"loss": (jnp.ones(3), 1.0)}, r"'loss' is \[\(3,\), \(\)\]; two"),
+    ],
+)
+def test_what_a_task_returns_is_checked(method, returned, line):
+    class Wrong(Classification):
+        pass
+
+    setattr(Wrong, method, lambda self, *args: returned(*args))
+    task, batch = Wrong(model=MLP(widths=(5,), outputs=3)), pictures()
+    transform = SGD(learning_rate=0.1).make(Horizon(8, 12, 12))
+    with pytest.raises(ConfigError, match=line) as error:
+        make_step(task, transform)(init_state(task, transform, batch, 0), batch)
+    assert "\n" not in str(error.value)
+
+
+def test_a_plain_pair_is_a_metric():
+    class Plain(Classification):
+        def metrics(self, outputs, batch, train, step):
+            return {"loss": (outputs.sum(), 12.0)}
+
+    total, metrics, outputs = loss_of(Plain(model=MLP(widths=(5,), outputs=3)), pictures())
+    assert total == pytest.approx(float(outputs.sum()), rel=1e-5)
+    assert float(metrics["loss"].weight) == 12
 
 
 def test_streams_are_functions_of_seed_name_step_and_purpose():
