@@ -18,7 +18,7 @@ import lsm
 from lsm import Data, Evaluation, Experiment, Mesh, Start, Train, flags
 from lsm.data import Arrays
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError
-from lsm.evaluate import F1, RocAuc
+from lsm.evaluate import F1, Metric, RocAuc, compute
 from lsm.models import CNN, MLP
 from lsm.optim import SGD, Adam, Group, Raw, params_ema
 from lsm.paths import flat
@@ -177,6 +177,8 @@ def test_bad_starts_are_one_line(base, start, error, line):
 
 
 def test_bad_patterns_are_refused_when_written():
+    with pytest.raises(ConfigError, match="Start: '' given as a pattern, which matches everything"):
+        Start(path="x", fresh="")
     with pytest.raises(ConfigError, match=r"Start.fresh: '\(' is not a regular expression"):
         Start(path="x", fresh="(")
     for rename in [(("[", "y"),), ("^a", "b"), (("^a", "\\2"),), (("a", 1),)]:
@@ -420,6 +422,80 @@ def test_the_best_checkpoint_by_a_host_metric(tmp_path):
 def test_metrics_that_do_not_fit_are_refused_at_the_start(tmp_path, metrics, error, line):
     with pytest.raises(error, match=line):
         lsm.fit(experiment(evaluation=Evaluation(metrics=metrics)), tmp_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted(Metric):
+    """Gives one of `values` after the other, whatever it sees."""
+
+    values: tuple = ()
+    columns = ()
+
+    def init(self):
+        return None
+
+    def update(self, accumulator, predictions, batch):
+        return "seen"
+
+    def compute(self, accumulator):
+        return {"scripted": SCRIPT.pop(0) if accumulator else float("nan")}
+
+
+SCRIPT = []
+
+
+@pytest.mark.parametrize(
+    ("script", "better", "best"),
+    [
+        ([float("nan"), 0.2, 0.9, 0.3], None, 3),
+        ([0.2, float("nan"), 0.9, 0.1], None, 3),
+        ([0.2, 0.9, 0.1, 0.3], "lower", 3),
+    ],
+    ids=["NaN first", "NaN later", "lower"],
+)
+def test_the_best_step_of_a_metric_of_ones_own(tmp_path, script, better, best):
+    SCRIPT[:] = [*script, 0.0]  # the last for the evaluation at the end
+    case = experiment(
+        data=Data(
+            source=Arrays(train=pictures(), validation=pictures()),
+            validation="validation",
+            test=None,
+        ),
+        evaluation=Evaluation(every=1, monitor="scripted", better=better, metrics=(Scripted(),)),
+    )
+    assert lsm.fit(case, tmp_path).best_step == best
+
+
+@pytest.mark.parametrize(
+    ("figures", "line"),
+    [
+        (0.5, "compute: 0.5 returned; a dict of numbers"),
+        ({"scripted": "x"}, "a dict of numbers"),
+        ({"other": 0.5}, "figures other where it has scripted of nothing"),
+    ],
+    ids=["number", "text", "name"],
+)
+def test_what_a_metric_computes_is_checked(figures, line):
+    class Wrong(Scripted):
+        def compute(self, accumulator):
+            return figures if accumulator else {"scripted": float("nan")}
+
+    with pytest.raises(ConfigError, match=line):
+        compute((Wrong(),), ("seen",))
+
+
+def test_a_class_of_a_script_is_the_same_when_imported(base, tmp_path):
+    shutil.copytree(base, tmp_path / "run")
+    path = tmp_path / "run/config.json"
+    saved = json.loads(path.read_text())
+    name = saved["task"]["class"].rpartition(".")[2]
+    saved["task"]["class"] = f"__main__.{name}"
+    path.write_text(json.dumps(saved))
+    assert lsm.load(tmp_path / "run", experiment=experiment()).step == 4
+    saved["task"]["class"] = "__main__.Other"
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ConfigError, match="task.class: '__main__.Other' ->"):
+        lsm.load(tmp_path / "run", experiment=experiment())
 
 
 def test_batch_norm_statistics_are_taken_too(tmp_path):
