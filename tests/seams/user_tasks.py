@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lsm import Data, Evaluation, Experiment, Train
+from lsm.data import Arrays
 from lsm.losses import binary_cross_entropy, squared_error
 from lsm.metrics import weigh
 from lsm.models import MLP
+from lsm.optim import SGD
 from lsm.tasks import CONSTANTS, Classification, GradientSum, MeanGradient, Task
 
 
@@ -219,3 +222,27 @@ def pictures(rows=64, seed=0):
     centres = np.random.default_rng(9).normal(size=(4, 12))
     image = (centres[label] + random.normal(size=(rows, 12))).astype(np.float32)
     return {"image": image, "label": label}
+
+
+SMALL = MLP(widths=(8,), outputs=4)
+
+
+def experiment(task=Classification(model=SMALL), columns=None, **more):
+    columns = columns or pictures()
+    train = {"steps": 4, "batch_size": 16} | more.pop("train", {})
+    return Experiment(
+        **{
+            "name": "start",
+            "task": task,
+            "data": Data(source=Arrays(train=columns, test=columns)),
+            "optimizer": SGD(learning_rate=0.1, ema=0.5),
+            "train": Train(**train),
+            "evaluation": Evaluation(every=2),
+            "writers": (),
+        }
+        | more
+    )
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
