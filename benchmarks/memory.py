@@ -7,7 +7,7 @@
 It needs the extra lsm[plan].
 
 The actual train step is compiled by the TPU's compiler, which says how much memory it needs; FLOPs
-are counted by `lsm.flops`; compile time is the CPU time of lowering and compiling. The figures are
+are counted by `lsm.cost`; compile time is the CPU time of lowering and compiling. The figures are
 kept in `benchmarks/results/memory.json`, from which the tables are made.
 """
 
@@ -23,9 +23,9 @@ import numpy as np
 
 from launch.plan import topology
 from lsm import Data, Experiment, Mesh, Train
+from lsm.cost import hardware_flops
 from lsm.data import Arrays
 from lsm.files import atomic_write
-from lsm.flops import hardware_flops
 from lsm.models.families import gpt2
 from lsm.optim import AdamW
 from lsm.tasks import LanguageModelling

@@ -28,7 +28,7 @@ from typing import Any
 
 from lsm.errors import DataError, LsmError, listed, nearest
 from lsm.files import atomic_write, plain_json
-from lsm.report import Result
+from lsm.run.result import Result
 
 RECORDS = Path(__file__).with_suffix("")
 _TABLE = re.compile(r"^<!-- results:(.*?) -->\n(.*?)^<!-- /results -->$", re.DOTALL | re.MULTILINE)

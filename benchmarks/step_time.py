@@ -43,8 +43,8 @@ from experiments.configs.mnist import mlp as mnist_mlp
 from experiments.configs.shakespeare import gpt as shakespeare_gpt
 from lsm.cpu import compiler_options
 from lsm.data import Arrays
-from lsm.sharding import place
-from lsm.train.setup import Setup
+from lsm.mesh import place
+from lsm.train.trainer import Trainer
 from lsm.writers import RunInfo
 
 DTYPES = ("float32", "bfloat16")
@@ -129,7 +129,7 @@ class Step:
     """lsm's compiled step, alone."""
 
     def __init__(self, case: Case, dtype: str):
-        program = Setup.of(experiment(case, dtype, steps=1000), None).program
+        program = Trainer.of(experiment(case, dtype, steps=1000), None).program
         self._step, self._state = program.step, program.init()
         self._batches = [place(batch, program.batch) for batch in case.batches()]
         self.parameters = sum(x.size for x in jax.tree.leaves(self._state.params))

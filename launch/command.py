@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from lsm import cli, flags, schema
+from lsm import cli
+from lsm.config import flags, schema
 from lsm.errors import LsmError, listed, nearest
 
 Flags = TypeVar("Flags")

@@ -221,7 +221,7 @@ def _container(
 
 
 def _processes(job: Kubernetes, name: str, piece: slices.Slice | None) -> list[dict]:
-    """Returns the variables by which `lsm.distributed` finds the other processes."""
+    """Returns the variables by which `lsm.processes` finds the other processes."""
     if piece and piece.hosts * job.slices > 1:
         # GKE tells the hosts of a slice, and the slices of a JobSet, by TPU_* and MEGASCALE_*.
         return [{"name": "LSM_COORDINATOR", "value": "auto"}]

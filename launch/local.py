@@ -2,7 +2,7 @@
 
     python -m launch.local --processes=2 --devices=4 -- python -m experiments.digits
 
-The processes find each other by environment variables (see `lsm.distributed`). What they print is
+The processes find each other by environment variables (see `lsm.processes`). What they print is
 merged line by line, each behind the number of its process.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import BinaryIO, TextIO
 
 from launch.command import LaunchError, at_least, describe, one_line_errors, parse, split
-from lsm.peers import free_port
+from lsm.processes.peers import free_port
 
 _COLORS = (36, 33, 32, 35, 34, 31)
 """ANSI colours of the processes' prefixes, in turn, where the output is a terminal."""

@@ -4,7 +4,7 @@
         -- python -m experiments.digits --workdir=runs/digits
 
 writes WORKDIR/slurm.sh and submits it. The tasks find each other by Slurm's own variables (see
-`lsm.distributed`). SIGTERM, 60 s before the time limit, at a preemption or from
+`lsm.processes`). SIGTERM, 60 s before the time limit, at a preemption or from
 `scancel --signal=TERM JOB`, makes them save and stop; the script then requeues the job, until the
 run has its result.json.
 """

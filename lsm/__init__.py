@@ -3,7 +3,7 @@
 from lsm.config import Checkpoint, EarlyStopping, Evaluation, Experiment, Start, Train
 from lsm.data import Data
 from lsm.errors import LsmError
-from lsm.sharding import Mesh
+from lsm.mesh import Mesh
 from lsm.train import evaluate_run, fit, load, predict_run
 
 __all__ = [

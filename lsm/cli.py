@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 
 from absl import app, flags, logging
 
-from lsm import distributed, libtpu
-from lsm import flags as config_flags
+from lsm import processes
 from lsm.config import Experiment
+from lsm.config import flags as config_flags
+from lsm.cpu import libtpu
 from lsm.errors import ConfigError, LsmError, listed, nearest
-from lsm.report import Result
+from lsm.run.result import Result
 from lsm.train import evaluate_run, fit, predict_run, state_table
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, FILE.py or FILE.py:arg")
@@ -128,14 +129,14 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
 
 def _join() -> None:
     """Joins the other processes, where there are any; then process 0 alone talks on stdout."""
-    distributed.initialize(
+    processes.initialize(
         _COORDINATOR.value,
         _PROCESSES.value,
         _PROCESS.value,
         start_timeout=_START_TIMEOUT.value,
         peer_timeout=_PEER_TIMEOUT.value,
     )
-    if not distributed.is_first():
+    if not processes.is_first():
         sys.stdout.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -177,19 +178,19 @@ def _one_line(run) -> int:
     try:
         run()
         sys.stdout.flush()
-        distributed.finish()
+        processes.finish()
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not _HELP.value:
-            distributed.fail("stdout was closed; the same command continues.")
+            processes.fail("stdout was closed; the same command continues.")
             print("error: stdout was closed; the same command continues.", file=sys.stderr)
             return 1
     except KeyboardInterrupt:
-        distributed.fail("interrupted; the same command continues.", status=130)
+        processes.fail("interrupted; the same command continues.", status=130)
         print("error: interrupted; the same command continues.", file=sys.stderr)
         return 130
     except LsmError as error:
-        distributed.fail(str(error))
+        processes.fail(str(error))
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0

@@ -21,8 +21,9 @@ import shlex
 import pytest
 from absl import flags as absl_flags
 
-from lsm import flags, optim, schema
+from lsm import optim
 from lsm.cli import split_overrides
+from lsm.config import flags, schema
 from lsm.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]

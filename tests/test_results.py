@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lsm.errors import DataError
-from lsm.report import Result
+from lsm.run.result import Result
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = {"platform": "cpu", "device_kind": "cpu", "device_count": 1, "cpu": "Xeon", "cores": 8}

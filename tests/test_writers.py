@@ -79,7 +79,7 @@ def test_writers_that_are_open_are_closed_when_a_later_one_does_not_open(tmp_pat
 
 def test_importing_the_writers_imports_none_of_their_libraries():
     heavy = "{'tensorboardX', 'wandb', 'mlflow', 'tensorflow', 'matplotlib'}"
-    code = f"import sys, lsm.writers, lsm.report; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, lsm.writers, lsm.run.result; print(sorted({heavy} & set(sys.modules)))"
     code = f"import sys; sys.path[:0] = {sys.path!r}; {code}"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -5,8 +5,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from lsm import flags
 from lsm.cli import split_overrides
+from lsm.config import flags
 from lsm.errors import ConfigError, LsmError, nearest
 
 _FLAGS = {

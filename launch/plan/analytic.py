@@ -23,9 +23,8 @@ from launch.plan.layouts import Layout, of_spec
 from launch.plan.partition import Work, partition
 from launch.plan.report import Collective, Flops, Memory, Operations, Plan, Roofline
 from launch.plan.topology import Topology
-from lsm.chips import CHIPS, Chip
+from lsm.cost import CHIPS, Chip, hardware_flops
 from lsm.errors import ConfigError, nearest
-from lsm.flops import hardware_flops
 from lsm.train import abstract_batch, build
 from lsm.train.program import Program
 from lsm.train.throughput import training_flops

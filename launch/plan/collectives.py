@@ -17,7 +17,7 @@ from launch.plan.costs import kind_of_collective
 from launch.plan.hlo import Computation, Instruction, Module
 from launch.plan.loops import executed
 from launch.plan.report import Collective
-from lsm.chips import Chip
+from lsm.cost import Chip
 
 HOP = 1e-6
 """Seconds that a message takes to the next chip."""

@@ -19,8 +19,8 @@ from launch.plan.hlo import Module
 from launch.plan.report import Flops, Machine, Memory, Plan, Refusal, Run
 from launch.plan.topology import Topology, bytes_of, version
 from lsm.config import Experiment
+from lsm.cost import hardware_flops
 from lsm.durations import Horizon
-from lsm.flops import hardware_flops
 from lsm.train import abstract_batch, build
 from lsm.train.program import Program
 from lsm.train.throughput import training_flops

@@ -16,7 +16,7 @@ from launch.plan.report import (
     Roofline,
     Run,
 )
-from lsm.chips import Chip
+from lsm.cost import Chip
 
 _COPIES = ("copy", "transpose", "dynamic-slice", "slice", "concatenate", "pad", "reshape")
 _PREFETCH = ("copy-start", "slice-start")

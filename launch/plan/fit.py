@@ -14,10 +14,9 @@ from launch.plan.compile import Request
 from launch.plan.report import Plan
 from launch.plan.text import amount, duration
 from launch.plan.topology import PlanError, Topology
-from lsm import flags
-from lsm.axes import AXES, BATCH_AXES, Fsdp, Layout, axis_names
-from lsm.config import Experiment
+from lsm.config import Experiment, flags
 from lsm.errors import ConfigError, LsmError, MeshError
+from lsm.mesh import AXES, BATCH_AXES, Fsdp, Layout, axis_names
 
 COMPILED = 4
 """Candidates compiled, at most."""

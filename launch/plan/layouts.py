@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lsm.axes import BATCH_AXES, Entry, axis_names
+from lsm.mesh import BATCH_AXES, Entry, axis_names
 
 Layout = tuple[tuple[str, ...], ...]
 """The mesh axes that each dimension is split over."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from launch.plan.layouts import Layout, follow, joined, of_spec, placed_like
 from launch.plan.steps import ALIASES, PRODUCTS, Value, dimensions, flat, lifetimes
-from lsm.axes import AXES, BATCH_AXES
+from lsm.mesh import AXES, BATCH_AXES
 
 SMALL = 2**16
 """Bytes from which on a reduction counts: smaller ones are combined into others."""

@@ -16,7 +16,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lsm.chips import CHIPS, Chip
+from lsm.cost import CHIPS, Chip
 from lsm.errors import ConfigError, LsmError, nearest
 
 EXAMPLES = ("v4:4x4x4", "v5e:4x4", "v5p:8x8x8", "v6e:16x16", "tpu7x:4x4x4")

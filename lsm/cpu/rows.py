@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import jax
 
-from lsm.axes import ways
-
 
 def by_rows(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """Returns `function`, (N, D) -> (N, F), of (..., D): its leading dimensions are made one.
@@ -13,7 +11,8 @@ def by_rows(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Arr
     A sequence that is split over devices stays as it is, since split dimensions cannot be merged:
     `function` must take (..., D) too.
     """
-    if x.ndim == 2 or ways("sequence", "tensor") > 1:
+    mesh = jax.sharding.get_abstract_mesh().shape  # of the trace; this room knows no other
+    if x.ndim == 2 or max(mesh.get(axis, 1) for axis in ("sequence", "tensor")) > 1:
         return function(x)
     y = function(x.reshape(-1, x.shape[-1]))
     return y.reshape(*x.shape[:-1], y.shape[-1])

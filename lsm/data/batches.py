@@ -51,7 +51,7 @@ class TrainBatches:
       batch_size: rows of a batch over all processes.
       seed: of order and augmentation, at least 0.
       augment: changes of the batch, in this order.
-      rows: (n,) integers, the rows of each batch that are read here (`lsm.sharding.local_rows`);
+      rows: (n,) integers, the rows of each batch that are read here (`lsm.mesh.local_rows`);
         None reads all.
       sampling: which examples make up a batch.
     """

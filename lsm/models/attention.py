@@ -7,9 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lsm.axes import BATCH_AXES, constrain, ways
 from lsm.checks import require
 from lsm.errors import ConfigError
+from lsm.mesh import BATCH_AXES, constrain, ways
 
 ATTENTION = "attention"
 """Name of the kernel's results, for rematerialisation policies."""

@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 import jax
 
-from lsm.axes import Fsdp, Layout, Rule
 from lsm.checks import require, require_sizes
 from lsm.cpu import Bias, max_pool_2x2
+from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models.initializers import HE
 from lsm.models.layers import Activation, Dtype, Initializer
 

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lsm.axes import BATCH_AXES, constrain
 from lsm.checks import require
+from lsm.mesh import BATCH_AXES, constrain
 from lsm.models.layers import Dtype, Initializer
 
 _AT_EXPERTS = (("data", "fsdp"), "expert", None, None)

@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lsm.axes import BATCH_AXES, Fsdp, Layout, Rule, constrain, ways
 from lsm.checks import require, require_sizes
 from lsm.cpu import by_rows, dot_rows
 from lsm.errors import ConfigError
+from lsm.mesh import BATCH_AXES, Fsdp, Layout, Rule, constrain, ways
 from lsm.models import stack
 from lsm.models.attention import Cache, Mask, capped, positions
 from lsm.models.initializers import Gaussian

@@ -5,8 +5,8 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
-from lsm.axes import Fsdp, Layout, Rule
 from lsm.checks import require, require_sizes
+from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models.initializers import LECUN
 from lsm.models.layers import Activation, Dtype, Initializer
 

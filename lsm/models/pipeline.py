@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lsm.axes import BATCH_AXES, constrain, split_rows, ways
 from lsm.errors import MeshError
+from lsm.mesh import BATCH_AXES, constrain, split_rows, ways
 
 Layer = Callable[..., tuple[Any, Any]]
 """(rows, parameters of the layer, number of the tick, *beside) -> (rows, results); pure."""

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lsm.axes import Layout, Rule, unplaced, ways
 from lsm.errors import MeshError
+from lsm.mesh import Layout, Rule, unplaced, ways
 from lsm.models.attention import Cache, Mask
 from lsm.models.pipeline import run_layers
 from lsm.models.remat import rematerialised

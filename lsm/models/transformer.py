@@ -13,10 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lsm.axes import BATCH_AXES, constrain, ways
 from lsm.checks import require, require_choice, require_sizes
 from lsm.cpu import TWO_PASS, dot_rows
 from lsm.errors import ConfigError, MeshError
+from lsm.mesh import BATCH_AXES, constrain, ways
 from lsm.models.attention import Cache, Mask, attend, rotate
 from lsm.models.experts import Experts, Mixture
 from lsm.models.initializers import Gaussian

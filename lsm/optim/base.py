@@ -30,13 +30,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lsm import paths
 from lsm.checks import require, require_pattern
 from lsm.durations import Horizon
 from lsm.errors import ConfigError
 from lsm.optim.ema import params_ema
 from lsm.optim.master import keep_master
 from lsm.optim.schedules import Constant, Schedule
+from lsm.params import mask, matches, names, path_name, require_match
 
 Link = tuple[str, optax.GradientTransformation]
 """A named transform of the chain."""
@@ -145,7 +145,7 @@ class Algorithm(Optimizer):
         """Returns the core and the weight decay, in the order that the algorithm wants."""
         core, decay = self.core(), []
         if self.weight_decay:
-            chosen = functools.partial(paths.mask, pattern=self.decay)
+            chosen = functools.partial(mask, pattern=self.decay)
             decay = [("decay", optax.add_decayed_weights(self.weight_decay, chosen))]
         links = [] if core is None else [("core", core)]
         return decay + links if self.coupled else links + decay
@@ -153,7 +153,7 @@ class Algorithm(Optimizer):
     def check(self, params: optax.Params) -> None:
         """Checks that every pattern chooses a parameter, else raises ConfigError."""
         if self.weight_decay:
-            paths.require_match(f"{type(self).__name__}.decay", self.decay, params)
+            require_match(f"{type(self).__name__}.decay", self.decay, params)
         check_first_matches(
             f"{type(self).__name__}.groups", "Group.pattern", self._patterns(), params
         )
@@ -209,7 +209,7 @@ class Algorithm(Optimizer):
 
 def first_match(patterns: Sequence[str], name: str) -> int | None:
     """Returns the number of the first pattern that is found in the path `name`, or None."""
-    return next((i for i, pattern in enumerate(patterns) if paths.matches(pattern, name)), None)
+    return next((i for i, pattern in enumerate(patterns) if matches(pattern, name)), None)
 
 
 def check_first_matches(
@@ -220,9 +220,9 @@ def check_first_matches(
     Raises:
       ConfigError: one is not; names `pattern_field` where it matches none, else `field`.
     """
-    found = {first_match(patterns, name) for name in paths.names(params)}
+    found = {first_match(patterns, name) for name in names(params)}
     for index, pattern in enumerate(patterns):
-        paths.require_match(pattern_field, pattern, params)
+        require_match(pattern_field, pattern, params)
         if index not in found:
             kind = pattern_field.partition(".")[0].lower()
             raise ConfigError(
@@ -234,9 +234,7 @@ def check_first_matches(
 def _scale_by_path(scale) -> optax.GradientTransformation:
     def update(updates, params=None):
         del params
-        return jax.tree_util.tree_map_with_path(
-            lambda path, u: scale(paths.path_name(path)) * u, updates
-        )
+        return jax.tree_util.tree_map_with_path(lambda path, u: scale(path_name(path)) * u, updates)
 
     return optax.stateless(update)
 
@@ -248,7 +246,7 @@ def _freeze(
 
     def hide(tree):
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: optax.MaskedNode() if frozen(paths.path_name(path)) else x, tree
+            lambda path, x: optax.MaskedNode() if frozen(path_name(path)) else x, tree
         )
 
     def update(updates, state, params=None, **extra):

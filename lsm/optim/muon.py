@@ -7,10 +7,10 @@ import math
 import jax
 import optax
 
-from lsm import paths
 from lsm.checks import require, require_pattern
 from lsm.errors import ConfigError
 from lsm.optim.base import Algorithm
+from lsm.params import matches, path_name, require_match
 
 Dimensions = optax.contrib.MuonDimensionNumbers
 
@@ -93,9 +93,9 @@ class Muon(Algorithm):
     def check(self, params: optax.Params) -> None:
         """Checks also that there are matrices, and that `axes` fit them."""
         super().check(params)
-        paths.require_match("Muon.matrices", self.matrices, params)
+        require_match("Muon.matrices", self.matrices, params)
         for axes in self.axes:
-            paths.require_match("MatrixAxes.pattern", axes.pattern, params)
+            require_match("MatrixAxes.pattern", axes.pattern, params)
         self._map(self._dimensions, params)
 
     def core(self) -> optax.GradientTransformation:
@@ -115,19 +115,17 @@ class Muon(Algorithm):
         )
 
     def _map(self, function, tree: optax.Params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: function(paths.path_name(path), x), tree
-        )
+        return jax.tree_util.tree_map_with_path(lambda path, x: function(path_name(path), x), tree)
 
     def _label(self, name: str, x: jax.Array) -> str:
         return "adam" if self._dimensions(name, x) is None else "muon"
 
     def _dimensions(self, name: str, x: jax.Array) -> Dimensions | None:
         """Returns the axes of a matrix, None of what is no matrix."""
-        if not paths.matches(self.matrices, name):
+        if not matches(self.matrices, name):
             return None
         for axes in self.axes:
-            if paths.matches(axes.pattern, name):
+            if matches(axes.pattern, name):
                 return Dimensions(axes.inputs, axes.outputs)
         if x.ndim not in _BY_RANK:
             raise ConfigError(

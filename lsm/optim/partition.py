@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import optax
 
-from lsm import paths
 from lsm.checks import require_pattern
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, listed
 from lsm.optim.base import Optimizer, check_first_matches, checked, first_match
+from lsm.params import names, path_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Partition(Optimizer):
         """Checks that every part has parameters, and every parameter a part."""
         patterns = self._patterns()
         check_first_matches("Partition.parts", "Part.pattern", patterns, params)
-        alone = [name for name in paths.names(params) if first_match(patterns, name) is None]
+        alone = [name for name in names(params) if first_match(patterns, name) is None]
         if alone:
             raise ConfigError(
                 f"Partition.parts: no pattern matches {listed(alone)}; a last part with the "
@@ -97,7 +97,7 @@ class Partition(Optimizer):
 
     def _labels(self, tree: optax.Params) -> optax.Params:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: str(first_match(self._patterns(), paths.path_name(path))), tree
+            lambda path, _: str(first_match(self._patterns(), path_name(path))), tree
         )
 
     def _names(self) -> list[str]:

@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 
-from lsm import distributed
+from lsm import processes
 from lsm.errors import CheckpointError
-from lsm.paths import flat, nested, path_name
+from lsm.mesh import jit, replicated
+from lsm.params import flat, nested, path_name
 from lsm.run import saved
 from lsm.run.saved import IN_STATE, spec_of
-from lsm.sharding import compile, replicated
 from lsm.tasks import CONSTANTS
 
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
@@ -65,7 +65,7 @@ class Checkpoints:
         )
         if not read_only:
             self._remove_partial()
-            distributed.wait_for_all("the opening of the checkpoints")
+            processes.wait_for_all("the opening of the checkpoints")
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_names=("state", "meta")
         )
@@ -126,7 +126,7 @@ class Checkpoints:
         if constants:
             meta[CONSTANTS] = saved.digest(meta)
             folder = self.directory / CONSTANTS / meta[CONSTANTS]
-            new = distributed.share("the constants", not folder.exists())
+            new = processes.share("the constants", not folder.exists())
             constants = constants if new else None
         meta["checksum"] = saved.checksum_of_json(meta)
         self.wait()
@@ -191,7 +191,7 @@ class Checkpoints:
                 found |= self._read(step, item, meta, part)
         shardings = {path: leaf.sharding for path, leaf in wanted.items()}
         whole = replicated(next(iter(shardings.values())).mesh)
-        sums = compile(saved.checksums, in_shardings=(shardings,), out_shardings=whole)(found)
+        sums = jit(saved.checksums, in_shardings=(shardings,), out_shardings=whole)(found)
         self._check_sums(step, meta, jax.device_get(sums))
         return found
 
@@ -297,7 +297,7 @@ class Checkpoints:
         return _Writing(self)
 
     def _remove_partial(self) -> None:
-        if not distributed.is_first():
+        if not processes.is_first():
             return
         for folder in (self.directory, self.directory / CONSTANTS):
             for partial in folder.glob(_TEMPORARY):

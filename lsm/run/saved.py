@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lsm.errors import CheckpointError
-from lsm.paths import flat, path_name
+from lsm.params import flat, path_name
 from lsm.tasks import CONSTANTS
 
 IN_STATE = f"model_state/{CONSTANTS}/"

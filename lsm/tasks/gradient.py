@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lsm.axes import split_rows
+from lsm.mesh import split_rows
 from lsm.metrics import Weighted
 from lsm.tasks.base import Batch, ModelState, Params, Rngs, Task
 

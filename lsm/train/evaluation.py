@@ -8,12 +8,12 @@ import numpy as np
 
 from lsm.data import EvalBatches, Prefetcher
 from lsm.evaluate import Metric, compute, init, update
+from lsm.mesh import place
 from lsm.metrics import Weighted
-from lsm.sharding import place
 from lsm.train.goodput import Clock
 from lsm.train.program import Program, evaluated_params
-from lsm.train.setup import Setup
 from lsm.train.state import TrainState
+from lsm.train.trainer import Trainer
 
 _IN_FLIGHT = 4
 """Batches dispatched and not read yet: this many are held on the devices."""
@@ -50,13 +50,13 @@ def evaluate(
 
 
 def evaluate_all(
-    setup: Setup, state: TrainState, clock: Clock | None = None
+    trainer: Trainer, state: TrainState, clock: Clock | None = None
 ) -> dict[str, dict[str, float]]:
     """Returns the figures of every split, by split."""
-    params, metrics = evaluated_params(state), setup.experiment.evaluation.metrics
+    params, metrics = evaluated_params(state), trainer.experiment.evaluation.metrics
     return {
-        split: evaluate(setup.program, params, state, batches, metrics, clock)
-        for split, batches in setup.evaluation.items()
+        split: evaluate(trainer.program, params, state, batches, metrics, clock)
+        for split, batches in trainer.evaluation.items()
     }
 
 

@@ -10,22 +10,23 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
-from lsm import distributed, schema
-from lsm.config import Experiment
+from lsm import processes
+from lsm.config import Experiment, schema
 from lsm.cpu import keep_memory
 from lsm.errors import ConfigError, ProcessError, TrainingError
 from lsm.files import atomic_write
-from lsm.report import Result, fingerprint, git_revision, hardware, plot_curves, versions
 from lsm.run.checkpoint import Checkpoints
+from lsm.run.curves import plot_curves
+from lsm.run.result import Result, fingerprint, git_revision, hardware, versions
 from lsm.train.evaluation import evaluate_all
 from lsm.train.goodput import Clock, Goodput, undone
 from lsm.train.loop import Ending, Loop
 from lsm.train.profile import Profile
 from lsm.train.progress import Progress
-from lsm.train.setup import Setup, keep_compiled
 from lsm.train.start import begin
 from lsm.train.state import TrainState
 from lsm.train.throughput import Throughput
+from lsm.train.trainer import Trainer, keep_compiled
 from lsm.writers import RunInfo, Writers, read_metrics
 
 
@@ -39,7 +40,7 @@ def fit(
 ) -> Result:
     """Trains an experiment in `workdir`, or continues the run that is there.
 
-    On several processes (`lsm.distributed.initialize`) every one of them calls this, with the same
+    On several processes (`lsm.processes.initialize`) every one of them calls this, with the same
     experiment; `workdir` must be on a disk that they share.
 
     Writes `config.json`, `checkpoints/`, what the writers write (`metrics.jsonl`, ...), and at the
@@ -66,9 +67,9 @@ def fit(
     tracer = Profile(profile, workdir / "profile")
     keep_compiled()
     keep_memory()
-    setup = Setup.of(experiment, data_dir)
-    throughput = Throughput.of(setup)
-    keep, checksums = experiment.checkpoint.keep, setup.program.checksums
+    trainer = Trainer.of(experiment, data_dir)
+    throughput = Throughput.of(trainer)
+    keep, checksums = experiment.checkpoint.keep, trainer.program.checksums
     with (
         _claimed(workdir, experiment, allow_config_change),
         contextlib.closing(
@@ -76,23 +77,23 @@ def fit(
         ) as checkpoints,
     ):
         clock.book("startup")
-        state, progress = _start(setup, checkpoints, clock)
+        state, progress = _start(trainer, checkpoints, clock)
         progress = _with_undone(progress, workdir, int(state.step), clock)
         info = RunInfo(
             name=experiment.name,
             config=schema.to_json(experiment),
-            total_steps=setup.horizon.steps,
+            total_steps=trainer.horizon.steps,
             batch_size=experiment.train.batch_size,
         )
-        configs = experiment.writers if distributed.is_first() else ()
+        configs = experiment.writers if processes.is_first() else ()
         writers = Writers.open(configs, workdir, info, int(state.step))
         with contextlib.closing(writers):
             loop = Loop(
                 experiment=experiment,
-                horizon=setup.horizon,
-                program=setup.program,
-                batches=setup.train,
-                monitored=setup.monitored(),
+                horizon=trainer.horizon,
+                program=trainer.program,
+                batches=trainer.train,
+                monitored=trainer.monitored(),
                 checkpoints=checkpoints,
                 writers=writers,
                 profile=tracer,
@@ -106,14 +107,14 @@ def fit(
             clock.book("checkpoint")
             metrics = {}
             if ending != "interrupted":
-                state = _chosen(setup, checkpoints, state, loop.progress)
+                state = _chosen(trainer, checkpoints, state, loop.progress)
                 clock.book("restore")
-                metrics = _final(setup, writers, workdir, state, clock)
+                metrics = _final(trainer, writers, workdir, state, clock)
             goodput = throughput.summary(clock.spent, loop.progress.replayed, last)
             if ending != "interrupted":
                 writers.write(last, "goodput", goodput)
     result = _result(experiment, state, metrics, ending, loop.progress, goodput)
-    if ending != "interrupted" and distributed.is_first():
+    if ending != "interrupted" and processes.is_first():
         result.save(workdir)
         if read_metrics(workdir):
             plot_curves(workdir)
@@ -137,7 +138,7 @@ def _claimed(
         raise TrainingError(f"--workdir: cannot write to {workdir}: {error.strerror}.") from error
     try:
         _check_same_config(experiment)
-        if distributed.is_first():
+        if processes.is_first():
             _lock(handle, workdir)
             _check_config(workdir, experiment, allow_config_change)
         _check_shared(workdir)
@@ -149,26 +150,26 @@ def _claimed(
 def _check_same_config(experiment: Experiment) -> None:
     """Raises ProcessError where this process runs another config than process 0."""
     new = schema.to_json(experiment)
-    first = distributed.share("the comparison of configs", new)
+    first = processes.share("the comparison of configs", new)
     changes = schema.differences(first, new, ())
     if changes:
         raise ProcessError(f"not the config of process 0: {'; '.join(changes)}.")
-    distributed.wait_for_all("the comparison of configs")  # nothing is written before
+    processes.wait_for_all("the comparison of configs")  # nothing is written before
 
 
 def _check_shared(workdir: pathlib.Path) -> None:
     """Raises TrainingError where this process does not see a file that process 0 makes."""
-    if distributed.peers() is None:
+    if processes.others() is None:
         return
-    mark = workdir / distributed.share("the claim of the workdir", f".claim-{secrets.token_hex(8)}")
-    if distributed.is_first():
+    mark = workdir / processes.share("the claim of the workdir", f".claim-{secrets.token_hex(8)}")
+    if processes.is_first():
         for old in workdir.glob(".claim-*"):  # of a run that was killed right here
             old.unlink()
         atomic_write(mark, b"")
-    distributed.wait_for_all("the claim of the workdir")
+    processes.wait_for_all("the claim of the workdir")
     seen = mark.exists()
-    distributed.wait_for_all("the check that the workdir is shared")
-    if distributed.is_first():
+    processes.wait_for_all("the check that the workdir is shared")
+    if processes.is_first():
         mark.unlink()
     if not seen:
         raise TrainingError(
@@ -209,10 +210,10 @@ def _as_now(saved: Any) -> Any:
         return saved
 
 
-def _start(setup: Setup, checkpoints: Checkpoints, clock: Clock) -> tuple[TrainState, Progress]:
-    program, step = setup.program, distributed.share("the start", checkpoints.latest())
+def _start(trainer: Trainer, checkpoints: Checkpoints, clock: Clock) -> tuple[TrainState, Progress]:
+    program, step = trainer.program, processes.share("the start", checkpoints.latest())
     if step is None:
-        state = begin(program, setup.experiment.start)
+        state = begin(program, trainer.experiment.start)
         clock.book("compile")
         return state, Progress()
     state = checkpoints.restore(program.abstract_state, step)
@@ -230,22 +231,22 @@ def _with_undone(progress: Progress, workdir: pathlib.Path, step: int, clock: Cl
 
 
 def _chosen(
-    setup: Setup, checkpoints: Checkpoints, state: TrainState, progress: Progress
+    trainer: Trainer, checkpoints: Checkpoints, state: TrainState, progress: Progress
 ) -> TrainState:
     """Returns the best state where early stopping restores it, else the last."""
-    stopping = setup.experiment.evaluation.early_stopping
+    stopping = trainer.experiment.evaluation.early_stopping
     if stopping and stopping.restore_best and progress.best_step not in (None, int(state.step)):
-        return checkpoints.restore(setup.program.abstract_state, progress.best_step)
+        return checkpoints.restore(trainer.program.abstract_state, progress.best_step)
     return state
 
 
 def _final(
-    setup: Setup, writers: Writers, workdir: pathlib.Path, state: TrainState, clock: Clock
+    trainer: Trainer, writers: Writers, workdir: pathlib.Path, state: TrainState, clock: Clock
 ) -> dict[str, dict[str, float]]:
     """Evaluates every split with the final state; the test row is written once."""
-    figures = evaluate_all(setup, state, clock)
+    figures = evaluate_all(trainer, state, clock)
     clock.book("other")
-    if not distributed.is_first():
+    if not processes.is_first():
         return figures
     step = int(state.step)
     written = any(row["step"] == step and row["split"] == "test" for row in read_metrics(workdir))

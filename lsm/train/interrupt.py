@@ -4,7 +4,7 @@ import signal
 import threading
 from types import FrameType
 
-from lsm import distributed
+from lsm import processes
 
 
 class Interrupt:
@@ -12,13 +12,14 @@ class Interrupt:
 
     A second Ctrl-C stops at once. Outside the main thread signals cannot be caught, and
     nothing is changed. Of several processes, one that is asked asks the others: all stop after the
-    same step. They agree on it over TCP (`lsm.peers`), as an all-reduce at every step would cost.
+    same step. They agree on it over TCP (`lsm.processes.peers`): an all-reduce at every step would
+    cost.
     """
 
     def __init__(self):
         self.requested: str | None = None
         self._previous: dict[int, object] = {}
-        self._peers = distributed.peers()
+        self._peers = processes.others()
         self._asked = False
 
     def __enter__(self) -> "Interrupt":

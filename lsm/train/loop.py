@@ -9,8 +9,8 @@ from lsm.config import Experiment
 from lsm.data import EvalBatches, Prefetcher, TrainBatches
 from lsm.durations import Horizon, to_steps
 from lsm.errors import TrainingError, listed
+from lsm.mesh import place
 from lsm.run.checkpoint import Checkpoints
-from lsm.sharding import place
 from lsm.train.evaluation import evaluate
 from lsm.train.goodput import Clock
 from lsm.train.interrupt import Interrupt

@@ -10,28 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lsm.axes import Layout
 from lsm.config import Experiment
 from lsm.cpu import unroll_micro_batches
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, MeshError
 from lsm.evaluate import columns
-from lsm.metrics import Weighted
-from lsm.optim import averaged_params
-from lsm.rng import streams
-from lsm.run.saved import checksums
-from lsm.sharding import (
+from lsm.mesh import (
+    Layout,
     batch_sharding,
     batch_ways,
     check_axes,
-    compile,
+    in_device_memory,
+    in_host_memory,
+    jit,
     make_mesh,
+    offloaded,
     replicated,
     shard,
     table,
 )
+from lsm.metrics import Weighted
+from lsm.optim import averaged_params
+from lsm.rng import streams
+from lsm.run.saved import checksums
 from lsm.tasks import Task
-from lsm.train.offload import in_device_memory, in_host_memory, offloaded
 from lsm.train.state import TrainState, init_state
 from lsm.train.step import Step, make_step, skip_nonfinite
 
@@ -104,7 +106,7 @@ def build(
 
     def start(taken: Mapping[str, jax.Array]) -> TrainState:
         placed = {path: x.sharding for path, x in taken.items()}
-        return compile(init, in_shardings=(placed,), out_shardings=state)(dict(taken))
+        return jit(init, in_shardings=(placed,), out_shardings=state)(dict(taken))
 
     def sums(trained: TrainState) -> TrainState:
         return checksums(jax.device_put(trained, in_device_memory(state)))
@@ -123,9 +125,9 @@ def build(
         mesh=mesh,
         abstract_state=abstract,
         batch=rows,
-        init=compile(init, in_shardings=(), out_shardings=state),
+        init=jit(init, in_shardings=(), out_shardings=state),
         start=start,
-        step=compile(
+        step=jit(
             _step(experiment, optimizer, mesh, state),
             in_shardings=(state, rows),
             out_shardings=(state, whole),
@@ -133,10 +135,10 @@ def build(
             hot=True,
             mesh=mesh,
         ),
-        evaluate=compile(on_devices(_evaluate(experiment)), **evaluation),
-        predict=compile(on_devices(make_predict(task, train.seed)), **evaluation),
-        finite=compile(_all_finite, in_shardings=(state.params,), **options),
-        checksums=compile(sums, in_shardings=(state,), **options),
+        evaluate=jit(on_devices(_evaluate(experiment)), **evaluation),
+        predict=jit(on_devices(make_predict(task, train.seed)), **evaluation),
+        finite=jit(_all_finite, in_shardings=(state.params,), **options),
+        checksums=jit(sums, in_shardings=(state,), **options),
         summary=task.summary,
     )
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lsm.config import Start
 from lsm.errors import CheckpointError, listed
-from lsm.paths import flat, matches, require_match
+from lsm.params import flat, matches, require_match
 from lsm.run.weights import open_weights
 from lsm.train.program import Program
 from lsm.train.state import TrainState

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lsm.paths import path_name
+from lsm.params import path_name
 from lsm.rng import stream
 from lsm.tasks import Batch, ModelState, Params, Task
 from lsm.tasks.base import pair

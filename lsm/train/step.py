@@ -9,7 +9,7 @@ import optax
 
 from lsm.errors import ConfigError
 from lsm.metrics import Weighted
-from lsm.paths import flat
+from lsm.params import flat
 from lsm.rng import streams
 from lsm.tasks import (
     CONSTANTS,

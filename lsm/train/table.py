@@ -2,16 +2,13 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import jax
-import numpy as np
 
 from lsm.config import Experiment
-from lsm.data import Shuffled, TrainBatches
-from lsm.durations import Horizon
-from lsm.errors import DataError
 from lsm.train.program import build
+from lsm.train.trainer import abstract_batch
 
 HEADINGS = ("path", "shape", "dtype", "spec", "bytes a device")
 
@@ -53,37 +50,3 @@ def _aligned(lines: list[tuple[str, ...]]) -> Iterator[str]:
     for *cells, number in lines:
         padded = [f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)]
         yield "  ".join([*padded, f"{number:>{last}}"])
-
-
-def abstract_batch(
-    experiment: Experiment, data_dir: os.PathLike | str | None = None
-) -> tuple[dict[str, jax.ShapeDtypeStruct], Horizon]:
-    """Returns the shapes of a training batch, and the run's length.
-
-    The data itself is opened only where the length is in epochs, where augmentations may change
-    shapes, where examples are not simply shuffled, or where the source knows its shapes no other
-    way.
-
-    Raises:
-      DataError: the data is needed and is not there, or has no one shape.
-    """
-    data, train = experiment.data, experiment.train
-    if train.epochs is None and not data.augment and data.sampling == Shuffled():
-        spec: Mapping = data.source.spec(data.train, data_dir)
-        examples = train.examples or train.steps * train.batch_size  # an epoch: not known
-    else:
-        opened = data.source.open(data.train, data_dir)
-        sample = TrainBatches(
-            opened, train.batch_size, train.seed, data.augment, np.arange(1), data.sampling
-        ).batch_at(0)
-        spec = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in sample.items()}
-        examples = len(opened)
-    ragged = [name for name, one in spec.items() if one.dtype == object]
-    if ragged:
-        raise DataError(f"data: column {ragged[0]!r} has no one shape; set data.source.size.")
-    experiment.task.check({name: np.zeros((1, *x.shape), x.dtype) for name, x in spec.items()})
-    shapes = {
-        name: jax.ShapeDtypeStruct((train.batch_size, *one.shape), one.dtype)
-        for name, one in spec.items()
-    }
-    return shapes, experiment.horizon(examples)

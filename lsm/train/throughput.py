@@ -5,13 +5,12 @@ from typing import Any
 
 import jax
 
-from lsm.chips import chip_of
-from lsm.flops import Flops, model_flops
+from lsm.cost import Flops, chip_of, model_flops
 from lsm.rng import streams
 from lsm.tasks import Task
 from lsm.train.goodput import Goodput
-from lsm.train.setup import Setup
 from lsm.train.state import TrainState
+from lsm.train.trainer import Trainer
 
 
 def training_flops(task: Task, state: TrainState, batch: Any) -> Flops:
@@ -25,7 +24,7 @@ class Throughput:
     """Turns steps per second into FLOP/s and their share of the peak.
 
     Attributes:
-      flops: model FLOPs of one step, over all devices; see `lsm.flops.model_flops`.
+      flops: model FLOPs of one step, over all devices; see `lsm.cost.model_flops`.
       devices: how many work on it.
       peak: bfloat16 FLOP/s that one device has at best; None where that is not known, as on CPUs.
     """
@@ -35,16 +34,16 @@ class Throughput:
     peak: float | None
 
     @classmethod
-    def of(cls, setup: Setup) -> "Throughput":
+    def of(cls, trainer: Trainer) -> "Throughput":
         """Traces the loss once, for a whole batch: some tens of milliseconds."""
-        experiment, state = setup.experiment, setup.program.abstract_state
+        experiment, state = trainer.experiment, trainer.program.abstract_state
         rows = experiment.train.batch_size
         batch = {
             name: jax.ShapeDtypeStruct((rows, *column.shape[1:]), column.dtype)
-            for name, column in setup.train.batch_at(0).items()
+            for name, column in trainer.train.batch_at(0).items()
         }
         flops = training_flops(experiment.task, state, batch)
-        devices = setup.program.mesh.devices
+        devices = trainer.program.mesh.devices
         chip = chip_of(devices.flat[0].device_kind)
         return cls(flops.total, devices.size, chip and chip.flops)
 

@@ -13,29 +13,20 @@ import flax
 import jax
 import numpy as np
 
-from lsm import distributed, schema
-from lsm.config import Experiment
+from lsm import processes
+from lsm.config import Experiment, schema
 from lsm.data.dataset import narrowed
 from lsm.errors import CheckpointError, ConfigError, DataError
 from lsm.files import plain_json, readable_disk_errors
-from lsm.paths import flat, nested
+from lsm.mesh import Mesh, batch_sharding, batch_ways, jit, local_rows, make_mesh, place, replicated
+from lsm.params import flat, nested
 from lsm.run.checkpoint import Checkpoints
 from lsm.run.weights import open_run
-from lsm.sharding import (
-    Mesh,
-    batch_sharding,
-    batch_ways,
-    compile,
-    local_rows,
-    make_mesh,
-    place,
-    replicated,
-)
 from lsm.tasks import Batch, ModelState, Params
 from lsm.train.evaluation import evaluate_all, predict
 from lsm.train.program import evaluated_params, make_predict, shardings_of
-from lsm.train.setup import Setup, keep_compiled
 from lsm.train.state import TrainState
+from lsm.train.trainer import Trainer, keep_compiled
 
 
 def evaluate_run(
@@ -49,8 +40,8 @@ def evaluate_run(
     Raises:
       CheckpointError: there is no checkpoint, or it is damaged or of another model.
     """
-    setup, state, step = _restored(experiment, workdir, data_dir)
-    return step, evaluate_all(setup, state)
+    trainer, state, step = _restored(experiment, workdir, data_dir)
+    return step, evaluate_all(trainer, state)
 
 
 def predict_run(
@@ -68,12 +59,12 @@ def predict_run(
       CheckpointError: there is no checkpoint, or it is damaged or of another model.
       TrainingError: the disk is full or the workdir cannot be written.
     """
-    setup, state, step = _restored(experiment, workdir, data_dir)
+    trainer, state, step = _restored(experiment, workdir, data_dir)
     params, files = evaluated_params(state), {}
-    for split, batches in setup.evaluation.items():
+    for split, batches in trainer.evaluation.items():
         files[split] = pathlib.Path(workdir) / "predictions" / f"{split}.jsonl"
-        predictions = predict(setup.program, params, state, batches)
-        if distributed.is_first():
+        predictions = predict(trainer.program, params, state, batches)
+        if processes.is_first():
             _write_rows(files[split], predictions)
         else:
             for _ in predictions:  # each process has its part in computing them
@@ -96,24 +87,24 @@ def _write_rows(path: pathlib.Path, predictions: Iterator[Mapping[str, np.ndarra
 
 def _restored(
     experiment: Experiment, workdir: os.PathLike | str, data_dir: os.PathLike | str | None
-) -> tuple[Setup, TrainState, int]:
+) -> tuple[Trainer, TrainState, int]:
     """Opens the data of a run, and restores the checkpoint that speaks for it."""
     schema.check(experiment)
     directory = pathlib.Path(workdir) / "checkpoints"
     if not directory.is_dir():
         raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
     keep_compiled()
-    setup = Setup.of(experiment, data_dir)
+    trainer = Trainer.of(experiment, data_dir)
     while True:
         with contextlib.closing(
-            Checkpoints(directory, checksums=setup.program.checksums, read_only=True)
+            Checkpoints(directory, checksums=trainer.program.checksums, read_only=True)
         ) as checkpoints:
             step = checkpoints.latest()
             if step is None:
                 raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
             try:
                 step = checkpoints.chosen()
-                return setup, checkpoints.restore(setup.program.abstract_state, step), step
+                return trainer, checkpoints.restore(trainer.program.abstract_state, step), step
             except CheckpointError:
                 if (directory / str(step)).is_dir():
                     raise
@@ -172,7 +163,7 @@ class Trained:
     def _predict(self) -> Callable[..., dict[str, jax.Array]]:
         rows, whole = batch_sharding(self.mesh), replicated(self.mesh)
         held = jax.tree.map(lambda x: x.sharding, (self.params, self.model_state))
-        return compile(
+        return jit(
             make_predict(self.experiment.task, self.experiment.train.seed),
             in_shardings=(*held, rows, whole, whole),
             out_shardings=whole,

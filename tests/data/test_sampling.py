@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lsm import schema
+from lsm.config import schema
+from lsm.config.flags import override
 from lsm.data import ArrayDataset, Data, Digits, Poisson, RandomCrop, Shuffled, TrainBatches
 from lsm.errors import ConfigError
-from lsm.flags import override
 
 
 def numbered(examples, **columns):

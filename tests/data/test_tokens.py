@@ -13,7 +13,7 @@ from lsm.errors import ConfigError, DataError
 from lsm.models import GPT, Transformer
 from lsm.optim import SGD
 from lsm.tasks import LanguageModelling
-from lsm.train.setup import Setup
+from lsm.train.trainer import Trainer
 
 VOCABULARY = 60_000
 SIZES = {"train": (40, 1, 3, 57), "validation": (9, 23), "tiny": (4,)}
@@ -212,7 +212,7 @@ def test_a_model_must_know_every_id_though_a_batch_shows_few(split, folder):
         r"^task.model.vocabulary: 59,999 given; allowed: 60,000 or more, .* that tokens .* has\.$"
     )
     with pytest.raises(DataError, match=said):
-        Setup.of(experiment, None)
+        Trainer.of(experiment, None)
 
 
 def test_characters_are_counted_too():

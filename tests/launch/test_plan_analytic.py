@@ -12,7 +12,8 @@ import pytest
 from launch.plan import analytic, compile, layouts, topology
 from launch.plan.__main__ import main
 from launch.plan.text import text_of
-from lsm import Data, Experiment, Mesh, Train, flags
+from lsm import Data, Experiment, Mesh, Train
+from lsm.config import flags
 from lsm.data import Arrays, Digits
 from lsm.errors import ConfigError, MeshError
 from lsm.models import GPT, MLP, Transformer

@@ -11,7 +11,8 @@ import pytest
 from launch.plan import analytic, compile, fit, topology
 from launch.plan.__main__ import main
 from launch.plan.topology import PlanError
-from lsm import Data, Experiment, Mesh, Train, flags
+from lsm import Data, Experiment, Mesh, Train
+from lsm.config import flags
 from lsm.data import Arrays, Digits
 from lsm.models import GPT, MLP, Transformer
 from lsm.optim import Adam

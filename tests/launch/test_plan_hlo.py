@@ -10,7 +10,7 @@ import pytest
 from launch.plan import collectives, costs
 from launch.plan.hlo import Array, Module
 from launch.plan.loops import executed, trip_count
-from lsm.chips import CHIPS
+from lsm.cost import CHIPS
 
 V5P = next(chip for chip in CHIPS if chip.name == "v5p")
 

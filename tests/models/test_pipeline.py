@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lsm.errors import MeshError
+from lsm.mesh import Mesh, batch_sharding, jit, make_mesh, replicated
 from lsm.models.pipeline import run_layers
-from lsm.sharding import Mesh, batch_sharding, compile, make_mesh, replicated
 
 L, D = 8, 4
 
@@ -26,7 +26,7 @@ def inputs(batch):
 def laid_out(function, mesh, *args):
     whole = replicated(mesh)
     shardings = jax.tree.map(lambda _: whole, args)
-    return compile(function, in_shardings=shardings, out_shardings=whole, mesh=mesh)
+    return jit(function, in_shardings=shardings, out_shardings=whole, mesh=mesh)
 
 
 def mesh_of(**axes):
@@ -122,9 +122,7 @@ def test_every_device_holds_the_layers_of_its_stage_and_passes_rows_on():
     def run(kernels_LxDxD, x_BxD):
         return run_layers(layer, kernels_LxDxD, (x_BxD, jnp.zeros(16)))[0][0]
 
-    function = compile(
-        run, in_shardings=(staged, batch_sharding(mesh)), out_shardings=whole, mesh=mesh
-    )
+    function = jit(run, in_shardings=(staged, batch_sharding(mesh)), out_shardings=whole, mesh=mesh)
     hlo = function.lower(*args).compile().as_text()
     assert "collective-permute" in hlo
     assert f"f32[{L},{D},{D}]" not in hlo  # all layers are nowhere

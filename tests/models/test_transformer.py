@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lsm.errors import ConfigError, MeshError
+from lsm.mesh import Mesh, batch_sharding, jit, make_mesh, replicated, shard
 from lsm.models import (
     GPT,
     Attention,
@@ -20,7 +21,6 @@ from lsm.models import (
     families,
 )
 from lsm.models.experts import Experts
-from lsm.sharding import Mesh, batch_sharding, compile, make_mesh, replicated, shard
 
 B, T, S, D, H, K, V = 2, 5, 7, 12, 3, 4, 31
 CAUSAL = Mask(causal=True)
@@ -247,7 +247,7 @@ def test_gradients_by_example_are_those_of_one_device(axes):
         return jax.vmap(jax.grad(loss), (None, 0))(params, text_BxT)
 
     mesh = make_mesh(Mesh(**{"data": 1, **axes}))
-    split = compile(
+    split = jit(
         by_example,
         in_shardings=(shard(params, mesh, model.layout.rules), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
@@ -274,7 +274,7 @@ def test_decoding_on_a_mesh_is_that_of_one_device(axes):
 
     rules = model.layout.rules
     inputs = (shard(variables, mesh, rules), batch_sharding(mesh))
-    split = compile(decode, in_shardings=inputs, out_shardings=replicated(mesh), mesh=mesh)
+    split = jit(decode, in_shardings=inputs, out_shardings=replicated(mesh), mesh=mesh)
     found, expected = split(variables, text), decode(variables, text)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), found, expected
@@ -294,7 +294,7 @@ def test_stages_hand_back_maps_and_read_the_memory_and_the_mask_of_their_rows():
         return stack.apply(variables, x, mask, memory_BxSxD=memory, maps=True)
 
     mesh = make_mesh(Mesh(data=2, pipeline=4))
-    split = compile(
+    split = jit(
         run,
         in_shardings=(replicated(mesh), *[batch_sharding(mesh)] * 3),
         out_shardings=replicated(mesh),
@@ -316,7 +316,7 @@ def test_a_cache_and_stages_do_not_go_together():
         return model.apply(variables, tokens(), model.cache(B, 16), method="decode")
 
     whole = replicated(mesh)
-    split = compile(decode, in_shardings=(whole,), out_shardings=whole, mesh=mesh)
+    split = jit(decode, in_shardings=(whole,), out_shardings=whole, mesh=mesh)
     with pytest.raises(MeshError, match="^mesh.pipeline=3 given, but a cache needs 1"):
         split(variables)
 

@@ -15,7 +15,7 @@ from lsm.durations import Horizon
 from lsm.errors import ConfigError
 from lsm.models import MLP
 from lsm.optim import SGD, AdamW, Group, ReduceOnPlateau, keep_master
-from lsm.paths import names
+from lsm.params import names
 from lsm.tasks import Classification
 from lsm.train import build, init_state, make_step
 
@@ -191,7 +191,7 @@ def test_parameters_take_half_the_bytes():
 
 
 def test_an_unknown_dtype_is_one_line():
-    from lsm import schema
+    from lsm.config import schema
 
     with pytest.raises(ConfigError, match="train.params"):
         schema.check(dataclasses.replace(experiment(), train=Train(steps=1, params="float16")))

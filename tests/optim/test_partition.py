@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from lsm import schema
+from lsm.config import schema
+from lsm.config.flags import override
 from lsm.durations import Horizon
 from lsm.errors import ConfigError
-from lsm.flags import override
+from lsm.mesh import Fsdp, Mesh, Rule, make_mesh, shard
 from lsm.metrics import weigh
 from lsm.optim import (
     LAMB,
@@ -35,8 +36,7 @@ from lsm.optim import (
     WarmUp,
     averaged_params,
 )
-from lsm.paths import names
-from lsm.sharding import Fsdp, Mesh, Rule, make_mesh, shard
+from lsm.params import names
 from lsm.tasks import Task
 from lsm.tasks.base import LossOutput
 from lsm.train import init_state, make_step

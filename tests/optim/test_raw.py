@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from lsm import schema
+from lsm.config import schema
+from lsm.config.flags import override
 from lsm.durations import Horizon
 from lsm.errors import ConfigError
-from lsm.flags import override
 from lsm.optim import Adam, Optimizer, Partition, Raw, averaged_params, params_ema
 
 HORIZON = Horizon(steps=10, batch_size=1, examples=10)

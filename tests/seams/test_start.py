@@ -17,8 +17,8 @@ from lsm import Mesh, Start, Train
 from lsm.errors import CheckpointError, ConfigError
 from lsm.models import CNN, MLP
 from lsm.optim import SGD, Adam, Group, Raw, params_ema
-from lsm.paths import flat
-from lsm.report import fingerprint
+from lsm.params import flat
+from lsm.run.result import fingerprint
 from lsm.tasks import CONSTANTS, Classification
 from lsm.train import build
 from lsm.train.start import begin

@@ -12,7 +12,8 @@ from sklearn.metrics import f1_score, roc_auc_score
 from user_tasks import experiment, pictures
 
 import lsm
-from lsm import Data, Evaluation, Mesh, flags
+from lsm import Data, Evaluation, Mesh
+from lsm.config import flags
 from lsm.data import Arrays
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError
 from lsm.evaluate import F1, Metric, RocAuc, compute

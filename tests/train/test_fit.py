@@ -12,12 +12,12 @@ import lsm
 from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Train
 from lsm.data import Arrays, Digits
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError, TrainingError
+from lsm.mesh import Fsdp, Rule, make_mesh, shard
 from lsm.models import MLP
 from lsm.optim import Adam
-from lsm.report import fingerprint
 from lsm.run.checkpoint import Checkpoints
+from lsm.run.result import fingerprint
 from lsm.run.saved import checksums
-from lsm.sharding import Fsdp, Rule, make_mesh, shard
 from lsm.tasks import Classification
 from lsm.train.progress import Progress
 from lsm.writers import Jsonl
@@ -256,8 +256,8 @@ def test_checksums_see_any_bit_and_no_layout():
 def test_fingerprint_is_of_the_last_checkpoint(finished):
     workdir, result = finished
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    setup = lsm.train.setup.Setup.of(experiment(), None)
-    state = checkpoints.restore(setup.program.abstract_state, 30)
+    trainer = lsm.train.trainer.Trainer.of(experiment(), None)
+    state = checkpoints.restore(trainer.program.abstract_state, 30)
     assert fingerprint(state.params) == result.fingerprint
     checkpoints.close()
 

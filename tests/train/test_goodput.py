@@ -10,7 +10,7 @@ import pytest
 
 import lsm
 from lsm import Data, Evaluation, Experiment, Train
-from lsm.chips import CHIPS
+from lsm.cost import CHIPS
 from lsm.data import Arrays, Digits
 from lsm.models import GPT, MLP, Transformer
 from lsm.optim import Adam

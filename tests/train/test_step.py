@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lsm.durations import Horizon
+from lsm.mesh import Fsdp, Mesh, Rule, batch_sharding, jit, make_mesh, replicated, shard
 from lsm.models import CNN, GPT, MLP, Transformer
 from lsm.optim import SGD, Adam
-from lsm.sharding import Fsdp, Mesh, Rule, batch_sharding, compile, make_mesh, replicated, shard
 from lsm.tasks import Classification, LanguageModelling, Regression
 from lsm.train import init_state, make_step, skip_nonfinite
 
@@ -131,8 +131,8 @@ def sharded_runs(task, make, mesh, accumulation):
 
     rules = (Rule(".*", Fsdp(min_size=1)),)
     layout, rows = shard(jax.eval_shape(init), mesh, rules), batch_sharding(mesh)
-    init = compile(init, in_shardings=(), out_shardings=layout)
-    step = compile(
+    init = jit(init, in_shardings=(), out_shardings=layout)
+    step = jit(
         make_step(task, tx, accumulation=accumulation),
         in_shardings=(layout, rows),
         out_shardings=(layout, replicated(mesh)),

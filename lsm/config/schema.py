@@ -23,6 +23,9 @@ import typeguard
 from lsm.errors import ConfigError, LsmError, listed, nearest
 
 _LINEN = ("parent", "name")
+_MOVED = {"lsm.sharding.": "lsm.mesh.", "lsm.axes.": "lsm.mesh."}
+"""Modules that configs of earlier runs name, and where their classes are now."""
+
 CLASS = "class"
 """Key that holds the dotted name of a dataclass in JSON."""
 
@@ -329,6 +332,8 @@ def _import(name: str, path: str) -> Any:
     elif name == _PARTIAL:
         reason = "its function and arguments are not there"
     else:
+        for old, new in _MOVED.items():
+            name = new + name.removeprefix(old) if name.startswith(old) else name
         try:
             return pkgutil.resolve_name(name)
         except Exception as error:  # of the module's own code too

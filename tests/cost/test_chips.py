@@ -2,7 +2,7 @@
 
 import pytest
 
-from lsm.chips import CHIPS, Chip, chip_of
+from lsm.cost import CHIPS, Chip, chip_of
 
 BY_NAME = {chip.name: chip for chip in CHIPS}
 

@@ -14,8 +14,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from lsm import schema
-from lsm.config import Experiment
+from lsm.config import Experiment, schema
 from lsm.errors import ConfigError, LsmError, listed, nearest
 
 

@@ -5,9 +5,19 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from lsm.axes import AXES, BATCH_AXES, Fsdp, constrain, unplaced, ways
 from lsm.errors import MeshError
-from lsm.sharding import Mesh, batch_sharding, compile, make_mesh
+from lsm.mesh import (
+    AXES,
+    BATCH_AXES,
+    Fsdp,
+    Mesh,
+    batch_sharding,
+    constrain,
+    jit,
+    make_mesh,
+    unplaced,
+    ways,
+)
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
@@ -27,7 +37,7 @@ def traced(function, mesh, *args):
 
     rows = batch_sharding(mesh)
     shardings = tuple(rows for _ in args)
-    compile(watch, in_shardings=shardings, out_shardings=shardings, mesh=mesh).lower(*args)
+    jit(watch, in_shardings=shardings, out_shardings=shardings, mesh=mesh).lower(*args)
     return seen[0]
 
 
@@ -73,7 +83,7 @@ def test_constraints_lay_out_and_do_nothing_without_a_mesh(mesh):
     x_BxD = jnp.arange(16.0).reshape(8, 2)
     assert spread(x_BxD) is x_BxD
     rows = batch_sharding(mesh)
-    lowered = compile(spread, in_shardings=rows, out_shardings=rows, mesh=mesh).lower(x_BxD)
+    lowered = jit(spread, in_shardings=rows, out_shardings=rows, mesh=mesh).lower(x_BxD)
     assert lowered.as_text().count("sharding_constraint") == 1
     assert (lowered.compile()(x_BxD) == x_BxD).all()
 

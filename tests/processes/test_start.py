@@ -15,15 +15,16 @@ import jax
 import numpy as np
 import pytest
 
-from lsm import distributed, flags
-from lsm.distributed import Cluster, detect
+from lsm import processes
+from lsm.config import flags
 from lsm.errors import ProcessError
-from lsm.paths import path_name
-from lsm.peers import free_port
+from lsm.params import path_name
+from lsm.processes import Cluster, detect
+from lsm.processes.peers import free_port
 from lsm.run.checkpoint import Checkpoints
-from lsm.train.setup import Setup
+from lsm.train.trainer import Trainer
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 60
 CONFIG = """
 from lsm import Checkpoint, Data, Evaluation, Experiment, Mesh, Train
@@ -114,10 +115,10 @@ def result(workdir):
 
 def final_params(config, workdir):
     """Restores the last state onto the eight devices of this one process."""
-    setup = Setup.of(flags.load(str(config), {}), None)
+    trainer = Trainer.of(flags.load(str(config), {}), None)
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     with contextlib.closing(checkpoints):
-        state = checkpoints.restore(setup.program.abstract_state, STEPS)
+        state = checkpoints.restore(trainer.program.abstract_state, STEPS)
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -292,10 +293,9 @@ def test_a_missing_process_is_named(config, tmp_path, present):
 ROWS = """
 import jax, numpy as np
 from jax.sharding import AxisType, Mesh
-from lsm import distributed
-from lsm.axes import AXES, BATCH_AXES
-from lsm.sharding import batch_sharding, local_rows, place
-distributed.initialize()
+from lsm import processes
+from lsm.mesh import AXES, BATCH_AXES, batch_sharding, local_rows, place
+processes.initialize()
 devices = np.array(jax.devices())  # 0 to 3, two in each process
 batch = {"x": np.arange(24.0, dtype=np.float32).reshape(8, 3)}
 for order, expected in ((devices.reshape(2, 2), {0: range(4), 1: range(4, 8)}),
@@ -332,9 +332,9 @@ def test_a_process_reads_the_rows_of_its_devices(tmp_path):
 
 
 AUTO = """
-from lsm import distributed
-distributed.initialize()
-print(distributed.gather("numbers", distributed.peers().process))
+from lsm import processes
+processes.initialize()
+print(processes.gather("numbers", processes.others().process))
 """
 
 
@@ -390,13 +390,13 @@ def test_clusters_are_found_by_their_environment_variables():
 )
 def test_wrong_flags_are_one_line(given, message):
     with pytest.raises(ProcessError, match=message):
-        distributed.initialize(*given)
+        processes.initialize(*given)
 
 
 def test_alone_it_does_nothing_and_costs_nothing():
     before = time.perf_counter()
-    distributed.initialize()
-    distributed.initialize("127.0.0.1:1", 1, 0)
+    processes.initialize()
+    processes.initialize("127.0.0.1:1", 1, 0)
     assert time.perf_counter() - before < 0.05
-    assert distributed.peers() is None and distributed.is_first()
-    assert distributed.share("nothing", 7) == 7 and distributed.gather("nothing", 7) == [7]
+    assert processes.others() is None and processes.is_first()
+    assert processes.share("nothing", 7) == 7 and processes.gather("nothing", 7) == [7]

@@ -4,7 +4,7 @@ Matrix products and convolutions are counted, a multiply-add as two: what is lef
 a per cent of a large model and runs on other units. Counts are of the whole batch, over all
 devices.
 
-    from lsm.flops import hardware_flops, model_flops
+    from lsm.cost import hardware_flops, model_flops
 
     model_flops(task.loss, params, model_state, batch, rngs).total    # what the maths needs
     hardware_flops(step, state, batch).total                          # what the step executes

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from lsm.errors import ProcessError
-from lsm.hub import Hub, Line
+from lsm.processes.hub import Hub, Line
 
 
 class Peers:

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from lsm.axes import AXES, Fsdp, Layout, Rule
 from lsm.errors import ConfigError, MeshError
-from lsm.models import CNN, GPT, MLP
-from lsm.models.experts import Experts
-from lsm.models.families import gpt2
-from lsm.sharding import (
+from lsm.mesh import (
+    AXES,
+    Fsdp,
+    Layout,
     Mesh,
+    Rule,
     batch_sharding,
     batch_ways,
     check_axes,
-    compile,
+    jit,
     local_rows,
     make_mesh,
     place,
@@ -25,6 +25,9 @@ from lsm.sharding import (
     shard,
     table,
 )
+from lsm.models import CNN, GPT, MLP
+from lsm.models.experts import Experts
+from lsm.models.families import gpt2
 
 
 def shapes(**arrays):
@@ -241,10 +244,10 @@ def test_batches_are_split_over_data_fsdp_and_expert():
 def test_compiled_results_are_laid_out_as_asked_and_donated_buffers_are_gone():
     mesh = make_mesh(Mesh())
     rows = batch_sharding(mesh)
-    double = compile(lambda x: 2 * x, in_shardings=rows, out_shardings=rows, donate=[0])
+    double = jit(lambda x: 2 * x, in_shardings=rows, out_shardings=rows, donate=[0])
     x = jax.device_put(np.arange(8.0, dtype=np.float32), rows)
     y = double(x)
     assert y.sharding.is_equivalent_to(rows, 1)
     assert x.is_deleted()
-    whole = compile(lambda x: x + 1, in_shardings=rows, out_shardings=replicated(mesh))(y)
+    whole = jit(lambda x: x + 1, in_shardings=rows, out_shardings=replicated(mesh))(y)
     np.testing.assert_array_equal(whole, 2 * np.arange(8) + 1)

@@ -1,7 +1,7 @@
 """Many processes as one run: `initialize` is the one call, before anything touches a device.
 
-Processes first find each other by themselves (`lsm.peers`), so that the ones that are missing can
-be named; then JAX's own service starts. An ordinary run of one process does none of this.
+Processes first find each other by themselves (`lsm.processes.peers`), so that the ones that are
+missing can be named; then JAX's own service starts. A run of one process does none of this.
 """
 
 import atexit
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from lsm.errors import ProcessError
-from lsm.peers import Peers, end, listen
+from lsm.processes.peers import Peers, end, listen
 
 _PATIENCE = 1800.0
 """Seconds to wait for others where one may be at work alone: building a dataset, drawing curves."""
@@ -137,7 +137,7 @@ def initialize(
     if cluster is None or cluster.processes == 1:
         return
     if _peers is not None or jax.distributed.is_initialized():
-        raise ProcessError("lsm.distributed.initialize: the processes are joined already.")
+        raise ProcessError("lsm.processes.initialize: the processes are joined already.")
     options = {"start_timeout": start_timeout, "peer_timeout": peer_timeout}
     jax.config.update("jax_enable_preemption_service", False)  # see lsm.train.interrupt
     _peers = _join_detected(**options) if not cluster.processes else _join(cluster, **options)
@@ -232,7 +232,7 @@ def _tell(line: str) -> None:
     sys.stdout.flush()
 
 
-def peers() -> Peers | None:
+def others() -> Peers | None:
     """Returns the connection to the other processes, or None where this process is alone."""
     return _peers
 

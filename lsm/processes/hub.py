@@ -1,4 +1,4 @@
-"""The hub of a run's processes, a thread of process 0; `lsm.peers` is the other end."""
+"""The hub of a run's processes, a thread of process 0; `lsm.processes.peers` is the other end."""
 
 import collections
 import contextlib

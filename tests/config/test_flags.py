@@ -6,16 +6,17 @@ import pathlib
 import flax.linen as nn
 import pytest
 
-from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Start, Train, flags, schema
+from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Start, Train
 from lsm.cli import split_overrides
+from lsm.config import flags, schema
 from lsm.data import Digits
 from lsm.errors import ConfigError, LsmError
+from lsm.mesh import Fsdp, Rule
 from lsm.models import MLP
 from lsm.optim import Adam, Cosine, Group, WarmUp
-from lsm.sharding import Fsdp, Rule
 from lsm.tasks import Classification
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "experiments/configs").glob("*/*.py"))
+CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "experiments/configs").glob("*/*.py"))
 
 
 def experiment(**changes):

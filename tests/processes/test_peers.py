@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from lsm import peers
 from lsm.errors import ProcessError
-from lsm.peers import Peers, free_port
+from lsm.processes import peers
+from lsm.processes.peers import Peers, free_port
 
 
 @pytest.fixture(autouse=True)

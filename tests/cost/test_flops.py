@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from lsm.flops import hardware_flops, model_flops
+from lsm.cost import hardware_flops, model_flops
 from lsm.models import CNN, GPT, MLP, Transformer
 from lsm.tasks import Classification, LanguageModelling
 

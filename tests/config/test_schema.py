@@ -19,16 +19,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lsm import Data, Evaluation, Experiment, Mesh, Train, flags, schema
+from lsm import Data, Evaluation, Experiment, Mesh, Train
+from lsm.config import flags, schema
 from lsm.data import Arrays, Digits
 from lsm.errors import ConfigError
+from lsm.mesh import Fsdp, Rule
 from lsm.models import CNN, MLP
 from lsm.models.initializers import HE
 from lsm.optim import Adam, Cosine, Group, WarmUp
-from lsm.sharding import Fsdp, Rule
 from lsm.tasks import Classification
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = [f"{path}" for path in sorted((ROOT / "experiments/configs").rglob("*.py"))]
 ARGUMENTS = {
     "mnist/mlp.py": ("plain", "standardised"),

@@ -1,7 +1,7 @@
 """The vocabulary of an experiment: frozen dataclasses that hold the objects themselves.
 
-A config is a Python file whose `get_config(arg=None)` returns an `Experiment`. `lsm.flags` loads
-it, applies `--config.a.b=value`, and checks every field against its type.
+A config is a Python file whose `get_config(arg=None)` returns an `Experiment`. `lsm.config.flags`
+loads it, applies `--config.a.b=value`, and checks every field against its type.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from lsm.data import Data
 from lsm.durations import Duration, Horizon
 from lsm.errors import ConfigError
 from lsm.evaluate import Metric
+from lsm.mesh import Mesh
 from lsm.optim import Optimizer
-from lsm.sharding import Mesh
 from lsm.tasks import MeanGradient, Task
 from lsm.writers import Console, Jsonl, TensorBoard, WriterConfig
 

@@ -1,26 +1,24 @@
 """Meshes and shardings, from outside the models: (parameter path regex -> axes) rules.
 
-`shard` lays a rule over every leaf of a tree and checks it before anything compiles; `compile`
-is the one place with `jax.jit`. The rules serve parameters and optimiser state alike, because
-the paths of Adam's moments end with the paths of their parameters.
+`shard` lays a rule over every leaf of a tree and checks it before anything compiles. The rules
+serve parameters and optimiser state alike, because the paths of Adam's moments end with the paths
+of their parameters.
 """
 
 import dataclasses
-import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
-import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lsm import cpu
-from lsm.axes import AXES, BATCH_AXES, Entry, Fsdp, Layout, Rule, axis_names, product
 from lsm.errors import ConfigError, MeshError, listed, nearest
-from lsm.paths import path_name
+from lsm.mesh.axes import AXES, BATCH_AXES, Entry, axis_names, product
+from lsm.mesh.rules import Fsdp, Layout, Rule
+from lsm.params import path_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,94 +136,9 @@ def shard(tree: Any, mesh: jax.sharding.Mesh, rules: Sequence[Rule]) -> Any:
     )
 
 
-def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: its rows over `BATCH_AXES`."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-
-
-def batch_ways(mesh: jax.sharding.Mesh) -> int:
-    """Returns the number of parts that the rows of a batch are split into."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-
-
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Returns the sharding that keeps a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def place(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """Puts this process's rows of a batch (see `local_rows`) on its devices, as global arrays."""
-    if jax.process_count() == 1:
-        return jax.device_put(batch, sharding)
-    ways, local = _blocks(sharding)
-
-    def put(x: np.ndarray) -> jax.Array:
-        rows = len(x) // len(local)  # of one block
-
-        def of_device(index: tuple[slice, ...]) -> np.ndarray:
-            start = local.index((index[0].start or 0) // rows) * rows
-            return x[start : start + rows]
-
-        return jax.make_array_from_callback((ways * rows, *x.shape[1:]), sharding, of_device)
-
-    return {name: put(x) for name, x in batch.items()}
-
-
-def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
-    """Returns the rows (n,) of a batch that devices of this process hold, in order.
-
-    Processes hold the same rows where an axis that does not split rows, such as "tensor", spans
-    them.
-    """
-    ways, local = _blocks(sharding)
-    return np.arange(batch_size).reshape(ways, batch_size // ways)[list(local)].reshape(-1)
-
-
-@functools.cache
-def _blocks(sharding: NamedSharding) -> tuple[int, tuple[int, ...]]:
-    """Returns how many blocks of rows there are, and the numbers of those in this process."""
-    ways = batch_ways(sharding.mesh)
-    indices = sharding.addressable_devices_indices_map((ways,)).values()
-    return ways, tuple(sorted({index[0].start or 0 for index in indices}))
-
-
-def compile(
-    function: Callable,
-    *,
-    in_shardings: Any,
-    out_shardings: Any,
-    donate: Sequence[int] = (),
-    hot: bool = False,
-    mesh: jax.sharding.Mesh | None = None,
-) -> Callable:
-    """Returns the jitted function. The only place with `jax.jit` in lsm.
-
-    Args:
-      function: pure function of pytrees of arrays.
-      in_shardings: shardings of its arguments.
-      out_shardings: shardings of its results; left open, the compiler lets gradients and with
-        them the state drift to another layout.
-      donate: arguments whose buffers the results may take.
-      hot: called so often that a little speed is worth a compilation at every start.
-      mesh: ambient mesh of the trace, which constraints inside models refer to.
-    """
-    platform = jax.tree.leaves(out_shardings)[0].mesh.devices.flat[0].platform
-    return jax.jit(
-        function if mesh is None else _under(mesh, function),
-        in_shardings=in_shardings,
-        out_shardings=out_shardings,
-        donate_argnums=tuple(donate),
-        compiler_options=cpu.compiler_options(hot) if platform == "cpu" else None,
-    )
-
-
-def _under(mesh: jax.sharding.Mesh, function: Callable) -> Callable:
-    @functools.wraps(function)
-    def under(*args):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return function(*args)
-
-    return under
 
 
 def table(tree: Any, shardings: Any) -> list[tuple[str, tuple[int, ...], str, str, int]]:

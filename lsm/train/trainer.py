@@ -10,19 +10,19 @@ import jax
 import numpy as np
 
 from lsm.config import Experiment
-from lsm.data import EvalBatches, TrainBatches
+from lsm.data import EvalBatches, Shuffled, TrainBatches
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
 from lsm.evaluate import columns, names
+from lsm.mesh import batch_ways, local_rows
 from lsm.metrics import Weighted
 from lsm.rng import streams
-from lsm.sharding import batch_ways, local_rows
 from lsm.tasks import column
 from lsm.train.program import Program, build
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
+class Trainer:
     """The opened parts of an experiment.
 
     Attributes:
@@ -40,7 +40,7 @@ class Setup:
     program: Program
 
     @classmethod
-    def of(cls, experiment: Experiment, data_dir: os.PathLike | str | None) -> "Setup":
+    def of(cls, experiment: Experiment, data_dir: os.PathLike | str | None) -> "Trainer":
         """Opens the data and builds the program.
 
         Raises:
@@ -86,6 +86,40 @@ class Setup:
     def monitored(self) -> tuple[str, EvalBatches] | None:
         """Returns the split evaluated while training: validation, else test, else none."""
         return next(iter(self.evaluation.items()), None)
+
+
+def abstract_batch(
+    experiment: Experiment, data_dir: os.PathLike | str | None = None
+) -> tuple[dict[str, jax.ShapeDtypeStruct], Horizon]:
+    """Returns the shapes of a training batch, and the run's length.
+
+    The data itself is opened only where the length is in epochs, where augmentations may change
+    shapes, where examples are not simply shuffled, or where the source knows its shapes no other
+    way.
+
+    Raises:
+      DataError: the data is needed and is not there, or has no one shape.
+    """
+    data, train = experiment.data, experiment.train
+    if train.epochs is None and not data.augment and data.sampling == Shuffled():
+        spec: Mapping = data.source.spec(data.train, data_dir)
+        examples = train.examples or train.steps * train.batch_size  # an epoch: not known
+    else:
+        opened = data.source.open(data.train, data_dir)
+        sample = TrainBatches(
+            opened, train.batch_size, train.seed, data.augment, np.arange(1), data.sampling
+        ).batch_at(0)
+        spec = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in sample.items()}
+        examples = len(opened)
+    ragged = [name for name, one in spec.items() if one.dtype == object]
+    if ragged:
+        raise DataError(f"data: column {ragged[0]!r} has no one shape; set data.source.size.")
+    experiment.task.check({name: np.zeros((1, *x.shape), x.dtype) for name, x in spec.items()})
+    shapes = {
+        name: jax.ShapeDtypeStruct((train.batch_size, *one.shape), one.dtype)
+        for name, one in spec.items()
+    }
+    return shapes, experiment.horizon(examples)
 
 
 def keep_compiled() -> None:

@@ -1,0 +1,9 @@
+"""The vocabulary of an experiment, its files and its command line.
+
+`experiment` has the dataclasses, `flags` runs a config file and puts overrides in, `schema` walks
+any value: types, documentation, JSON, differences.
+"""
+
+from lsm.config.experiment import Checkpoint, EarlyStopping, Evaluation, Experiment, Start, Train
+
+__all__ = ["Checkpoint", "EarlyStopping", "Evaluation", "Experiment", "Start", "Train"]

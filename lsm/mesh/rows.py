@@ -1,0 +1,56 @@
+"""The rows of a batch on a mesh: which devices and processes hold which."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lsm.mesh.axes import BATCH_AXES
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: its rows over `BATCH_AXES`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_ways(mesh: jax.sharding.Mesh) -> int:
+    """Returns the number of parts that the rows of a batch are split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def place(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """Puts this process's rows of a batch (see `local_rows`) on its devices, as global arrays."""
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    ways, local = _blocks(sharding)
+
+    def put(x: np.ndarray) -> jax.Array:
+        rows = len(x) // len(local)  # of one block
+
+        def of_device(index: tuple[slice, ...]) -> np.ndarray:
+            start = local.index((index[0].start or 0) // rows) * rows
+            return x[start : start + rows]
+
+        return jax.make_array_from_callback((ways * rows, *x.shape[1:]), sharding, of_device)
+
+    return {name: put(x) for name, x in batch.items()}
+
+
+def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+    """Returns the rows (n,) of a batch that devices of this process hold, in order.
+
+    Processes hold the same rows where an axis that does not split rows, such as "tensor", spans
+    them.
+    """
+    ways, local = _blocks(sharding)
+    return np.arange(batch_size).reshape(ways, batch_size // ways)[list(local)].reshape(-1)
+
+
+@functools.cache
+def _blocks(sharding: NamedSharding) -> tuple[int, tuple[int, ...]]:
+    """Returns how many blocks of rows there are, and the numbers of those in this process."""
+    ways = batch_ways(sharding.mesh)
+    indices = sharding.addressable_devices_indices_map((ways,)).values()
+    return ways, tuple(sorted({index[0].start or 0 for index in indices}))
