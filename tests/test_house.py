@@ -84,6 +84,17 @@ def _needed(path, modules):
                 yield from [name for name in (inner, node.module) if name in modules][:1]
 
 
+def test_the_tree_of_the_docs_is_the_house():
+    tree = (ROOT / "docs/design.md").read_text().split("```")[1].split()
+    rooms = [p for p in (ROOT / "lsm").iterdir() if (p / "__init__.py").exists()]
+    files = [p for p in (ROOT / "lsm").glob("*.py") if p.name != "__init__.py"]
+    assert {f"{p.name}/" for p in rooms} | {p.name for p in files} <= set(tree)
+    # What the tree names is there.
+    named = {word for word in tree if word.endswith((".py", "/")) and word[0].isalpha()}
+    known = {f"{p.name}/" for f in (*ROOMS, "tests") for p in [ROOT / f, *(ROOT / f).iterdir()]}
+    assert named - {"configs/NAME/"} <= known | {p.name for p in files}
+
+
 def test_the_ground_floor_has_at_most_ten_files():
     ground = [p for p in (ROOT / "lsm").glob("*.py") if p.name != "__init__.py"]
     assert len(ground) <= 10
