@@ -9,6 +9,8 @@ that a document gives for a table, one row for each name:
 
     <!-- plans:llama_8b_fsdp, llama_8b_tensor -->
     <!-- /plans -->
+
+and every line `Planned (llama_8b):` in the header of a config, with the line below it.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from lsm.files import atomic_write
 
 RECORDS = Path(__file__).with_suffix("")
 _TABLE = re.compile(r"^<!-- plans:(.*?) -->\n(.*?)^<!-- /plans -->$", re.DOTALL | re.MULTILINE)
+_LINE = re.compile(r"^Planned \((\w+)\):.*\n(?:  .*\n)?", re.MULTILINE)
 _COLUMNS = ("plan", "chips", "memory a chip", "sent a chip", "step", "MFU", "tokens/s", "USD")
 
 
@@ -109,6 +112,14 @@ def table(names: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def line(name: str) -> str:
+    """Returns the two lines of a plan for the header of a config."""
+    _, chips, memory, _, step, mfu, tokens, _ = _row(name)
+    libtpu = json.loads((RECORDS / f"{name}.json").read_text())["versions"]["libtpu"]
+    what = f"Planned ({name}): on {chips} chips {memory} each, a step of {step},"
+    return f"{what}\n  {mfu} MFU, {tokens} tokens/s, by libtpu {libtpu}; not trained here.\n"
+
+
 def _row(name: str) -> list[str]:
     plan = json.loads((RECORDS / f"{name}.json").read_text())
     title, chips = CASES[name].title, f"{plan['machine']['chips']} {plan['machine']['chip']}"
@@ -153,20 +164,23 @@ def _bytes(count: float) -> str:
 
 
 def filled(document: Path) -> str:
-    """Returns the text of `document` with every table as the plans have it now.
+    """Returns the text of `document` with every table and line as the plans have it now.
 
     Raises:
       DataError: a table names a plan that is not there.
     """
 
+    def known(name: str) -> str:
+        if not (RECORDS / f"{name}.json").is_file():
+            raise DataError(f"{document}: plans:{name} is not there; run it first.")
+        return name
+
     def fill(place: re.Match) -> str:
         names = re.split(r"[,\s]+", place[1].strip())
-        for name in names:
-            if not (RECORDS / f"{name}.json").is_file():
-                raise DataError(f"{document}: plans:{name} is not there; run it first.")
-        return f"<!-- plans:{place[1]} -->\n{table(names)}<!-- /plans -->"
+        return f"<!-- plans:{place[1]} -->\n{table([*map(known, names)])}<!-- /plans -->"
 
-    return _TABLE.sub(fill, document.read_text())
+    text = _TABLE.sub(fill, document.read_text())
+    return _LINE.sub(lambda found: line(known(found[1])), text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

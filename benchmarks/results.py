@@ -12,6 +12,8 @@
     <!-- results:cifar_a1, mnist_a2 -->
     <!-- /results -->
 
+and every line `Measured (cifar_a1):` in the header of a config, with the line below it.
+
 `check` exits with status 1 where a document does not hold what `write` would put there. The spread
 of several seeds is the standard deviation of a sample (n - 1), then the lowest and highest.
 """
@@ -32,6 +34,7 @@ from lsm.run.result import Result
 
 RECORDS = Path(__file__).with_suffix("")
 _TABLE = re.compile(r"^<!-- results:(.*?) -->\n(.*?)^<!-- /results -->$", re.DOTALL | re.MULTILINE)
+_LINE = re.compile(r"^Measured \((\w+)\):.*\n(?:  .*\n)?", re.MULTILINE)
 _SHARES = ("accuracy", "precision", "recall", "f1")
 _COLUMNS = ("system", "claimed", "measured", "seeds", "time per run", "hardware", "revision")
 
@@ -80,22 +83,30 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _row(kept: Mapping[str, Any]) -> list[str]:
-    runs = kept["runs"]
     command = f"<br>`{kept['command']}`" if kept["command"] else ""
-    measured = f"{kept['metric']} {spread([run['value'] for run in runs], kept['metric'])}"
-    seconds = statistics.fmean(run["wall_time"] for run in runs)
+    cells = [kept["title"] + command, kept["claimed"], *_measured(kept)]
+    return [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
+
+
+def _measured(kept: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    """Returns what was measured, seeds, time per run, hardware and revision, as texts."""
+    runs = kept["runs"]
     machines = dict.fromkeys(_machine(run["hardware"]) for run in runs)
     revisions = dict.fromkeys(_short_revision(run["git_revision"]) for run in runs)
-    cells = [
-        kept["title"] + command,
-        kept["claimed"],
-        measured,
+    return (
+        f"{kept['metric']} {spread([run['value'] for run in runs], kept['metric'])}",
         str(len(runs)),
-        duration(seconds),
+        duration(statistics.fmean(run["wall_time"] for run in runs)),
         "; ".join(machines),
         ", ".join(revisions),
-    ]
-    return [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
+    )
+
+
+def line(name: str, kept: Mapping[str, Any]) -> str:
+    """Returns the two lines of a record for the header of a config."""
+    measured, seeds, time, machine, revision = _measured(kept)
+    seeds += " seed" if seeds == "1" else " seeds"
+    return f"Measured ({name}): {measured}, {seeds},\n  {time} a run on {machine}, at {revision}.\n"
 
 
 def spread(values: Sequence[float | None], metric: str) -> str:
@@ -137,7 +148,7 @@ def _short_revision(revision: str | None) -> str:
 
 
 def filled(document: Path) -> str:
-    """Returns the text of `document` with every table as the records have it now.
+    """Returns the text of `document` with every table and line as the records have it now.
 
     Raises:
       DataError: a table names a record that is not there, or is not closed.
@@ -153,7 +164,7 @@ def filled(document: Path) -> str:
     new, closed = _TABLE.subn(fill, text)
     if opened != closed:
         raise DataError(f"{document}: a results: table is not closed by <!-- /results -->.")
-    return new
+    return _LINE.sub(lambda found: line(found[1], _load(found[1], document)), new)
 
 
 def _load(name: str, document: Path) -> dict:

@@ -1,4 +1,6 @@
+import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,36 @@ def test_write_fills_the_tables_and_check_is_content_then(results, runs, tmp_pat
         "<!-- /results -->\nend\n"
     )
     results.main(["check", str(readme)])
+
+
+def test_write_fills_the_header_of_a_config(results, runs, tmp_path):
+    add(results, runs)
+    config = tmp_path / "cnn.py"
+    config.write_text('"""A net.\n\nMeasured (cifar_a1): old\n  older\n"""\n')
+    results.main(["write", str(config)])
+    written = (
+        '"""A net.\n\n'
+        "Measured (cifar_a1): test/accuracy 71.00 % ± 1.00 (70.00 to 72.00), 3 seeds,\n"
+        "  1 min 01 s a run on Xeon, 8 cores, at 0123456789+dirty.\n"
+        '"""\n'
+    )
+    assert config.read_text() == written
+    results.main(["write", str(config)])
+    assert config.read_text() == written
+
+
+CONFIGS = sorted((ROOT / "experiments/configs").rglob("*.py"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_the_header_of_a_shipped_config_is_its_record(config, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import plans, results
+
+    header = ast.get_docstring(ast.parse(config.read_text()))
+    assert re.search(r"^ *python -m experiments\.\w+ ", header, re.M)
+    assert re.search(r"^(Measured|Planned) \(\w+\): ", header, re.M)
+    assert config.read_text() == results.filled(config) == plans.filled(config)
 
 
 def test_check_notices_a_figure_changed_by_hand(results, runs, tmp_path):

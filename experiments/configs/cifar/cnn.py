@@ -1,6 +1,9 @@
 """CIFAR-10 with the tutorial CNN of three convolutions, exactly as published (claimed: 91.80 %).
 
-python -m experiments.cifar --config=experiments/configs/cifar/cnn.py --workdir=runs/cifar
+    python -m experiments.cifar --config=experiments/configs/cifar/cnn.py --workdir=runs/cifar
+
+Measured (cifar_cnn): test/accuracy 69.23 % ± 0.73 (68.74 to 70.07), 3 seeds,
+  5 min 01 s a run on AMD EPYC, 2 cores, at 59f78b28de.
 """
 
 from lsm import Data, Experiment, Train

@@ -1,6 +1,9 @@
 """Handwritten digits, 8x8 pixels, bundled with scikit-learn: the embedded default.
 
-python -m experiments.digits --workdir=runs/digits
+    python -m experiments.digits --workdir=runs/digits
+
+Measured (digits): test/accuracy 98.94 % ± 0.36 (98.61 to 99.44), 5 seeds,
+  17 s a run on AMD EPYC, 2 cores, at 5ba1e7435d.
 """
 
 from lsm import Data, Experiment, Train

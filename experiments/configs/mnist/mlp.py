@@ -5,6 +5,11 @@ with `standardised` they have mean 0 and deviation 1.
 
     python -m experiments.mnist --config=experiments/configs/mnist/mlp.py --workdir=runs/mnist
     python -m experiments.mnist --config=experiments/configs/mnist/mlp.py:standardised
+
+Measured (mnist_mlp): test/accuracy 92.94 % ± 0.17 (92.79 to 93.12), 3 seeds,
+  9 s a run on AMD EPYC, 2 cores, at 59f78b28de.
+Measured (mnist_mlp_standardised): test/accuracy 96.37 % ± 0.09 (96.27 to 96.43), 3 seeds,
+  9 s a run on AMD EPYC, 2 cores, at 59f78b28de.
 """
 
 from lsm import Data, Experiment, Train

@@ -5,6 +5,9 @@ The learning rate is twice nanoGPT's, which suits this small model better; with 
 
     python -m experiments.shakespeare --workdir=runs/shakespeare
     python -m experiments.shakespeare --config=experiments/configs/shakespeare/gpt.py:nanogpt
+
+Measured (shakespeare): validation/loss 1.780 ± 0.018 (1.763 to 1.799), 3 seeds,
+  3 min 38 s a run on AMD EPYC, 2 cores, at 59f78b28de.
 """
 
 from lsm import Data, Evaluation, Experiment, Train
