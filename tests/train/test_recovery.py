@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "experiments.digits"]
 SMALL = [
     "--config.train.steps=150",
