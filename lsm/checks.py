@@ -37,6 +37,7 @@ def require_sizes(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         sizes = value if isinstance(value, tuple | list) else (value,)
+        # What is no int fails in `lsm.config.schema.check`, which names the type that is needed.
         if any(isinstance(size, int) and size < 1 for size in sizes):
             raise ConfigError(
                 f"{type(config).__name__}.{name}: {value!r} given; allowed: 1 or more."

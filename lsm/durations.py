@@ -56,6 +56,7 @@ def to_steps(duration: Duration, horizon: Horizon, field: str = "duration") -> i
         "%": horizon.steps / 100,
     }[unit]
     steps = round(amount * per_unit)
+    # A warmup of "1%" in a run of 20 steps is one step, not none.
     return max(steps, 1) if amount else 0
 
 

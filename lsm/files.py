@@ -29,9 +29,11 @@ class AppendOnly:
             start = os.fstat(self._file.fileno()).st_size
             try:
                 written = 0
+                # Unbuffered, write() may take only a part (as of a disk that fills up).
                 while written < len(piece):
                     written += self._file.write(piece[written:])
             except OSError:
+                # Back to the last whole piece.
                 with contextlib.suppress(OSError):
                     self._file.truncate(start)
                 raise
@@ -48,12 +50,14 @@ def atomic_write(path: Path, content: bytes) -> None:
     Raises:
       TrainingError: the disk is full or the folder cannot be written; the old file is untouched.
     """
+    # Beside it: a move is one step only within a file system.
     part = path.with_name(path.name + ".part")
     with readable_disk_errors(path):
         try:
             with part.open("wb") as file:
                 file.write(content)
                 file.flush()
+                # Content before name: else a power cut may leave an empty file under it.
                 os.fsync(file.fileno())
             part.replace(path)
         except OSError:
@@ -81,6 +85,6 @@ def plain_json(value: Any) -> Any:
         return [plain_json(item) for item in value]
     if value is None or isinstance(value, str | bool | int):
         return value
-    if hasattr(value, "item"):
+    if hasattr(value, "item"):  # NumPy and JAX scalars
         return plain_json(value.item())
     return float(value) if math.isfinite(value) else None

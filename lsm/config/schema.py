@@ -67,7 +67,7 @@ def children(value: Any) -> Iterator[tuple[str, Any, Any]]:
 
 def accepts(value: Any, hint: Any) -> bool:
     """Whether `value` is of type `hint`; an int passes for a float, a bool for neither."""
-    if isinstance(value, bool) and not _admits_bool(hint):
+    if isinstance(value, bool) and not _admits_bool(hint):  # to Python, an int
         return False
     try:
         typeguard.check_type(
@@ -124,7 +124,7 @@ def shown(value: Any) -> str:
 def dotted(value: Any) -> str:
     """Returns the dotted name of a function or class; of JAX's, the public one."""
     name = getattr(value, "__qualname__", getattr(value, "__name__", type(value).__qualname__))
-    for public in (jax.nn, jax.nn.initializers, jax.numpy, jax.lax):
+    for public in (jax.nn, jax.nn.initializers, jax.numpy, jax.lax):  # else jax._src...
         if getattr(public, name, None) is value:
             return f"{public.__name__}.{name}"
     return f"{getattr(value, '__module__', type(value).__module__)}.{name}"
@@ -133,7 +133,7 @@ def dotted(value: Any) -> str:
 def documentation(cls: type) -> dict[str, str]:
     """Returns the text of each field in the "Attributes:" sections of a class and its bases."""
     texts: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
+    for base in reversed(cls.__mro__):  # the class itself has the last word
         doc = inspect.cleandoc(base.__dict__.get("__doc__") or "")
         _, _, section = doc.partition("Attributes:\n")
         for name, text in re.findall(r"^  (\w+): (.*(?:\n   +.*)*)", section, re.MULTILINE):
@@ -172,6 +172,7 @@ def _write(value: Any, hint: Any, home: str) -> Any:
         return str(value)
     found = callable(value) and _found(dotted(value))
     if not callable(value) or (found is not None and found != value):
+        # Without its address, which differs from run to run.
         return {CLASS: _OBJECT, "text": re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
     name = home if found is None and home else dotted(value)
     return {CLASS: _FUNCTION, "name": name} if accepts("", hint) else name
@@ -196,7 +197,7 @@ def _sha256(array: np.ndarray | jax.Array) -> str:
     array = np.ascontiguousarray(array)
     if array.dtype == object:  # texts, or pictures of different sizes
         return hashlib.sha256(json.dumps(to_json(list(array.flat))).encode()).hexdigest()
-    return hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()  # a scalar has no view
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
@@ -254,7 +255,7 @@ def _read(tree: Any, hint: Any, path: str) -> Any:
             _read(item, _inside(hint, index), _below(path, index))
             for index, item in enumerate(tree)
         )
-        value = value if accepts(value, hint) else list(value)
+        value = value if accepts(value, hint) else list(value)  # JSON has no tuples
     elif isinstance(tree, str) and "." in tree and not accepts(tree, hint):
         value = _import(tree, path)
     else:
@@ -367,7 +368,7 @@ def free_fields(value: Any, path: str = "") -> tuple[str, ...]:
 def differences(old: Any, new: Any, free: tuple[str, ...] = ()) -> list[str]:
     """Returns a line "path: old -> new" for every leaf that differs outside the `free` paths."""
     old, new = flatten(old), flatten(new)
-    absent = object()
+    absent = object()  # None is a value
     lines = []
     for path in dict.fromkeys([*old, *new]):
         was, now = old.get(path, absent), new.get(path, absent)

@@ -127,6 +127,7 @@ def _count(jaxpr, trained: list[bool], wanted: list[bool]) -> tuple[Flops, list[
     known = _trained(jaxpr, trained)
     arrives = dict.fromkeys(_variables(jaxpr.outvars, wanted), True)
     flops = Flops()
+    # Backwards, as gradients go: whoever uses a variable has been asked before its maker.
     for eqn in reversed(jaxpr.eqns):
         inputs = [_of(known, var) for var in eqn.invars]
         outputs = [_of(arrives, var) and _of(known, var) for var in eqn.outvars]
@@ -189,6 +190,7 @@ def _count_eqn(eqn, inputs: list[bool], outputs: list[bool]) -> tuple[Flops, lis
     back = [any(outputs) and on for on in inputs]
     if name in _PRODUCTS:
         forward = _PRODUCTS[name](eqn)
+        # The two factors; a third input holds the sizes of groups.
         return Flops(forward, forward * sum(back[:2])), back
     if name in _OPAQUE:
         return _opaque(eqn, any(back)), back
@@ -199,6 +201,7 @@ def _called(eqn):
     """Returns the body of a jit, remat, custom_jvp, custom_vjp, shard_map, ...; None for others."""
     if eqn.primitive.name in _OPAQUE:
         return None
+    # By signature: the parameter has another name in each primitive.
     for body in jaxprs_in_params(eqn.params):
         if (len(body.invars), len(body.outvars)) == (len(eqn.invars), len(eqn.outvars)):
             return body
@@ -227,7 +230,8 @@ class _Loop(NamedTuple):
             skipped, constants = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
             return cls(eqn.params["body_jaxpr"], skipped, constants, len(eqn.outvars), 1)
         body = getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"])
-        # A slice, and what is stacked of the turns, has an axis less inside than outside.
+        # A slice, and what is stacked of the turns, has an axis less inside than outside: counted
+        # so, because the numbers (num_consts, num_carry) are no longer there in jax 0.12.
         slices = _with_another_rank(eqn.invars, body.invars)
         carry = len(eqn.outvars) - _with_another_rank(eqn.outvars, body.outvars)
         return cls(body, 0, len(eqn.invars) - slices - carry, carry, eqn.params["length"])
@@ -236,6 +240,7 @@ class _Loop(NamedTuple):
         """Returns what a turn's inputs depend on after all turns: a carry, on what any adds."""
         inputs = inputs[self.skipped :]
         first, last = self.constants, self.constants + self.carry
+        # By way of another carry, maybe: so again, until no more are added.
         while True:
             outputs = _trained_body(self.body, inputs)[: self.carry]
             carry = _either(inputs[first:last], outputs)
@@ -264,6 +269,7 @@ def _count_loop(eqn, inputs: list[bool], outputs: list[bool]) -> tuple[Flops, li
         outputs = carry + outputs[loop.carry :]
     flops = flops.times(loop.turns)
     if eqn.primitive.name == "while":
+        # No gradient goes through the test.
         test = eqn.params["cond_jaxpr"]
         flops += _count(test, [False] * len(test.in_avals), [False])[0]
         flops += Flops(uncounted=frozenset({"while"} if flops.total else ()))
@@ -305,8 +311,10 @@ def _convolution(eqn) -> float:
     params, numbers = eqn.params, eqn.params["dimension_numbers"]
     lhs, rhs = (var.aval.shape for var in eqn.invars)
     out = eqn.outvars[0].aval.shape
+    # Batch, output channels, and input channels of one group (which is what rhs has).
     flops = 2.0 * out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * rhs[numbers.rhs_spec[1]]
     for i, (low, _) in enumerate(params["padding"]):
+        # (outputs, taps): where in the dilated input each tap of each output lies.
         reach = np.arange(out[numbers.out_spec[2 + i]])[:, None] * params["window_strides"][i]
         taps = np.arange(rhs[numbers.rhs_spec[2 + i]]) * params["rhs_dilation"][i]
         place, dilation = reach + taps - low, params["lhs_dilation"][i]

@@ -77,6 +77,7 @@ class TrainBatches:
         if self.augment:
             rng = augmentation(self.seed, step)
         for transform in self.augment:
+            # Drawn for the whole batch, then cut: any number of processes sees the same.
             drawn = transform.draw(rng, self.batch_size)
             batch = transform.apply(batch, {name: x[rows] for name, x in drawn.items()})
         return batch if weight is None else _weighed(batch, weight[rows])
@@ -101,6 +102,7 @@ class EvalBatches:
 
     def __post_init__(self):
         _check_size(self.batch_size)
+        # Before anyone asks for the length: side by side, windows are fewer than overlapping ones.
         object.__setattr__(self, "dataset", self.dataset.evaluation())
 
     def __len__(self) -> int:
@@ -109,11 +111,13 @@ class EvalBatches:
 
     def batch_at(self, number: int) -> Columns:
         """Returns `rows` of batch `number`, columns of shape (n, ...)."""
+        # NumPy would take a negative place as one from the end.
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of {len(self)}")
         rows = np.arange(self.batch_size) if self.rows is None else self.rows
         places = number * self.batch_size + rows
         last = len(self.dataset) - 1
+        # Full batches only: another shape would compile the evaluation step once more.
         batch = self.dataset.take(np.minimum(places, last))
         return _weighed(batch, (places <= last).astype(np.float32))
 
@@ -122,6 +126,7 @@ def _weighed(batch: Columns, weight: np.ndarray) -> Columns:
     """Returns the batch with column `weight`: (n,) float32, times the weights that it has."""
     if "weight" in batch:
         own = batch["weight"]
+        # Of a row (n,) times of its tokens (n, T): (n, 1) meets every token.
         weight = own * weight.reshape(-1, *[1] * (own.ndim - 1))
     return batch | {"weight": weight}
 

@@ -66,6 +66,7 @@ PUBLISHED: dict[str, Published] = {
 } | {
     f"emnist/{config}": Published(
         functools.partial(raw.read_mnist, prefix=f"emnist-{config}-"),
+        # TFDS downloads one zip of all six, which `raw` does not open.
         (),
         {"train": train, "test": test},
     )
@@ -80,9 +81,9 @@ def from_archive(name: str, archive: raw.Archive, data_dir: pathlib.Path) -> Any
     catalogue_name, _, config = name.partition("/")
     base = tfds.builder_cls(catalogue_name)
 
-    class FromArchive(base, skip_registration=True):
+    class FromArchive(base, skip_registration=True):  # the catalogue keeps its own
         __module__ = base.__module__  # recorded in dataset_info.json
-        name = base.name
+        name = base.name  # else TFDS makes one of the class's: from_archive
 
         def _split_generators(self, dl_manager):
             for label, class_names in archive.class_names.items():
@@ -92,10 +93,12 @@ def from_archive(name: str, archive: raw.Archive, data_dir: pathlib.Path) -> Any
         def _generate_examples(self, split):
             content = archive.splits[split]
             for index, image in enumerate(content.images):
+                # A file object is stored byte by byte; an array would be encoded, by TensorFlow.
                 example = {"image": io.BytesIO(images.encode_png(image))}
                 example |= {label: int(numbers[index]) for label, numbers in content.labels.items()}
                 if "id" in self.info.features:
                     example["id"] = f"{split}_{index:05d}"
+                # TFDS orders a split by a hash of the key; this is the catalogue's own key.
                 yield index, example
 
     return FromArchive(data_dir=str(data_dir), **({"config": config} if config else {}))
@@ -196,12 +199,12 @@ def write(builder_in: Callable[[pathlib.Path], Any], data_dir: pathlib.Path) -> 
     """
     import tensorflow_datasets as tfds
 
-    config = tfds.download.DownloadConfig(
-        try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
-    )
+    # Else TFDS would first look for a prepared copy in Google's bucket.
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
     with staging(data_dir) as temporary:
         builder = builder_in(temporary)
         relative = pathlib.Path(builder.data_dir).relative_to(temporary)
+        # Told now, and not after minutes of work, when the move would fail.
         check_absent(data_dir / relative)
         try:
             # TFDS prints the temporary directory, and a banner where TensorFlow is missing.
@@ -217,9 +220,11 @@ def write(builder_in: Callable[[pathlib.Path], Any], data_dir: pathlib.Path) -> 
 @contextlib.contextmanager
 def staging(data_dir: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary directory in `data_dir`; leaves nothing behind where nothing was published."""
+    # The folders made here, the deepest first, as which they can be removed.
     missing = [path for path in (data_dir, *data_dir.parents) if not path.exists()]
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
+        # In data_dir, because a folder is renamed in one move only within a file system.
         temporary = pathlib.Path(tempfile.mkdtemp(prefix=".lsm-", dir=data_dir))
     except OSError as error:
         raise DataError(f"data_dir {data_dir} cannot be written: {error.strerror}.") from error
@@ -239,9 +244,11 @@ def publish(
     target = data_dir / relative
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        # By this file TFDS knows which config a name without one means.
         default_config = pathlib.Path(relative.parts[0], ".config")
         if (temporary / default_config).exists() and not (data_dir / default_config).exists():
             (temporary / default_config).rename(data_dir / default_config)
+        # Fails where another process was quicker: a folder does not replace one with content.
         (temporary / relative).rename(target)
     except OSError as error:
         raise DataError(f"{target} cannot be written: {error.strerror}.") from error

@@ -50,6 +50,7 @@ def fingerprint(files: list[pathlib.Path], *facts: object) -> str:
     """Returns a name for the decoded content of `files`: their sizes and times, and `facts`."""
     import PIL
 
+    # Names, not paths: data that is moved keeps its entry. Another Pillow may resize otherwise.
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     text = json.dumps([_VERSION, PIL.__version__, stats, [repr(fact) for fact in facts]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -75,6 +76,7 @@ def columns(
     start = time.perf_counter()
     try:
         _write(entry, spec, rows, decode())
+        # Mapped even now: memory maps can be dropped under pressure, arrays cannot.
         decoded = _load(entry, spec, rows)
     except OSError as error:
         decoded = None
@@ -102,11 +104,14 @@ def _load(entry: pathlib.Path, spec: Spec, rows: int) -> Columns | None:
 def _write(entry: pathlib.Path, spec: Spec, rows: int, chunks: Iterator[Columns]) -> None:
     """Writes an entry by plain writes: these fail on a full disk, where a memory map crashes."""
     entry.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the entry: a rename is one move only within a file system.
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=".writing-", dir=entry.parent))
     try:
         with contextlib.ExitStack() as stack:
+            # All columns at once: a chunk holds a part of each.
             files = {name: stack.enter_context(_file(temporary, name).open("wb")) for name in spec}
             for name, file in files.items():
+                # np.save would want the whole column in memory; so the header, then chunk by chunk.
                 np.lib.format.write_array_header_1_0(file, _header(spec[name], rows))
             for chunk in chunks:
                 for name, file in files.items():
@@ -123,9 +128,11 @@ def _header(one: jax.ShapeDtypeStruct, rows: int) -> dict[str, object]:
 
 def _publish(temporary: pathlib.Path, entry: pathlib.Path, spec: Spec, rows: int) -> None:
     """Renames the finished entry into place, unless another process was quicker."""
+    # There, and yet it could not be loaded: damaged.
     if entry.exists() and _load(entry, spec, rows) is None:
         shutil.rmtree(entry)
     try:
+        # Fails on a folder with content: that of another process, as good as this one.
         temporary.rename(entry)
     except OSError:
         if _load(entry, spec, rows) is None:
@@ -144,7 +151,7 @@ def _in_memory(spec: Spec, rows: int, chunks: Iterator[Columns]) -> Columns:
 
 
 def _file(entry: pathlib.Path, column: str) -> pathlib.Path:
-    return entry / f"{column.replace('/', '%2F')}.npy"
+    return entry / f"{column.replace('/', '%2F')}.npy"  # TFDS has "image/filename"
 
 
 def _tell_once(error: OSError) -> None:

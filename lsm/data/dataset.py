@@ -86,6 +86,7 @@ class ArrayDataset(Dataset):
 
     def rows(self, start: int, stop: int) -> Dataset:
         """See `Dataset.rows`."""
+        # Slices are views; `_Rows` would add a copy of the indices to every read.
         views = {name: column[start:stop] for name, column in self.columns.items()}
         return ArrayDataset(views, self._classes)
 
@@ -127,11 +128,13 @@ class _Joined(Dataset):
 
     def take(self, indices: np.ndarray) -> Columns:
         indices = np.asarray(indices)
+        # Side right: the number where a part stops is the first of the next.
         part_of = np.searchsorted(self._stops, indices, side="right")
         batch = {
             name: np.empty((len(indices), *one.shape), one.dtype) for name, one in self.spec.items()
         }
         for number, part in enumerate(self._parts):
+            # One read a part, whatever the order asked for.
             where = np.flatnonzero(part_of == number)
             if len(where):
                 inside = indices[where] - (self._stops[number] - len(part))
@@ -141,6 +144,7 @@ class _Joined(Dataset):
 
     @property
     def spec(self) -> Spec:
+        # All parts are splits of one source.
         return self._parts[0].spec
 
     @property
@@ -201,12 +205,13 @@ def select(
 ) -> Dataset:
     """Returns the dataset of a split specification; opens each split that it names once."""
     ranges = splits.resolve(split, shards, source)
+    # dict.fromkeys: each once and in order; "train[:10%]+train[90%:]" names one twice.
     whole = {name: open_split(name) for name in dict.fromkeys(part.name for part in ranges)}
     parts = [whole[part.name].rows(part.start, part.stop) for part in ranges]
     return parts[0] if len(parts) == 1 else _Joined(parts)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)  # == of arrays has no truth value
 class Arrays(SplitSource):
     """Arrays that are already in memory, for use from Python.
 
@@ -236,7 +241,7 @@ class Arrays(SplitSource):
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {split: columns for split, columns in named.items() if columns is not None}
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # for error messages; the data itself is long
         return f"Arrays({', '.join(self.train)})"
 
     def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:

@@ -44,5 +44,6 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
 
     images, labels = load_digits(return_X_y=True)
     pixels = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    # Raw numbers: NumPy may change what a Generator's permutation makes of them, not these.
     order = np.argsort(np.random.Philox(key=0).random_raw(len(pixels)), kind="stable")
     return pixels[order], labels[order].astype(np.int32)

@@ -27,6 +27,7 @@ WHOLE = 1 << 26
 
 _TFDS = "tfds:"
 _JSON = (".jsonl", ".ndjson", ".json")
+# Not after punctuation: Llama 3 joins that with the line ends behind it.
 _SEAM = re.compile(r"[^\W\d_](?=[ \n])")
 _EXAMPLES = 16  # of TFDS, read at a time
 
@@ -96,12 +97,15 @@ class TextFile(Input):
         """See `Input.pieces`."""
         offset, limit, held = start.offset, PIECE if cut else WHOLE, b""
         with _readable(self._path) as file:
+            # Of a gzipped file this unpacks up to there.
             file.seek(offset)
             while True:
+                # A byte beyond the limit tells a whole rest from a piece.
                 held += file.read(limit + 1 - len(held))
                 if len(held) <= limit:
                     yield Piece(self._decode(held, offset, True), True, Position(start.input + 1))
                     return
+                # The first bytes of a character that is cut in two stay in `held`.
                 text = self._decode(held, offset, False)
                 text = text[: _seam(text, cut, self.name)]
                 taken = len(text.encode())
@@ -135,6 +139,7 @@ class JsonLines(Input):
                     text = self._text(line, here.offset)
                     yield from _pieces(text, here, following, cut, self.name)
                 here = following
+        # Says that this input is done, also where it holds no document.
         yield Piece("", True, Position(start.input + 1))
 
     def _text(self, line: bytes, offset: int) -> str:
@@ -153,6 +158,7 @@ class JsonLines(Input):
 
     def _line(self, offset: int) -> str:
         """The file and number of the line at `offset`."""
+        # Counted for the message alone: reading may have begun anywhere in the file.
         number, place = 1, 0
         with _readable(self._path) as file:
             while place < offset:
@@ -228,7 +234,7 @@ def read(inputs: Sequence[Input], start: Position, cut: bool) -> Iterator[Piece]
 
 
 def _matches(path: pathlib.Path) -> list[str]:
-    names = sorted(name for name in glob.glob(str(path), recursive=True))
+    names = sorted(glob.glob(str(path), recursive=True))
     names = [name for name in names if pathlib.Path(name).is_file()]
     if not names:
         near = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
@@ -279,10 +285,12 @@ def _seam(text: str, cut: bool, name: str) -> int:
             f"{name} holds a document of more than {WHOLE >> 20} million characters, and this "
             "tokenizer encodes only whole documents; divide it."
         )
+    # The last seam is hardly ever further back; to look through it all takes 100 times as long.
     for start in (max(0, len(text) - 4096), 0):
         ends = [match.end() for match in _SEAM.finditer(text, start)]
         if ends:
             return ends[-1]
+    # No word ends anywhere (Chinese, base64): a cut through it, whose sides are encoded apart.
     return len(text) - 1
 
 
@@ -295,4 +303,5 @@ def _text(value: Any, where: Callable[[], str]) -> str:
             raise DataError(f"{where()} is not UTF-8 text: {error.reason}.") from None
     if not isinstance(value, str):
         raise DataError(f"--column: {where()} holds {type(value).__name__}; text is needed.")
+    # Most texts are ASCII, and CPython knows that without looking.
     return value if value.isascii() else value.encode("utf-8", "replace").decode()

@@ -18,8 +18,7 @@ _log = logging.getLogger("lsm.data")
 # TFDS's own builders may import TensorFlow, and print a page where it is missing: not in here.
 _BUILD = """
 import sys, tensorflow_datasets as tfds
-config = tfds.download.DownloadConfig(
-    try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP)
+config = tfds.download.DownloadConfig(try_download_gcs=False)
 tfds.builder(sys.argv[1], data_dir=sys.argv[2]).download_and_prepare(
     file_format="array_record", download_config=config)
 """
@@ -106,6 +105,7 @@ def _build_apart(name: str, builder: Any, data_dir: pathlib.Path) -> None:
         command = [sys.executable, "-c", _BUILD, name, str(temporary)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
+            # The last line of a traceback is the exception.
             reason = (done.stderr.strip().splitlines() or ["unknown reason"])[-1]
             raise DataError(f"TFDS's builder failed: {reason}")
         build.publish(temporary, relative, data_dir)

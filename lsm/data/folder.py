@@ -47,6 +47,7 @@ class Folder(SplitSource):
         """See `SplitSource.open_split`."""
         splits, classes = self._tree(data_dir)
         pictures = _Pictures(splits[name], classes, images.as_size(self.size, "Folder.size"))
+        # Too many to decode ahead: then for every batch, by `Data.workers` threads.
         if not cache.fits(pictures.spec, len(pictures)):
             return pictures
         # The paths are facts too: files of two classes can have the same names, sizes and times.
@@ -115,6 +116,7 @@ def tree(root: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], tuple[str, 
         raise DataError(
             f"folder {root} is not there; give the folder that holds the class folders."
         )
+    # The first form that is found is the tree's: CLASS/FILE, else SPLIT/CLASS/FILE.
     direct = _pictures(root, "*/*")
     found = {"train": direct} if direct else {}
     if not direct:
@@ -135,4 +137,5 @@ def _pictures(root: pathlib.Path, pattern: str) -> list[pathlib.Path]:
 
 
 def _hash(path: pathlib.PurePath) -> bytes:
+    # Python's own hash() of a text differs from process to process.
     return hashlib.sha256(path.as_posix().encode()).digest()

@@ -29,8 +29,10 @@ def decode(
     from PIL import Image
 
     with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
+        # Before resizing: Pillow does not interpolate pictures with a palette.
         if image.mode != _MODES[channels]:
             image = image.convert(_MODES[channels])
+        # Pillow says (width, height).
         if size is not None and image.size != (size[1], size[0]):
             image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         pixels = np.asarray(image)

@@ -42,7 +42,7 @@ class Prefetcher:
         self._batch_at, self._stop = batch_at, stop
         self._taken = self._begun = start  # steps handed out; steps that a worker took on
         self._ahead = max(ahead, workers)
-        self._ready: dict[int, Columns | BaseException] = {}
+        self._ready: dict[int, Columns | BaseException] = {}  # an error comes in its batch's place
         self._closed = self._waiting = False
         self._changed = threading.Condition()
         # Daemons: a read that hangs (a dead network disk) must not keep the process alive.
@@ -92,6 +92,7 @@ class Prefetcher:
             self._ready.clear()
             self._changed.notify_all()
         for thread in self._threads:
+            # `batch_at` may close us from a worker, which cannot wait for itself.
             if thread is not threading.current_thread():
                 thread.join(timeout=1.0 / len(self._threads))
 
@@ -113,6 +114,7 @@ class Prefetcher:
                 step = self._begun
                 self._begun += 1
             try:
+                # Without the lock: here the time goes.
                 batch = self._batch_at(step)
             except BaseException as error:
                 batch = error
@@ -120,6 +122,7 @@ class Prefetcher:
                 if self._closed:
                     return
                 self._ready[step] = batch
+                # A consumer that is busy, or waits for another step, would be woken in vain.
                 if self._waiting and step == self._taken:
                     self._changed.notify_all()
 

@@ -59,6 +59,7 @@ def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
       DataError: damaged or truncated, not IDX, not of bytes, or of other than `dimensions`.
     """
     content = _bytes(path)
+    # Magic number: two zeros, 8 for uint8, the number of dimensions; then big-endian sizes.
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise DataError(
             f"{path} is not an IDX file of bytes: it starts with 0x{content[:4].hex()}, "
@@ -97,7 +98,7 @@ def read_mnist(raw: pathlib.Path, prefix: str = "") -> Archive:
                 f"{image_file} has {len(images):,} images, {label_file.name} has "
                 f"{len(labels):,} labels."
             )
-        splits[split] = Split(images[..., None], {"label": labels})
+        splits[split] = Split(images[..., None], {"label": labels})  # (N, 28, 28, 1)
     return Archive(splits)
 
 
@@ -162,7 +163,7 @@ def read_cifar(raw: pathlib.Path, names: Cifar) -> Archive:
 
 
 def _binary_cifar(files: dict[str, bytes], names: Cifar) -> Archive:
-    width = len(names.labels) + 3072
+    width = len(names.labels) + 3072  # a byte a label, then 3 x 32 x 32 pixels
     parts = {"train": names.train[0], "test": (names.test[0],)}
     splits = {}
     for split, members in parts.items():
@@ -216,6 +217,7 @@ class _ArraysOnly(pickle.Unpickler):
     """Unpickles NumPy arrays and nothing that runs code: an archive may come from anywhere."""
 
     def find_class(self, module: str, name: str) -> object:
+        # This NumPy's own: the published files say numpy.core, which NumPy 2 calls numpy._core.
         reconstruct = np.ndarray(0).__reduce__()[0]
         allowed = {
             ("multiarray", "_reconstruct"): reconstruct,
@@ -236,6 +238,7 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 def _unpickle(content: bytes, member: str) -> dict:
     try:
+        # Pickled by Python 2, whose texts hold the pixels: Latin-1 gives every byte back.
         return _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{member} is truncated or no CIFAR batch: {error}.") from error

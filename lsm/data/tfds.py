@@ -1,5 +1,6 @@
 """Datasets of TensorFlow Datasets, read without TensorFlow."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -78,6 +79,7 @@ def builder(name: str, data_dir: PathLike | None = None) -> Any:
       DataError: no such dataset, or it is not prepared and cannot be fetched, or not with random
         access.
     """
+    # Here, because urllib and tarfile would cost every import of lsm some 25 ms.
     from lsm.data import build, download
 
     found = _find(name, data_dir)
@@ -102,6 +104,7 @@ def _find(name: str, data_dir: PathLike | None) -> Any:
     except tfds.core.DatasetNotFoundError:
         known = set(tfds.list_builders(with_community_datasets=False)) | _prepared(data_dir)
         bare = name.split(":")[0]
+        # Of "mnst/config", which is like no name as a whole, the part before the config.
         hint = nearest(bare, known) or nearest(bare.split("/")[0], known)
         raise DataError(
             f"dataset {name!r} is neither in TFDS's catalogue nor prepared in "
@@ -117,6 +120,7 @@ def _prepared(data_dir: PathLike | None) -> set[str]:
     if data_dir is None or not pathlib.Path(data_dir).is_dir():
         return set()
     root = pathlib.Path(data_dir)
+    # NAME/VERSION, and NAME/CONFIG/VERSION.
     versions = [path.parent.parent for path in root.glob("*/*/dataset_info.json")]
     versions += [path.parent.parent for path in root.glob("*/*/*/dataset_info.json")]
     return {path.relative_to(root).as_posix() for path in versions}
@@ -139,8 +143,10 @@ class _Column:
     def stack(self, values: list[Any], name: str) -> np.ndarray:
         decoded = [self.decode(value) for value in values]
         if self.one.dtype != object:
+            # Checked as stored, in 64 bits: a cast would wrap an integer that does not fit.
             stacked = narrowed(np.asarray(decoded), name)
             return stacked.astype(self.one.dtype, copy=False).reshape(-1, *self.one.shape)
+        # np.array(decoded, object) would make pictures of one size a single array of numbers.
         column = np.empty(len(decoded), object)
         column[:] = decoded
         return column
@@ -212,22 +218,15 @@ class _Records(Dataset):
             yield self.take(np.arange(start, min(start + _CHUNK, len(self))))
 
 
-class _readable:
+@contextlib.contextmanager
+def _readable(name: str, files: list[pathlib.Path]) -> Iterator[None]:
     """Tells of a record file that cannot be read, or read as what features.json says, in a line."""
-
-    def __init__(self, name: str, files: list[pathlib.Path]):
-        self._name, self._files = name, files
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, (OSError, RuntimeError, ValueError, IndexError, KeyError)):
-            reason = (str(error).strip().splitlines() or [kind.__name__])[0]
-            where = f"{self._files[0].parent} ({listed(file.name for file in self._files)})"
-            raise DataError(
-                f"dataset {self._name}: {where} is damaged or incomplete: {reason}"
-            ) from error
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, IndexError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        where = f"{files[0].parent} ({listed(file.name for file in files)})"
+        raise DataError(f"dataset {name}: {where} is damaged or incomplete: {reason}") from error
 
 
 def _default_columns(info: Any) -> tuple[str, ...]:
@@ -246,13 +245,13 @@ def _column(feature: Any, size: tuple[int, int] | None) -> _Column:
         shape = (*(size or feature.shape[:2]), feature.shape[2])
         fixed = None not in shape
         one = jax.ShapeDtypeStruct(shape if fixed else (), np.uint8 if fixed else object)
+        # Stored bytes, for Pillow: TFDS would take OpenCV where that is installed.
         return _Column(one, True, functools.partial(images.decode, channels=shape[2], size=size))
     dtype = getattr(feature, "np_dtype", object)
     plain = isinstance(feature, tfds.features.Tensor) and dtype is not object
     if not plain or None in feature.shape or np.dtype(dtype).kind not in "biuf":
         return _Column(jax.ShapeDtypeStruct((), object), False, _as_is)
-    if isinstance(feature, tfds.features.ClassLabel):
-        return _Column(jax.ShapeDtypeStruct((), np.int32), False, _as_is)
+    # An empty array, to learn the dtype.
     delivered = narrowed(np.zeros(0, dtype), "").dtype
     return _Column(jax.ShapeDtypeStruct(tuple(feature.shape), delivered), False, _as_is)
 

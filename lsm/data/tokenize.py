@@ -97,6 +97,7 @@ def tokenize(
     tokenizer = Tokenizer(packing.tokenizer)
     eos = None if packing.eos is None else tokenizer.eos(packing.eos)
     sources = documents.find(inputs, packing.slice or packing.split, packing.column, data_dir)
+    # What the split would be, but for its shards: compared with what is there.
     wanted = Index(
         tokenizer=tokenizer.name,
         tokenizer_sha256=tokenizer.sha256,
@@ -111,6 +112,7 @@ def tokenize(
     with _claimed(folder):
         _check_siblings(folder, wanted)
         index = _found(folder, wanted)
+        # Finished: nothing is left but to check it.
         if index.position is None:
             check_shards(folder, index, content=True)
             return index
@@ -140,10 +142,12 @@ class _Writer:
 
     def add(self, piece: Piece, ids: np.ndarray) -> None:
         """Appends the ids of a piece, and the end of its document."""
+        # An empty document leaves nothing, not even an end.
         if not piece.text:
             return
         eos = self._index.eos
         if piece.ends and eos is not None:
+            # A Python int would make the ids int64.
             ids = np.append(ids, ids.dtype.type(eos))
         content = ids.tobytes()
         with readable_disk_errors(self._path):
@@ -151,6 +155,7 @@ class _Writer:
         self._sha256.update(content)
         self.tokens, self._held = self.tokens + len(ids), self._held + len(ids)
         self._documents += piece.ends
+        # Only behind a piece: there is a place from which reading can go on.
         if self._held >= self._index.shard_tokens:
             self._keep(piece.after)
             self._open()
@@ -175,6 +180,7 @@ class _Writer:
         """Publishes the open shard, then the index that names it."""
         with readable_disk_errors(self._path):
             self._file.flush()
+            # On the disk before it has its name: else a power cut may leave an empty shard.
             os.fsync(self._file.fileno())
             self._file.close()
             self._part.replace(self._path)
@@ -200,6 +206,7 @@ def _encoded(
         for batch in _batches(pieces):
             texts = [piece.text for piece in batch]
             waiting.append((batch, pool.submit(tokenizer.encode, texts)))
+            # Enough that no thread runs dry, and few enough that memory is bounded.
             if len(waiting) > 2 * workers:
                 batch, ids = waiting.popleft()
                 yield from zip(batch, ids.result(), strict=True)
@@ -227,6 +234,7 @@ def _claimed(folder: pathlib.Path) -> Iterator[None]:
     """Holds the folder of a split for this process, however that ends."""
     with readable_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        # A lock on the folder leaves no file behind; the system drops it with the process.
         handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -256,6 +264,7 @@ def _found(folder: pathlib.Path, wanted: Index) -> Index:
         return wanted
     for field in dataclasses.fields(Index):
         before, now = getattr(index, field.name), getattr(wanted, field.name)
+        # Progress is to differ; all else decides what the files hold.
         if field.name not in ("shards", "position") and before != now:
             raise DataError(
                 f"--out: {folder} was begun with {field.name} {_short(before)}, not {_short(now)}; "

@@ -44,11 +44,13 @@ class Tokenizer:
         """
         files = _files(pathlib.Path(path).expanduser())
         self._tokenizer = _load(files)
+        # Of "llama3.json" the file's name; "tokenizer.json" says nothing, its folder does.
         whole = files[0].stem not in ("tokenizer", "vocab")
         self.name = files[0].stem if whole else files[0].resolve().parent.name
         self.sha256 = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
         self._ids = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary = max(self._ids.values(), default=-1) + 1
+        # Tried, not read from the file: its kinds of models and pre-tokenizers are open-ended.
         parts = np.concatenate(self.encode(_SEAMS))
         self.joins = np.array_equal(parts, self.encode(["".join(_SEAMS)])[0])
 
@@ -64,6 +66,7 @@ class Tokenizer:
           DataError: the tokenizer has no id for something in a text.
         """
         try:
+            # Fast: without the offsets of tokens in the text, which nobody needs here.
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises bare Exceptions
             raise DataError(f"tokenizer {self.name} cannot encode a text: {error}") from error
@@ -84,6 +87,7 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder().values()
         special = [token.content for token in added if token.special]
         bracketed = [token for token in self._ids if token[0] in "<[" and token[-1] in ">]"]
+        # vocab.json does not mark special tokens: then what stands in brackets is a guess.
         there = special or sorted(token for token in bracketed if len(token) > 2)
         raise DataError(
             f"tokenizer {self.name} has no token {name!r} to end a document with; its special "
@@ -120,11 +124,13 @@ def _load(files: list[pathlib.Path]) -> Any:
             made = tokenizers.Tokenizer.from_file(str(files[0]))
         else:
             made = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(*map(str, files)))
+            # The pair holds the merges alone; the rest is GPT-2's.
             byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
             made.pre_tokenizer, made.decoder = byte_level, tokenizers.decoders.ByteLevel()
     except Exception as error:  # the library raises bare Exceptions
         reason = " ".join(str(error).split())
         raise DataError(f"tokenizer {files[0]} cannot be read: {reason}") from error
+    # A file may cut, pad, and take names of special tokens for the tokens: here texts are data.
     made.no_truncation()
     made.no_padding()
     made.encode_special_tokens = True

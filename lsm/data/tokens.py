@@ -99,6 +99,7 @@ def read_index(folder: pathlib.Path) -> Index | None:
         if kind == _FORMAT:
             if fields["dtype"] not in ("uint16", "uint32"):
                 raise ValueError(f"dtype {fields['dtype']!r}")
+            # JSON has made lists of them, and `tokenize` compares indices by ==.
             fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
             fields["inputs"] = tuple((name, size) for name, size in fields["inputs"])
             fields["position"] = fields["position"] and tuple(fields["position"])
@@ -175,6 +176,7 @@ class Tokens(SplitSource):
     def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
         """Returns split name -> [number of windows]; a split below one window counts as one."""
         splits = self._splits(data_dir)
+        # One too many where a split is too short: so `open_split` is reached, which says why.
         return {name: [max(1, (index.tokens - 1) // self.length)] for name, index in splits.items()}
 
     def open_split(self, name: str, data_dir: PathLike | None = None) -> "TokenWindows":
@@ -236,6 +238,7 @@ class TokenWindows(Dataset):
         self._windows = (index.tokens - 1) // length  # of the whole split
         self._stop = self._windows if stop is None else stop
         self._begins = np.cumsum([0, *(shard.tokens for shard in index.shards)])
+        # A cache of this object: one around the method would serve, and keep, all objects.
         self._mapped = functools.lru_cache(_MAPS)(self._map)
 
     def __len__(self) -> int:
@@ -248,9 +251,11 @@ class TokenWindows(Dataset):
           DataError: a shard holds an id that is none of the tokenizer's.
         """
         indices = np.asarray(indices) + self._start
+        # Zeros, for what `_read` leaves beyond the last token.
         stored_BxT1 = np.zeros((len(indices), self._length + 1), self.index.dtype)
         for window, row in zip(indices.tolist(), stored_BxT1, strict=True):
             self._read(window * self._length, row)
+        # JAX reports no index out of range: an embedding would give NaN or another row.
         if stored_BxT1.size and stored_BxT1.max() >= self.index.vocabulary:
             raise DataError(
                 f"{self._folder} is damaged: it holds id {stored_BxT1.max():,}, and its tokenizer "
@@ -275,6 +280,7 @@ class TokenWindows(Dataset):
 
     def evaluation(self) -> Dataset:
         """Returns the windows with `weight`, and one more for the rest where these are the last."""
+        # Every token but the first of the stream; of a slice that ends before, whole windows.
         targets = self.index.tokens - 1
         if self._stop < self._windows:
             targets = self._stop * self._length
@@ -282,6 +288,7 @@ class TokenWindows(Dataset):
 
     def _read(self, token: int, row: np.ndarray) -> None:
         """Fills `row` with the ids from `token` on; leaves what is beyond the last."""
+        # The last shard that begins at `token` or before; a window may go on in the next ones.
         shard = int(np.searchsorted(self._begins, token, side="right")) - 1
         while len(row) and shard < len(self.index.shards):
             part = self._mapped(shard)[token - self._begins[shard] :][: len(row)]
@@ -292,6 +299,7 @@ class TokenWindows(Dataset):
         shard = self.index.shards[number]
         path = self._folder / shard.file
         dtype = np.dtype(self.index.dtype).newbyteorder("<")
+        # A plain view: indexing by the memory map's own class is slower (see `ArrayDataset`).
         return np.asarray(np.memmap(path, dtype, mode="r", shape=(shard.tokens,)))
 
 
@@ -309,6 +317,7 @@ class _Weighed(Dataset):
         indices = np.asarray(indices)
         places_BxT = indices[:, None] * self._length + np.arange(self._length)
         weight_BxT = (places_BxT < self._targets).astype(np.float32)
+        # The last window may be one more than the split has: `take` reads what is there of it.
         return self._windows.take(indices) | {"weight": weight_BxT}
 
     @property

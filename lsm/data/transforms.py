@@ -52,6 +52,7 @@ class RandomFlip(Transform):
 
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
+        # A copy, which is contiguous too: the view below needs that.
         image = np.array(batch[_IMAGE])
         # A pixel as one item of C bytes instead of C items: moved at once.
         pixels = image.view(np.dtype((np.void, image.shape[-1] * image.itemsize)))
@@ -95,6 +96,7 @@ class RandomCrop(Transform):
         # Rows of W * C numbers instead of W pixels: the copies are longer, hence fewer.
         lines = padded.reshape(b, h + 2 * self.padding, -1)
         windows = np.lib.stride_tricks.sliding_window_view(lines, (h, w * c), axis=(1, 2))
+        # (B, 2p + 1, 2pC + 1, H, W * C); of the third axis every C-th place begins a pixel.
         y, x = drawn["corner"].T
         return batch | {_IMAGE: windows[np.arange(b), y, x * c].reshape(b, h, w, c)}
 
@@ -129,7 +131,7 @@ class Cutout(Transform):
         image = batch[_IMAGE].copy()
         sides = np.array(image.shape[1:3])
         top_left = (drawn["centre"] * sides).astype(int) - self.size // 2
-        starts = np.maximum(top_left, 0).tolist()
+        starts = np.maximum(top_left, 0).tolist()  # slices of Python's ints are faster
         stops = np.minimum(top_left + self.size, sides).tolist()
         for picture, (y0, x0), (y1, x1) in zip(image, starts, stops, strict=True):
             picture[y0:y1, x0:x1] = self.value
@@ -157,6 +159,7 @@ class RandomRotate(Transform):
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
         cos, sin = np.cos(drawn["angle"]), np.sin(drawn["angle"])
+        # Which way it turns is left open: the angles are symmetric.
         matrix_Bx2x2 = np.stack([cos, -sin, sin, cos], axis=-1).reshape(-1, 2, 2)
         return batch | {_IMAGE: _warp(batch[_IMAGE], matrix_Bx2x2)}
 
@@ -185,6 +188,7 @@ class RandomScale(Transform):
 
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
+        # Divided: an output pixel asks where it comes from, and that is nearer when enlarged.
         matrix_Bx2x2 = np.eye(2) / drawn["factor"][:, None, None]
         return batch | {_IMAGE: _warp(batch[_IMAGE], matrix_Bx2x2)}
 
@@ -194,7 +198,7 @@ def _pad(image: np.ndarray, p: int, reflect: bool) -> np.ndarray:
     b, h, w, c = image.shape
     padded = np.zeros((b, h + 2 * p, w + 2 * p, c), image.dtype)
     padded[:, p:-p, p:-p] = image
-    if reflect:
+    if reflect:  # without the border itself; the columns second, so that they fill the corners
         padded[:, :p, p:-p] = image[:, p:0:-1]
         padded[:, -p:, p:-p] = image[:, -2 : -p - 2 : -1]
         padded[:, :, :p] = padded[:, :, 2 * p : p : -1]
@@ -205,14 +209,17 @@ def _pad(image: np.ndarray, p: int, reflect: bool) -> np.ndarray:
 def _warp(image: np.ndarray, matrix_Bx2x2: np.ndarray) -> np.ndarray:
     """Samples `image` (B, H, W, C) at matrix @ (y, x), both from the centre; bilinear, uint8."""
     b, h, w, c = image.shape
+    # Where each output pixel comes from, in pixels (y, x) of the input.
     centre = np.array([h - 1, w - 1], np.float32) / 2
     grid_Nx2 = np.indices((h, w), np.float32).reshape(2, -1).T - centre
     at_BxNx2 = grid_Nx2 @ matrix_Bx2x2.astype(np.float32).transpose(0, 2, 1) + centre
     # One pixel of zeros around takes the place of a test at the border.
     at_BxNx2 = np.clip(at_BxNx2 + 1, 0, np.array([h + 1, w + 1], np.float32))
+    # The upper left of the four pixels around, of which all exist: at the far border, one less.
     corner_BxNx2 = np.minimum(np.floor(at_BxNx2), np.array([h, w], np.float32))
-    fy, fx = np.moveaxis(at_BxNx2 - corner_BxNx2, -1, 0).copy()
+    fy, fx = np.moveaxis(at_BxNx2 - corner_BxNx2, -1, 0)  # (B, N) each
     y, x = np.moveaxis(corner_BxNx2.astype(np.intp), -1, 0)
+    # The corner's place in the flat padded plane: h + 2 rows a picture, w + 2 pixels a row.
     first = (np.arange(b)[:, None] * (h + 2) + y) * (w + 2) + x
     padded = _pad(image, 1, reflect=False)
     warped = np.empty((b, h * w, c), np.uint8)
@@ -220,6 +227,7 @@ def _warp(image: np.ndarray, matrix_Bx2x2: np.ndarray) -> np.ndarray:
         plane = padded[..., channel].ravel()
         top = _between(plane.take(first), plane.take(first + 1), fx)
         bottom = _between(plane.take(first + w + 2), plane.take(first + w + 3), fx)
+        # A cast alone would round down, and darken.
         warped[..., channel] = np.rint(_between(top, bottom, fy))
     return warped.reshape(b, h, w, c)
 

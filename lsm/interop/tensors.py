@@ -61,6 +61,7 @@ class Tensors:
                 f"{self._path} has no tensor {name!r}; it has {listed(self._views)}."
                 + nearest(name, self._views)
             )
+        # A copy: a view would hold the file, and change with it.
         return np.array(self._views[name][index])
 
 
@@ -101,6 +102,7 @@ def _sharded(path: pathlib.Path) -> dict[str, np.ndarray]:
             "'weight_map' of tensor names to files."
         ) from error
     shards = {}
+    # All shards now: a missing one is told before the first tensor is read.
     for name in sorted(set(files.values())):
         if not (path.parent / name).is_file():
             raise CheckpointError(f"{path} names {name!r}, and there is no such file beside it.")
@@ -121,11 +123,13 @@ def _views(path: pathlib.Path) -> dict[str, np.ndarray]:
 
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
+            # By offset: tensors lie in this order, which is not that of their names.
             parts = {name: file.get_slice(name) for name in file.offset_keys()}
             specs = {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
     except (safetensors.SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} is no whole safetensors file: {reason}.") from error
+    # Bytes; a page is read from the disk when a part of it is.
     data = np.memmap(path, mode="r")
     place, views = 8 + int(data[:8].view("<u8")[0]), {}
     for name, (shape, kind) in specs.items():

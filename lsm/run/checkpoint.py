@@ -49,6 +49,7 @@ class Checkpoints:
           checksums: compiled form of `lsm.run.saved.checksums`.
           read_only: the directory must exist, and nothing in it is touched.
         """
+        # Orbax takes seconds to import: only where it is needed.
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
 
@@ -57,6 +58,7 @@ class Checkpoints:
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["score"],
             n=1,
+            # Orbax's default keeps them all: a run without evaluations would fill the disk.
             keep_checkpoints_without_metrics=False,
         )
         options = ocp.CheckpointManagerOptions(
@@ -65,6 +67,7 @@ class Checkpoints:
         )
         if not read_only:
             self._remove_partial()
+            # The manager looks what is there: not while process 0 still removes.
             processes.wait_for_all("the opening of the checkpoints")
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_names=("state", "meta")
@@ -126,12 +129,16 @@ class Checkpoints:
         if constants:
             meta[CONSTANTS] = saved.digest(meta)
             folder = self.directory / CONSTANTS / meta[CONSTANTS]
+            # Process 0 says whether they are new, as a save needs all processes or none.
             new = processes.share("the constants", not folder.exists())
             constants = constants if new else None
+        # Last, over all the rest of the description.
         meta["checksum"] = saved.checksum_of_json(meta)
+        # An earlier save, in the background, takes space too; and here its error is told.
         self.wait()
         self._check_space((state, constants))
         with self._writing():
+            # Waited for, unlike the state: a step must never name constants that are not whole.
             if constants:
                 with ocp.StandardCheckpointer() as checkpointer:
                     checkpointer.save(folder, constants)
@@ -190,6 +197,7 @@ class Checkpoints:
             if part:
                 found |= self._read(step, item, meta, part)
         shardings = {path: leaf.sharding for path, leaf in wanted.items()}
+        # Replicated, so that every process can read every sum.
         whole = replicated(next(iter(shardings.values())).mesh)
         sums = jit(saved.checksums, in_shardings=(shardings,), out_shardings=whole)(found)
         self._check_sums(step, meta, jax.device_get(sums))
@@ -253,6 +261,7 @@ class Checkpoints:
             if metadata is None:
                 raise FileNotFoundError("files are missing")
             tree = metadata.tree
+            # Orbax does not read what is a placeholder.
             tree = jax.tree_util.tree_map_with_path(
                 lambda path, _: wanted.get(path_name(path), ocp.PLACEHOLDER), tree
             )
@@ -293,8 +302,17 @@ class Checkpoints:
             f"checkpoint {folder} cannot be read ({type(error).__name__}: {reason}); {remedy}."
         )
 
-    def _writing(self) -> "_Writing":
-        return _Writing(self)
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns any failure to write into a CheckpointError, and removes what was half written."""
+        try:
+            yield
+        except Exception as error:
+            self._remove_partial()
+            reason = " ".join(str(error).split())[:160]
+            raise CheckpointError(
+                f"cannot save to {self.directory}: {reason}; {self._intact()}."
+            ) from error
 
     def _remove_partial(self) -> None:
         if not processes.is_first():
@@ -312,6 +330,7 @@ def _quiet() -> Iterator[None]:
     native threads, that its event loop is gone.
     """
     sys.stderr.flush()
+    # The file descriptor, not sys.stderr: native threads write past Python.
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -320,25 +339,6 @@ def _quiet() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-class _Writing:
-    """Turns any failure to write into a CheckpointError, and removes what was half written."""
-
-    def __init__(self, checkpoints: Checkpoints):
-        self.checkpoints = checkpoints
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, Exception):
-            self.checkpoints._remove_partial()
-            reason = " ".join(str(error).split())[:160]
-            raise CheckpointError(
-                f"cannot save to {self.checkpoints.directory}: {reason}; "
-                f"{self.checkpoints._intact()}."
-            ) from error
 
 
 def _placed(leaf: Any) -> Any:
@@ -351,5 +351,6 @@ def _placed(leaf: Any) -> Any:
 
 
 def _local_bytes(leaf: jax.Array) -> int:
+    # Of the copies of a shard only the first is written.
     shards = leaf.addressable_shards
     return sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)

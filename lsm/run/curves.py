@@ -34,9 +34,11 @@ def plot_curves(workdir: Path) -> Path:
     names = _panels(rows)
     if not names:
         raise TrainingError(f"{workdir / 'metrics.jsonl'}: no row has a loss or an evaluation.")
+    # Four make a square, 2 x 2.
     columns = min(len(names), 3 if len(names) != 4 else 2)
     lines = math.ceil(len(names) / columns)
     figure = Figure(figsize=(5.2 * columns, 3.9 * lines), layout="constrained")
+    # Without pyplot, which looks for a screen and holds on to its figures.
     FigureCanvasAgg(figure)
     figure.suptitle(workdir.resolve().name, fontsize=12, fontweight="bold")
     for place, name in enumerate(names, start=1):
@@ -58,6 +60,7 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _draw_panel(axes, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     is_share = name.endswith("accuracy")
+    # Of all splits: they share the scale.
     everything = [
         row[name] for row in rows if row["split"] in _SPLITS and row.get(name) is not None
     ]
@@ -91,5 +94,6 @@ def _draw_split(axes, split: str, steps: np.ndarray, values: np.ndarray, label: 
         axes.plot(steps, values, color=_COLORS[split], alpha=0.35, linewidth=0.8)
         window = len(steps) // 40
         values = np.convolve(values, np.ones(window) / window, mode="valid")
+        # A mean belongs to the middle of its window.
         steps = steps[(window - 1) // 2 :][: len(values)]
     axes.plot(steps, values, **style)

@@ -112,6 +112,7 @@ def fingerprint(params: Any) -> str:
     by_path = {path_name(path): leaf for path, leaf in leaves}
     digest = hashlib.sha256()
     for path in sorted(by_path):
+        # One leaf at a time: the whole model need not fit on a device.
         array = np.asarray(jax.device_get(_whole(by_path[path])))
         if array.dtype.byteorder == ">":
             array = array.byteswap()
@@ -123,6 +124,7 @@ def _whole(leaf: Any) -> Any:
     """Returns an array that this process can read in full."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
         return leaf
+    # An identity whose result is replicated: XLA gathers the shards.
     everywhere = replicated(leaf.sharding.mesh)
     return jit(lambda x: x, in_shardings=leaf.sharding, out_shardings=everywhere)(leaf)
 
@@ -173,6 +175,7 @@ def git_revision(source: Path = Path(__file__).parent) -> str | None:
     try:
         # An installed lsm may lie in an environment inside somebody else's checkout.
         git("ls-files", "--error-unmatch", Path(__file__).name)
+        # What decides figures: code. Notes and workdirs in the checkout do not.
         changed = git("status", "--porcelain", "--", ":(top)*.py", ":(top)pyproject.toml")
         return git("rev-parse", "HEAD") + ("+dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
@@ -182,6 +185,7 @@ def git_revision(source: Path = Path(__file__).parent) -> str | None:
 def _output(*command: str) -> str:
     # Inside a git hook these variables name another checkout than the one asked about.
     hidden = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    # Else `git status` may lock the index, in the way of a commit that is being made.
     kept = {k: v for k, v in os.environ.items() if k not in hidden} | {"GIT_OPTIONAL_LOCKS": "0"}
     done = subprocess.run(command, env=kept, capture_output=True, text=True, check=True, timeout=10)
     return done.stdout.strip()

@@ -78,6 +78,7 @@ class RunWeights:
     ) -> Iterator[tuple[str, str]]:
         """Yields the name of each array, and the path of what is read for it."""
         better = _beside_params(saved, "/master/") if masters else {}
+        # After the masters: where there are both, the average counts.
         better |= _beside_params(saved, "/average/")
         for path in saved:
             if path.startswith(STATE):
@@ -114,6 +115,7 @@ class FileWeights:
 
     def _placed(self, name: str, sharding: jax.sharding.NamedSharding) -> jax.Array:
         shape, read = self.spec[name].shape, self._tensors.read
+        # The callback is asked for the parts of this process's devices only.
         return jax.make_array_from_callback(shape, sharding, lambda index: read(name, index))
 
 

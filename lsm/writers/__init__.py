@@ -57,6 +57,7 @@ class Writers:
             for config in configs:
                 opened.append(config.open(Path(workdir), run, resume_step))
         except BaseException:
+            # The error that stopped the opening is the one to tell.
             with contextlib.suppress(Exception):
                 cls(opened).close()
             raise

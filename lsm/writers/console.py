@@ -34,6 +34,7 @@ class _Pace:
 
     def speed_and_left(self, step: int, metrics: Mapping[str, float]) -> tuple[str, str, str]:
         """Returns ("tokens", "12,345", "0:42"): what goes through in a second, and time left."""
+        # From the first row on: before it, most of the time is compilation.
         now = time.monotonic()
         first_step, start = self._first = self._first or (step, now)
         steps_per_sec = metrics.get("steps_per_sec", 0.0)
@@ -122,6 +123,7 @@ class _Bar:
 
     def close(self) -> None:
         """Draws the last row and gives the terminal back."""
+        # The last rows may have come within the half second.
         if self._row:
             self._draw()
         self._bar.stop()
@@ -152,6 +154,7 @@ def _account(metrics: Mapping[str, float]):
     for heading in ("time in", "seconds", "share"):
         account.add_column(heading, justify="left" if heading == "time in" else "right")
     for kind, seconds in sorted(times.items(), key=lambda item: -item[1]):
+        # Less would be shown as 0.0 %.
         if seconds > 0.0005 * wall:
             account.add_row(kind, f"{seconds:.1f}", f"{100 * seconds / wall:.1f} %")
     return console.Group(", ".join(notes), account)

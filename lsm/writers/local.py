@@ -40,6 +40,7 @@ class _JsonlFile:
         """Appends one line; the row of the resumed step, told once more, replaces the old one."""
         if step == self._resume_step and split in self._old_splits:
             self._old_splits.remove(split)
+            # A move puts another file under the name: the open one would write to the old.
             self._file.close()
             self._keep(lambda row: (row["step"], row["split"]) != (step, split))
             self._file = AppendOnly(self._path)
@@ -68,6 +69,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """
     path = Path(workdir) / "metrics.jsonl"
     try:
+        # What follows the last line end is empty, or a torn line.
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     except OSError as error:
         raise TrainingError(f"{path}: cannot be read: {error.strerror}.") from error
@@ -75,7 +77,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            row["step"], row["split"]
+            row["step"], row["split"]  # raises where one is absent
         except (ValueError, TypeError, KeyError) as error:
             raise TrainingError(
                 f"{path}, line {number}: not a row with step and split; mend or delete the line."
@@ -105,8 +107,10 @@ class _EventFile:
         # Readers go through the files of a folder in the order of these names.
         name = f"events.out.tfevents.{time.time():.6f}.{platform.node()}.{os.getpid()}"
         self._file = AppendOnly(folder / name)
+        # A START event makes TensorBoard drop what earlier files hold from its step on.
         first_hidden = resume_step + 1 if resume_step else 0
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        # Readers ask for the version first.
         self._append(self._event(file_version="brain.Event:2"))
         self._append(self._event(step=first_hidden, session_log=start))
 

@@ -38,6 +38,7 @@ class Wandb:
     def open(self, workdir: Path, run: RunInfo, resume_step: int) -> Writer:
         """Starts or resumes the run. Raises ConfigError (no wandb) or TrainingError (it fails)."""
         wandb = _extra("wandb")
+        # Chosen here and kept before the run starts: a kill in between loses nothing.
         run_id = _kept_id(workdir / "wandb_run_id", lambda: uuid.uuid4().hex[:12])
         with _readable_start("Wandb", "offline=True needs no network"):
             remote = wandb.init(
@@ -93,6 +94,7 @@ class Mlflow:
             client = mlflow.MlflowClient(self.tracking_uri)
             new_run = functools.partial(_new_mlflow_run, client, self.experiment, run)
             run_id = _kept_id(workdir / "mlflow_run_id", new_run)
+            # A run that goes on was marked as ended when it was interrupted.
             client.update_run(run_id, status="RUNNING")
         return _Remote("Mlflow", _MlflowRun(client, mlflow.entities.Metric, run_id))
 
@@ -151,6 +153,7 @@ def _extra(module: str):
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        # It is there, and something that it imports is not.
         if error.name != module:
             raise
         raise ConfigError(
