@@ -342,7 +342,7 @@ class Block(nn.Module):
         config, norm = self.config, self.config.normalise(f"norm_{name}")
         h_BxTxD = x_BxTxD if config.norm_position == "post" else norm(x_BxTxD)
         y_BxTxD, *rest = part(_inside(h_BxTxD))
-        y_BxTxD = _between(_inside(y_BxTxD))
+        y_BxTxD = _between(_inside(y_BxTxD))  # in two steps: in one, XLA adds all-to-alls
         if config.norm_position == "sandwich":
             y_BxTxD = config.normalise(f"post_norm_{name}")(y_BxTxD)
         x_BxTxD = x_BxTxD + drop(y_BxTxD)
