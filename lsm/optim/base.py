@@ -145,6 +145,7 @@ class Algorithm(Optimizer):
         """Returns the core and the weight decay, in the order that the algorithm wants."""
         core, decay = self.core(), []
         if self.weight_decay:
+            # A function, since Optax masks the tree of updates too, where frozen leaves are hidden.
             chosen = functools.partial(mask, pattern=self.decay)
             decay = [("decay", optax.add_decayed_weights(self.weight_decay, chosen))]
         links = [] if core is None else [("core", core)]

@@ -223,6 +223,8 @@ class Adafactor(Algorithm):
     def core(self) -> optax.GradientTransformation:
         """Returns factored scaling, clipping, the parameter's scale and the average."""
         parts = [
+            # Squares, clipping and scale in the order of the paper's algorithm 4; Optax's 1e-30
+            # under the root and its least scale of 1e-3 are the paper's epsilons.
             optax.scale_by_factored_rms(
                 decay_rate=self.decay_power, min_dim_size_to_factor=self.min_factored_dim
             )

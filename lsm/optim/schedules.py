@@ -218,6 +218,7 @@ class ReduceOnPlateau(Schedule):
       floor: factor of the peak that the learning rate never falls below.
     """
 
+    # What falls is a number in the state of `feedback`.
     constant: ClassVar[bool] = True
     factor: float = 0.1
     patience: int = 10
