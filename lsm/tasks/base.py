@@ -234,6 +234,7 @@ class Task(abc.ABC):
     def summary(self, totals: Mapping[str, Weighted]) -> dict[str, float]:
         """Turns totals over many batches into the figures to report: the means."""
         return {
+            # Not `Weighted.mean`: its 0 where nothing was weighed would pass for a perfect loss.
             name: float(total.sum) / float(total.weight) if float(total.weight) else math.nan
             for name, total in totals.items()
         }
