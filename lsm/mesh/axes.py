@@ -46,6 +46,7 @@ def constrain(x: jax.Array, *spec: Entry) -> jax.Array:
     # On one device there is nothing to place, and the program stays free of constraints.
     if mesh.empty or mesh.size == 1:
         return x
+    # Sizes are those of the trace: under `vmap` without the mapped dimension.
     spec = [None if x.shape[dim] == 1 else entry for dim, entry in enumerate(spec)]
     for dim, entry in enumerate(spec):
         names = axis_names(entry)

@@ -73,6 +73,7 @@ def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = _sizes(config, devices)
+    # CPUs have no `slice_index`; all are one slice then.
     slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
     # Sizes of the axes within a slice, and over slices.
     inner, outer = list(sizes.values()), [1] * len(AXES)
@@ -83,6 +84,7 @@ def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.
             "slices that it spans; see mesh.across_slices."
         )
     inner[place], outer[place] = inner[place] // slices, slices
+    # Physical axes may be split, so that tensor=2 fits a torus of 4 x 4.
     if slices > 1:
         arranged = mesh_utils.create_hybrid_device_mesh(
             inner, outer, devices, allow_split_physical_axes=True
@@ -179,6 +181,8 @@ def _spec(
     spec, state = rule.spec, path.startswith("opt_state")
     if isinstance(spec, Fsdp):
         return spec(shape, mesh)
+    # What does not divide goes where the rule says; state that is no copy of its parameter, to
+    # Fsdp; and what is left is checked, for a parameter has to fit.
     if rule.otherwise is not None and len(spec) == len(shape) and not _divides(spec, shape, mesh):
         spec = rule.otherwise
     elif state and not (len(spec) == len(shape) and _divides(spec, shape, mesh)):
