@@ -126,6 +126,7 @@ class F1(Metric):
 def _area(positive_M: np.ndarray, scores_M: np.ndarray, weights_M: np.ndarray) -> float:
     from sklearn.metrics import roc_auc_score
 
+    # Where there is one class scikit-learn warns, and a NaN among the scores is a ValueError.
     if positive_M.all() or not positive_M.any() or not np.isfinite(scores_M).all():
         return math.nan
     return roc_auc_score(positive_M, scores_M, sample_weight=weights_M.astype(np.float64))
