@@ -23,6 +23,7 @@ def softmax_cross_entropy(
     picked_B = jnp.where(is_label_BxK, logits_BxK, 0).sum(-1)
     if not label_smoothing:
         return log_normalizer_B - picked_B
+    # The shares sum to 1, so the normaliser, which all CE(k) have, stands outside of them.
     target_B = (1 - label_smoothing) * picked_B + label_smoothing * logits_BxK.mean(-1)
     return log_normalizer_B - target_B
 

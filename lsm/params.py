@@ -60,6 +60,7 @@ def require_match(field: str, pattern: str, tree: PyTree) -> None:
     """
     known = names(tree)
     if not any(matches(pattern, name) for name in known):
+        # Without the signs of regular expressions, for `nearest` to compare with paths.
         plain = re.sub(r"[\\^$.*+?()\[\]{}|]", "", pattern)
         raise ConfigError(
             f"{field}: {pattern!r} matches no parameter; the parameters are {listed(known)}."

@@ -10,6 +10,7 @@ from lsm.errors import ConfigError
 
 def stream(seed: int, name: str, step: int | jax.Array = 0) -> jax.Array:
     """Returns the typed key of stream `name` at `step`: fold_in(fold_in(seed, name), step)."""
+    # Not `hash`, which differs from process to process; fold_in takes 32 bits.
     named = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     return jax.random.fold_in(named, step)
 

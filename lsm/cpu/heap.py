@@ -15,5 +15,6 @@ def keep_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
+    # Blocks below 1 GiB come from the heap; its free end goes back from 2 GiB on, the largest int.
     libc.mallopt(_MMAP_THRESHOLD, 1 << 30)
     libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)

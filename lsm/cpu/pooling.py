@@ -17,6 +17,7 @@ def max_pool_2x2(x_BxHxWxC: jax.Array) -> jax.Array:
 
 def _windows(x_BxHxWxC: jax.Array) -> jax.Array:
     b, h, w, c = x_BxHxWxC.shape
+    # (B, H/2, 2, W/2, 2, C): row and column within the window are dimensions 2 and 4.
     return x_BxHxWxC[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
 
 
@@ -30,15 +31,17 @@ def _max_pool_backward(saved: tuple[jax.Array, jax.Array], g_BxHxWxC: jax.Array)
     windows = _windows(x_BxHxWxC)
     free = jnp.ones(y_BxHxWxC.shape, bool)  # no maximum seen yet in this window
     rows = []
+    # In the order of the window, so that the first of equals is the one that `reduce_window` picks.
     for i in (0, 1):
         columns = []
         for j in (0, 1):
             first = free & (windows[:, :, i, :, j] == y_BxHxWxC)
             columns.append(jnp.where(first, g_BxHxWxC, 0))
             free &= ~first
-        rows.append(jnp.stack(columns, axis=3))
+        rows.append(jnp.stack(columns, axis=3))  # (B, H/2, W/2, 2, C)
     b, h, w, c = x_BxHxWxC.shape
     even = jnp.stack(rows, axis=2).reshape(b, h // 2 * 2, w // 2 * 2, c)
+    # The odd row and column that were dropped get 0.
     return (jnp.pad(even, ((0, 0), (0, h % 2), (0, w % 2), (0, 0))),)
 
 

@@ -23,6 +23,7 @@ def dot_rows(x: jax.Array, kernel_DxF: jax.Array, *args, **options) -> jax.Array
     (_, batch), *rest = args
 
     def dot(x: jax.Array) -> jax.Array:
+        # `nn.Dense` names the dimension to contract in its own x; by rows it is another.
         contracted = ((x.ndim - 1,), (0,))
         return jax.lax.dot_general(x, kernel_DxF, (contracted, batch), *rest, **options)
 

@@ -57,6 +57,7 @@ def names(metrics: Sequence[Metric]) -> tuple[str, ...]:
     """
     given: dict[str, str] = {}
     for metric in metrics:
+        # Asked of no examples: only the metric knows the names of its figures.
         for name in _figures(metric, metric.init()):
             if name in given:
                 raise ConfigError(
@@ -90,6 +91,7 @@ def update(
     """
     if "weight" in batch:
         weighed = batch["weight"] != 0
+        # With weights (N, T) an example stays if any of its targets counts.
         kept_N = weighed.any(axis=tuple(range(1, weighed.ndim)))
         predictions = {name: array[kept_N] for name, array in predictions.items()}
         batch = {name: array[kept_N] for name, array in batch.items()}

@@ -44,9 +44,11 @@ class RocAuc(Metric):
             scores = scores[..., None]
         classes = max(scores.shape[-1], 2)
         scores_MxC = scores.reshape(-1, scores.shape[-1])
+        # Of two classes the second's score is enough, and half the memory.
         scores_MxC = scores_MxC[:, -1:] if classes == 2 else scores_MxC
         weights_M, labels_M = _flat(batch, labels)
         kept_M = weights_M != 0
+        # Targets of weight 0 may have any label, such as -1 for padding.
         _check_labels(labels_M[kept_M], "RocAuc.label", classes)
         part = (scores_MxC.astype(np.float32), labels_M, weights_M.astype(np.float32))
         return (*accumulator, tuple(array[kept_M] for array in part))
@@ -98,9 +100,11 @@ class F1(Metric):
         weights_M, labels_M, predicted_M = weights_M[kept_M], labels_M[kept_M], predicted_M[kept_M]
         _check_labels(labels_M, "F1.label")
         _check_labels(predicted_M, "F1.prediction")
+        # It grows with the largest class seen, so nobody has to say how many there are.
         old, size = len(accumulator), np.concatenate([labels_M, predicted_M]).max(initial=-1) + 1
         confusion_KxK = np.zeros((max(old, size),) * 2)
         confusion_KxK[:old, :old] = accumulator
+        # Not `+=`, which counts a pair that occurs several times once.
         np.add.at(confusion_KxK, (labels_M, predicted_M), weights_M)
         return confusion_KxK
 
@@ -111,6 +115,7 @@ class F1(Metric):
         occurs_K = labels_K + predicted_K > 0
         if not occurs_K.any():
             return dict.fromkeys(("f1", "precision", "recall"), math.nan)
+        # 2 p r / (p + r) is hits / mean(labels, predicted): each figure is hits over a total.
         totals = {"f1": (labels_K + predicted_K) / 2, "precision": predicted_K, "recall": labels_K}
         return {
             name: float((hits_K / np.where(total_K == 0, 1, total_K))[occurs_K].mean())
@@ -121,6 +126,7 @@ class F1(Metric):
 def _area(positive_M: np.ndarray, scores_M: np.ndarray, weights_M: np.ndarray) -> float:
     from sklearn.metrics import roc_auc_score
 
+    # Where there is one class scikit-learn warns, and a NaN among the scores is a ValueError.
     if positive_M.all() or not positive_M.any() or not np.isfinite(scores_M).all():
         return math.nan
     return roc_auc_score(positive_M, scores_M, sample_weight=weights_M.astype(np.float64))
@@ -131,6 +137,7 @@ def _flat(batch: Arrays, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     weights = batch.get("weight", np.ones(()))
     if weights.ndim > labels.ndim:
         raise DataError(f"weight: {weights.shape} given for labels {labels.shape}.")
+    # (N,) to (N, 1): a weight is one for all targets of its example.
     spread = weights.reshape(weights.shape + (1,) * (labels.ndim - weights.ndim))
     weights_M = np.broadcast_to(spread, labels.shape).reshape(-1)
     return weights_M.astype(np.float64), labels.reshape(-1)

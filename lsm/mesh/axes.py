@@ -43,8 +43,10 @@ def constrain(x: jax.Array, *spec: Entry) -> jax.Array:
       MeshError: a larger dimension does not divide.
     """
     mesh = jax.sharding.get_abstract_mesh()
+    # On one device there is nothing to place, and the program stays free of constraints.
     if mesh.empty or mesh.size == 1:
         return x
+    # Sizes are those of the trace: under `vmap` without the mapped dimension.
     spec = [None if x.shape[dim] == 1 else entry for dim, entry in enumerate(spec)]
     for dim, entry in enumerate(spec):
         names = axis_names(entry)
@@ -61,6 +63,7 @@ def split_rows(x: jax.Array, count: int) -> jax.Array:
 
     Every device of a mesh keeps its own rows.
     """
+    # The split dimension stays the outer one: with parts outside, rows would change devices.
     return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
 
 

@@ -29,6 +29,7 @@ def jit(
       hot: called so often that a little speed is worth a compilation at every start.
       mesh: ambient mesh of the trace, which constraints inside models refer to.
     """
+    # Not the default back end: `launch.plan` compiles for TPUs on a CPU.
     platform = jax.tree.leaves(out_shardings)[0].mesh.devices.flat[0].platform
     return jax.jit(
         function if mesh is None else _under(mesh, function),
@@ -42,6 +43,7 @@ def jit(
 def _under(mesh: jax.sharding.Mesh, function: Callable) -> Callable:
     @functools.wraps(function)
     def under(*args):
+        # Set inside, since jax traces at the first call and not here.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return function(*args)
 

@@ -30,6 +30,7 @@ def place(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, ja
         rows = len(x) // len(local)  # of one block
 
         def of_device(index: tuple[slice, ...]) -> np.ndarray:
+            # Global rows to this process's; a slice over everything starts at None.
             start = local.index((index[0].start or 0) // rows) * rows
             return x[start : start + rows]
 
@@ -52,5 +53,7 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
 def _blocks(sharding: NamedSharding) -> tuple[int, tuple[int, ...]]:
     """Returns how many blocks of rows there are, and the numbers of those in this process."""
     ways = batch_ways(sharding.mesh)
+    # As if a block were one row: an index is the number of a block. Devices along other axes
+    # share blocks, hence the set.
     indices = sharding.addressable_devices_indices_map((ways,)).values()
     return ways, tuple(sorted({index[0].start or 0 for index in indices}))

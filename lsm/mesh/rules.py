@@ -29,6 +29,7 @@ class Fsdp:
         ways = mesh.shape[self.axis]
         if ways == 1 or math.prod(shape) < self.min_size:
             return PartitionSpec()
+        # `sorted` is stable: of equals the first.
         for dim in sorted(range(len(shape)), key=lambda d: shape[d], reverse=True):
             if shape[dim] % ways == 0:
                 return PartitionSpec(*[self.axis if d == dim else None for d in range(len(shape))])

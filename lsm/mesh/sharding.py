@@ -73,7 +73,9 @@ def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = _sizes(config, devices)
+    # CPUs have no `slice_index`; all are one slice then.
     slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
+    # Sizes of the axes within a slice, and over slices.
     inner, outer = list(sizes.values()), [1] * len(AXES)
     place = AXES.index(config.across_slices)
     if inner[place] % slices:
@@ -82,12 +84,15 @@ def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.
             "slices that it spans; see mesh.across_slices."
         )
     inner[place], outer[place] = inner[place] // slices, slices
+    # Physical axes may be split, so that tensor=2 fits a torus of 4 x 4.
     if slices > 1:
         arranged = mesh_utils.create_hybrid_device_mesh(
             inner, outer, devices, allow_split_physical_axes=True
         )
     else:
         arranged = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
+    # Auto: the compiler lays out what nobody constrains. `jax.make_mesh` defaults to Explicit,
+    # where every operation must know the sharding of its result.
     return jax.sharding.Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -95,6 +100,7 @@ def _sizes(config: Mesh, devices: Sequence[jax.Device]) -> dict[str, int]:
     """Returns the size of every axis, -1 filled in."""
     sizes = {axis: getattr(config, axis) for axis in AXES}
     known = math.prod(size for size in sizes.values() if size != -1)
+    # Rounded down where they do not divide, which the product then shows.
     sizes = {a: len(devices) // known if s == -1 else s for a, s in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
         named = [axis for axis in AXES if getattr(config, axis) != 1]
@@ -110,6 +116,7 @@ def _sizes(config: Mesh, devices: Sequence[jax.Device]) -> dict[str, int]:
 
 def check_axes(mesh: jax.sharding.Mesh, rules: Sequence[Rule], layout: Layout, model: str) -> None:
     """Raises MeshError where an axis has several ways that neither the model nor `rules` use."""
+    # Rows are split over these whatever the model is.
     used = {*BATCH_AXES, *layout.axes}
     for rule in rules:
         if not isinstance(rule.spec, Fsdp):
@@ -163,15 +170,19 @@ def _spelled(spec: PartitionSpec, mesh: jax.sharding.Mesh) -> str:
 def _spec(
     path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh, rules: Sequence[Rule]
 ) -> PartitionSpec:
+    # Counters and scales, for which nobody writes a rule.
     if not shape:
         return PartitionSpec()
     rule = next((rule for rule in rules if re.search(rule.pattern, path)), None)
     if rule is None:
         patterns = listed(repr(rule.pattern) for rule in rules)
         raise MeshError(f"mesh.rules: no rule matches {path!r}; the patterns are {patterns}.")
+    # A state leaf has its parameter's path, but not always its shape (Adafactor, Shampoo).
     spec, state = rule.spec, path.startswith("opt_state")
     if isinstance(spec, Fsdp):
         return spec(shape, mesh)
+    # What does not divide goes where the rule says; state that is no copy of its parameter, to
+    # Fsdp; and what is left is checked, for a parameter has to fit.
     if rule.otherwise is not None and len(spec) == len(shape) and not _divides(spec, shape, mesh):
         spec = rule.otherwise
     elif state and not (len(spec) == len(shape) and _divides(spec, shape, mesh)):

@@ -50,6 +50,7 @@ class Mask:
         `offset` is the position of the first query among the keys; `unbounded` is not looked at.
         """
         self._check(t, s)
+        # Queries are (T, 1), or (B, T, 1) where every row has an offset of its own.
         query, key_S = positions(t, offset)[..., None], jnp.arange(s)
         conditions = []
         if self.causal:
@@ -59,13 +60,14 @@ class Mask:
             if not self.causal:
                 conditions.append(key_S < query + self.window)
         if self.keys_BxS is not None:
-            conditions.append(self.keys_BxS[:, None])
+            conditions.append(self.keys_BxS[:, None])  # (B, 1, S)
         if self.segments_BxT is not None:
             keys = self.segments_BxT if self.key_segments_BxS is None else self.key_segments_BxS
-            conditions.append(self.segments_BxT[..., None] == keys[:, None])
+            conditions.append(self.segments_BxT[..., None] == keys[:, None])  # (B, T, S)
         if not conditions:
             return None
         seen = functools.reduce(jnp.logical_and, conditions)
+        # A condition on keys alone is (B, 1, S) so far.
         return jnp.broadcast_to(seen, (*seen.shape[:-2], t, s))
 
     def _check(self, t: int, s: int) -> None:
@@ -125,6 +127,7 @@ class Cache:
         t, room = k_BxTxGxK.shape[1], self.k_BxSxGxK.shape[1]
         if t > room:
             raise ConfigError(f"cache: {t} positions given, but it has room for {room}.")
+        # Rows that are equally long are written as one slice; under vmap it becomes a scatter.
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
         if self.length.ndim:
             write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
@@ -158,8 +161,10 @@ def rotate(x: jax.Array, theta: float | jax.Array, offset: int | jax.Array = 0) 
     `offset` is the position of the first, scalar or (B,).
     """
     t, k = x.shape[1], x.shape[-1]
+    # In float32: in bfloat16, position 257 is 256.
     frequency = theta ** (-jnp.arange(0, k, 2, dtype=jnp.float32) / k)
     angle = positions(t, offset).astype(jnp.float32)[..., None] * frequency
+    # (T, K/2) or (B, T, K/2), with ones for the dimensions of heads in between.
     angle = angle.reshape(*angle.shape[:-1], *[1] * (x.ndim - 3), k // 2)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -200,6 +205,7 @@ def attend(
       drop: dropout of the attention weights.
       maps: return the weights as well, before dropout: float32 (B, G x Q, T, S).
     """
+    # Queries stay where their positions are; keys and values are gathered along the sequence.
     q_BxTxGxQxK = constrain(q_BxTxGxQxK, BATCH_AXES, "sequence", "tensor", None, None)
     k_BxSxGxK, v_BxSxGxK = (
         constrain(x, BATCH_AXES, None, "tensor", None) for x in (k_BxSxGxK, v_BxSxGxK)
@@ -210,6 +216,7 @@ def attend(
     if mask.window is None or unbounded is None:
         return local(*qkv, mask)
     whole = dataclasses.replace(mask, window=None)
+    # Two branches, not one computed mask: the kernel's masks must be known while tracing.
     return jax.lax.cond(unbounded, lambda *x: local(*x, whole), lambda *x: local(*x, mask), *qkv)
 
 
@@ -217,6 +224,8 @@ def _attend(q_BxTxGxQxK, k_BxSxGxK, v_BxSxGxK, mask, *, offset, softcap, drop, m
     args = (q_BxTxGxQxK, k_BxSxGxK, v_BxSxGxK, mask)
     plain = functools.partial(_plain, offset=offset, softcap=softcap, drop=drop, maps=maps)
     if drop is None and not maps and _fits_kernel(*args, offset):
+        # Chosen when it is lowered, not by the back end that is there: `launch.plan` lowers for
+        # TPUs on a machine without one.
         kernel = functools.partial(_splash, softcap=softcap)
         return jax.lax.platform_dependent(*args, tpu=kernel, default=plain)
     return plain(*args)
@@ -226,10 +235,11 @@ def _plain(q_BxTxGxQxK, k_BxSxGxK, v_BxSxGxK, mask, *, offset=0, softcap, drop=N
     (b, t, g, q, k), s = q_BxTxGxQxK.shape, k_BxSxGxK.shape[1]
     # A group's queries in one dimension: XLA's CPU back end is slow where products have more.
     q_BxGxNxK = q_BxTxGxQxK.swapaxes(1, 2).reshape(b, g, t * q, k)
+    # N counts positions first: row t x Q + i is query head i at position t.
     scores = jnp.einsum("bgnk,bsgk->bgns", q_BxGxNxK, k_BxSxGxK).astype(jnp.float32)
     seen = mask.seen(t, s, offset)
     if seen is not None:
-        seen = jnp.repeat(seen, q, axis=-2)
+        seen = jnp.repeat(seen, q, axis=-2)  # (N, S) or (B, N, S): all heads see the same
         seen = seen[:, None] if seen.ndim == 3 else seen
     weights_BxGxNxS = _softmax(capped(scores, softcap), seen, _sees_some(mask, t, s, offset))
     kept = weights_BxGxNxS.astype(q_BxTxGxQxK.dtype)
@@ -239,6 +249,7 @@ def _plain(q_BxTxGxQxK, k_BxSxGxK, v_BxSxGxK, mask, *, offset=0, softcap, drop=N
     y_BxTxGxQxK = y_BxGxNxK.reshape(b, g, t, q, k).swapaxes(1, 2)
     if not maps:
         return y_BxTxGxQxK
+    # (B, G, T x Q, S) to (B, G x Q, T, S).
     return y_BxTxGxQxK, weights_BxGxNxS.reshape(b, g, t, q, s).swapaxes(2, 3).reshape(b, -1, t, s)
 
 
@@ -247,6 +258,7 @@ def _softmax(scores: jax.Array, seen: jax.Array | None, sees_some: bool) -> jax.
     if seen is None:
         return jax.nn.softmax(scores)
     if sees_some:
+        # No row is all -inf, which saves a second `where` over all scores.
         return jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
     least = jnp.finfo(scores.dtype).min  # with -inf alone, a row and its gradient would be NaN
     return jnp.where(seen, jax.nn.softmax(jnp.where(seen, scores, least)), 0)
@@ -256,25 +268,30 @@ def _sees_some(mask: Mask, t: int, s: int, offset: int | jax.Array) -> bool:
     """Whether it is known that every query sees some key."""
     if mask.keys_BxS is not None or mask.segments_BxT is not None:
         return False
+    # Causal alone, all see key 0; in a window, each its own position, where that is among the keys.
     return mask.window is None or (isinstance(offset, int) and offset + t <= s)
 
 
 def _fits_kernel(q_BxTxGxQxK, k_BxSxGxK, v_BxSxGxK, mask: Mask, offset: int | jax.Array) -> bool:
     """Whether the kernel takes these: a sequence and itself, whole on its device, in blocks."""
     b, t, *_, k = q_BxTxGxQxK.shape
+    # The kernel's mask starts at position 0, and its segments are those of queries and keys alike.
     itself = t == k_BxSxGxK.shape[1] and isinstance(offset, int) and offset == 0
     itself &= mask.keys_BxS is None and mask.key_segments_BxS is None
+    # `shard_map` wants rows that divide, and gives each device its own positions alone.
     whole = ways("sequence") == 1 and b % ways(*BATCH_AXES) == 0
     return itself and whole and t % 128 == 0 and k % 64 == 0
 
 
 def _splash(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, mask, *, softcap) -> jax.Array:
     """The kernel on each device's rows and heads."""
+    # The compiler cannot split a Pallas kernel by itself: each device calls it on what it has.
     local = functools.partial(_splash_local, softcap=softcap)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
         spec = jax.P(BATCH_AXES, None, "tensor")
         in_specs = (spec, spec, spec, jax.P(BATCH_AXES))
+        # The check wants results that say over which axes they vary; the kernel's do not.
         local = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=spec, check_vma=False)
     return local(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, mask)
 
@@ -296,10 +313,12 @@ def _splash_local(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, mask, *, softcap) -> jax.Ar
         block_kv_dq=block,
     )
     if mask.window is not None:
+        # `LocalMask` counts the positions on each side, without the query's own.
         after = 0 if mask.causal else mask.window - 1
         one_head = splash.LocalMask((t, t), (mask.window - 1, after), 0)
     else:
         one_head = (splash.CausalMask if mask.causal else splash.FullMask)((t, t))
+    # The variant where Q query heads share one key head; vmapped over rows, then over groups.
     kernel = splash.make_splash_mqa_single_device(
         splash.MultiHeadMask([one_head] * q),
         block_sizes=sizes,
@@ -307,6 +326,7 @@ def _splash_local(q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, mask, *, softcap) -> jax.Ar
         residual_checkpoint_name=ATTENTION,
     )
     segments = mask.segments_BxT
+    # (B, T), of all groups alike: the inner vmap does not map them.
     ids = None if segments is None else splash.SegmentIds(q=segments, kv=segments)
     y_BxGxQxTxK = jax.vmap(jax.vmap(kernel, (0, 0, 0, None)), (0, 0, 0, 0))(
         q_BxTxGxQxK.transpose(0, 2, 3, 1, 4),

@@ -85,6 +85,7 @@ class CNN(nn.Module):
             width,
             (3, 3),
             padding=self.padding,
+            # Batch norm subtracts a bias and adds its own; without it, `Bias` comes after pooling.
             use_bias=False,
             dtype=self.dtype,
             kernel_init=self.kernel_init,
@@ -92,6 +93,7 @@ class CNN(nn.Module):
         if pool:
             x_BxHxWxC = max_pool_2x2(x_BxHxWxC)
         if self.batch_norm:
+            # 0.9 of the old mean stays, as in PyTorch, which calls it 0.1; Flax's default is 0.99.
             norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)
             x_BxHxWxC = norm(x_BxHxWxC)
         else:

@@ -88,6 +88,7 @@ class Mixture(nn.Module):
     def __call__(self, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns y (B, T, D), and the load-balancing loss (B,)."""
         init = self.kernel_init(False)
+        # In float32 whatever `dtype` says: in bfloat16 training is unstable (Switch, section 2.4).
         router = nn.Dense(self.experts.count, use_bias=False, kernel_init=init, name="router")
         weights, slots, balance_B = route(router(x_BxTxD.astype(jnp.float32)), self.experts)
 
@@ -95,6 +96,7 @@ class Mixture(nn.Module):
             init = self.kernel_init(residual)
             return ExpertDense(features, init, self.dtype, name=f"experts_{name}")
 
+        # The MLP is the dense block's: it asks for layers, and gets those with a kernel an expert.
         y_BxExPxD = self.mlp(dispatch(x_BxTxD, slots, self.experts), dense)
         return combine(y_BxExPxD, weights, slots), balance_B
 
@@ -116,12 +118,16 @@ def route(logits_BxTxE: jax.Array, experts: Experts) -> tuple[jax.Array, jax.Arr
     weights_BxTxK, choice_BxTxK = _top_k(probability_BxTxE, k)
     weights_BxTxK /= weights_BxTxK.sum(-1, keepdims=True)
     chosen_BxTxKxE = jax.nn.one_hot(choice_BxTxK, e, dtype=jnp.int32)
+    # Switch, equations 4 to 6, with all K choices counted: counts have no gradient, so it is the
+    # mean probability that moves.
     share_BxE = chosen_BxTxKxE.mean((1, 2), dtype=jnp.float32)
     balance_B = e * (share_BxE * probability_BxTxE.mean(1)).sum(-1)
     # Queues of all first choices, then of all second ones, ...
     queue_BxQxE = chosen_BxTxKxE.swapaxes(1, 2).reshape(b, k * t, e)
+    # How many before it in the queue chose the same expert.
     place_BxQ = ((jnp.cumsum(queue_BxQxE, axis=1) - 1) * queue_BxQxE).sum(-1)
     place_BxTxK = place_BxQ.reshape(b, k, t).swapaxes(1, 2)
+    # Out of range where there is no place left: `dispatch` and `combine` pass over such slots.
     slot_BxTxK = jnp.where(place_BxTxK < places, choice_BxTxK * places + place_BxTxK, e * places)
     return weights_BxTxK, slot_BxTxK, balance_B
 
@@ -147,12 +153,14 @@ def dispatch(x_BxTxD: jax.Array, slot_BxTxK: jax.Array, experts: Experts) -> jax
     x_BxTxD = constrain(x_BxTxD, BATCH_AXES, None, None)
     token_BxTxK = jnp.broadcast_to(jnp.arange(t)[:, None], slot_BxTxK.shape)
     flat = (slot_BxTxK.reshape(b, -1), token_BxTxK.reshape(b, -1))
+    # The token in each slot, or T where none is: T is out of range, and fills with zeros below.
     source_BxS = jax.vmap(lambda slot, token: jnp.full(e * p, t).at[slot].set(token, mode="drop"))(
         *flat
     )
     taken_BxSxD = jnp.take_along_axis(
         x_BxTxD, source_BxS[..., None], axis=1, mode="fill", fill_value=0
     )
+    # Filled where the rows are, then sent: without this line the step has an all-to-all more.
     taken_BxExPxD = constrain(taken_BxSxD.reshape(b, e, p, d), BATCH_AXES, None, None, None)
     return constrain(taken_BxExPxD, *_AT_EXPERTS)
 
@@ -163,6 +171,7 @@ def combine(y_BxExPxD: jax.Array, weights_BxTxK: jax.Array, slot_BxTxK: jax.Arra
     t, k = slot_BxTxK.shape[1:]
     y_BxExPxD = constrain(y_BxExPxD, *_AT_EXPERTS)  # for its gradient, which leaves here too
     y_BxExPxD = constrain(y_BxExPxD, BATCH_AXES, None, None, None)
+    # Rows are home again: each token fetches what its K slots hold, and 0 from one out of range.
     back_BxQxD = jnp.take_along_axis(
         y_BxExPxD.reshape(b, e * p, d),
         slot_BxTxK.reshape(b, t * k)[..., None],

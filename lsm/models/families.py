@@ -139,6 +139,7 @@ def gemma3(**changes: Any) -> GPT:
         "window": 512,
         "global_every": 6,
         "global_theta": 1e6,
+        # Norms on queries and keys took the place of Gemma 2's soft caps.
         "attention_softcap": None,
         "logit_softcap": None,
         "qk_norm": True,

@@ -38,6 +38,7 @@ class GPT(nn.Module):
         stack.LAYOUT,
         rules=(
             *stack.LAYOUT.rules,
+            # Many vocabularies are odd numbers (GPT-2's is 50257): those stay whole along V.
             Rule(r"tokens/embedding$", ("tensor", "fsdp"), otherwise=(None, "fsdp")),
             Rule(r"head/kernel$", ("fsdp", "tensor"), otherwise=("fsdp", None)),
             Rule(r".*", Fsdp()),
@@ -64,6 +65,7 @@ class GPT(nn.Module):
             shape = (self.context, config.width)
             self.learned = self.param("positions", Gaussian(0.02), shape, jnp.float32)
         self.stack = stack.Stack(config)
+        # So that its parameters are at "blocks", not "stack/blocks".
         nn.share_scope(self, self.stack)
         self.drop = nn.Dropout(config.dropout)
         if config.norm_position != "post":  # which leaves the stream normalised
@@ -134,12 +136,14 @@ class GPT(nn.Module):
         config = self.transformer
         x_BxTxD = self._table()[tokens_BxT]
         if self.scale_embedding:
+            # The factor is rounded to the dtype first, as in Hugging Face's Gemma.
             x_BxTxD = x_BxTxD * jnp.asarray(config.width**0.5, config.dtype)
         if config.theta is None:
             learned = self._positions(tokens_BxT.shape[1], mask, cache)
             x_BxTxD = x_BxTxD + learned.astype(config.dtype)
         x_BxTxD = self.drop(x_BxTxD, deterministic=not train)
         y = self.stack(x_BxTxD, mask, train=train, cache=cache)
+        # Sown while initialising, it would be one of the variables, and later calls append to it.
         if config.experts and not self.is_initializing():
             weight = config.experts.balance
             self.sow("losses", "balance", weight * y.balance_B / config.layers)
@@ -152,12 +156,14 @@ class GPT(nn.Module):
     def _positions(self, t: int, mask: Mask, cache: Cache | None) -> jax.Array:
         """The learned positions (T, D) or (B, T, D)."""
         if cache is not None:
+            # All layers have cached as many positions as the first.
             return self.learned[positions(t, cache.length[0])]
         if t > self.context:
             raise ConfigError(f"context: {self.context} positions are learned; {t} tokens given.")
         segments_BxT, here_T = mask.segments_BxT, jnp.arange(t)
         if segments_BxT is None:
             return self.learned[:t]
+        # Each position less the one where its segment began, a running maximum.
         new = jnp.diff(segments_BxT, axis=1, prepend=segments_BxT[:, :1] - 1) != 0
         return self.learned[here_T - jax.lax.cummax(jnp.where(new, here_T, 0), axis=1)]
 

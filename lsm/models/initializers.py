@@ -44,6 +44,7 @@ class Scaled:
     def __call__(self, key: jax.Array, shape, dtype) -> jax.Array:
         """Draws an array of `shape` and `dtype`."""
         distribution = "truncated_normal" if self.distribution == "normal" else "uniform"
+        # JAX widens the normal first, so that the variance is right after truncation.
         draw = initializers.variance_scaling(self.scale, self.fan, distribution)
         return draw(key, shape, dtype)
 
@@ -57,5 +58,6 @@ HE = Scaled(scale=2.0)
 XAVIER = Scaled(fan="fan_avg", distribution="uniform")
 """Glorot & Bengio 2010, the Keras default: variance 2 / (fan_in + fan_out), uniform."""
 
+# Within +-a the variance of a uniform draw is a^2 / 3.
 TORCH = Scaled(scale=1 / 3, distribution="uniform")
 """The PyTorch default for kernels: uniform within 1 / sqrt(fan_in)."""

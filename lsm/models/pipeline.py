@@ -59,30 +59,39 @@ def _pipeline(stage: Callable, layers: Any, rows: Any, beside: Any) -> tuple[Any
     if depth % stages:
         raise MeshError(f"mesh.pipeline={stages} does not divide the {depth} layers.")
     count = _micro_batches(jax.tree.leaves(rows)[0].shape[0], _MICRO_BATCHES * stages)
+    # (S, L / S, ...): neighbours in depth are on one stage.
     layers = jax.tree.map(lambda x: x.reshape(stages, depth // stages, *x.shape[1:]), layers)
+    # (M, B / M, ...): every device keeps its own rows.
     micro = jax.tree.map(lambda x: split_rows(x, count), (rows, beside))
+    # vmap over stages; `constrain` inside of a stage then means its own part, on its own devices.
     all_stages = jax.vmap(stage, in_axes=(0, 0, 0, None), spmd_axis_name="pipeline")
 
     def tick(held: Any, number: jax.Array) -> tuple[Any, Any]:
+        # When all have entered, the last enters again: it would leave after the last tick.
         entering = jax.tree.map(lambda x: x[jnp.minimum(number, count - 1)], micro)
+        # Stage s takes over what stage s - 1 held: the roll is the collective permute.
         held = jax.tree.map(lambda x, new: jnp.roll(x, 1, axis=0).at[0].set(new), held, entering)
         held, beside = jax.tree.map(_placed, held)
         held, results = all_stages(layers, held, beside, number)
         held = jax.tree.map(_placed, held)
         return (held, beside), (jax.tree.map(lambda x: x[-1], held), results)
 
+    # (S, B / M, ...): what stages work on before the first micro-batch reaches them.
     empty = jax.tree.map(lambda x: jnp.zeros((stages, *x.shape[1:]), x.dtype), micro)
     _, (leaving, results) = jax.lax.scan(tick, empty, jnp.arange(count + stages - 1))
+    # The first micro-batch leaves the last stage at tick S - 1.
     rows = jax.tree.map(lambda x: _join(x[stages - 1 :]), leaving)
     return rows, jax.tree.map(functools.partial(_in_order, count=count), results)
 
 
 def _micro_batches(rows: int, most: int) -> int:
     local = max(rows // ways(*BATCH_AXES), 1)
+    # Of a device's rows, not of the batch's: `split_rows` moves none to another device.
     return max(n for n in range(1, min(local, most) + 1) if local % n == 0)
 
 
 def _join(x: jax.Array) -> jax.Array:
+    # (M, B / M, ...) to (B, ...): undoes `split_rows`, so micro-batches are the inner dimension.
     return jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
@@ -91,7 +100,9 @@ def _in_order(x: jax.Array, count: int) -> jax.Array:
 
     Micro-batch m is in stage s at tick m + s.
     """
+    # Each (L / S, M, B / M, ...)
     of_stages = [jnp.moveaxis(x[s : s + count, s], 1, 0) for s in range(x.shape[1])]
+    # (L, M, B / M, ...) to (L, B, ...).
     return jax.vmap(_join)(jnp.concatenate(of_stages))
 
 

@@ -23,6 +23,7 @@ def rematerialised(layer: Callable, remat: Remat) -> Callable:
     policies = jax.checkpoint_policies
     if remat == "dots":
         policy = policies.save_from_both_policies(
+            # Products with parameters have no batch dimensions; those of q, k and v have.
             policies.dots_with_no_batch_dims_saveable,
             policies.save_only_these_names(ATTENTION),
         )
@@ -30,6 +31,7 @@ def rematerialised(layer: Callable, remat: Remat) -> Callable:
         policy = policies.nothing_saveable
     else:
         policy = policies.save_and_offload_only_these_names(
+            # All else is computed again, as with "full".
             names_which_can_be_saved=[],
             names_which_can_be_offloaded=[_INPUT],
             offload_src="device",

@@ -16,6 +16,8 @@ from lsm.models.transformer import Block, BlockOutput, Transformer
 
 LAYOUT = Layout(
     rules=(
+        # Columns over "tensor", then rows: one sum over devices for each pair of products
+        # (Megatron-LM, arXiv:1909.08053). The first dimension is the layer's.
         Rule(r"blocks/experts_(gate|up)/kernel$", ("pipeline", "expert", "fsdp", "tensor")),
         Rule(r"blocks/experts_down/kernel$", ("pipeline", "expert", "tensor", "fsdp")),
         Rule(r"blocks/(qkv|cross_q|cross_kv|gate|up)/kernel$", ("pipeline", "fsdp", "tensor")),
@@ -65,17 +67,22 @@ class Stack(nn.Module):
         config = self.config
         if cache is not None and ways("pipeline") > 1:
             raise MeshError(f"mesh.pipeline={ways('pipeline')} given, but a cache needs 1.")
+        # `self.param` alone would trace the initialiser in every call to compare shapes, and raise
+        # where a cache holds the memory and none is given.
         if not self.has_variable("params", "blocks"):
             self.param("blocks", self._init_blocks, memory_BxSxD is not None)
         keys_L = None
         if train and config.dropout:
             keys_L = jax.random.split(self.make_rng("dropout"), config.layers)
         every = config.global_every
+        # The last of every so many, as in Gemma.
         global_L = (jnp.arange(config.layers) + 1) % every == 0 if every else None
         layers = (self.get_variable("params", "blocks"), keys_L, global_L, cache)
 
         def one(rows: Any, layer: Any, tick: jax.Array, mask, memory, memory_mask) -> Any:
             (x_BxTxD, balance_B), (params, key, is_global, cache) = rows, layer
+            # A pure function of the layer's arrays, which scan, checkpoint and the stages' vmap can
+            # take: they know nothing of Linen's scopes.
             y = Block(config, parent=None).apply(
                 {"params": params},
                 x_BxTxD,
@@ -86,6 +93,7 @@ class Stack(nn.Module):
                 memory_mask=memory_mask,
                 cache=cache,
                 maps=maps,
+                # With stages, a tick is a micro-batch: each of them drops something else.
                 rngs={} if key is None else {"dropout": jax.random.fold_in(key, tick)},
             )
             return (y.x_BxTxD, balance_B + y.balance_B), (
@@ -94,6 +102,7 @@ class Stack(nn.Module):
                 y.cross_maps_BxHxTxS,
             )
 
+        # Balance losses are added up row by row and go along: each stage has other rows at a tick.
         rows = (x_BxTxD.astype(config.dtype), jnp.zeros(x_BxTxD.shape[0]))
         rows, results = run_layers(
             rematerialised(one, config.remat),
@@ -109,6 +118,7 @@ class Stack(nn.Module):
         block = Block(self.config, parent=None)
         init = functools.partial(block.init, memory_BxSxD=x_BxTxD if cross else None)
         with unplaced():
+            # Layer by layer, so that fan-in is one layer's. No parameter depends on B or T.
             return jax.vmap(lambda key: init(key, x_BxTxD, Mask())["params"])(
                 jax.random.split(key, self.config.layers)
             )

@@ -106,19 +106,18 @@ class Transformer:
     @property
     def groups(self) -> tuple[int, int, int]:
         """G groups of Q query heads that share a key head, and the size K of a head."""
-        g = self.kv_heads or self.heads
+        g = self.kv_heads or self.heads  # a group is what "tensor" leaves in one piece
         if g % ways("tensor"):
             raise MeshError(f"mesh.tensor={ways('tensor')} does not divide the {g} key heads.")
         return g, self.heads // g, self.head_width or self.width // self.heads
 
     def normalise(self, name: str | None = None, of_heads: bool = False) -> nn.Module:
         """Returns a norm of the residual stream, or of queries or keys."""
+        # `dtype` is that of the result: Flax computes mean and variance in float32.
+        options = {"epsilon": self.epsilon, "dtype": self.dtype, "name": name}
         if self.norm == "rms" or of_heads:
-            return nn.RMSNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)
-        bias = self.bias is True
-        return nn.LayerNorm(
-            epsilon=self.epsilon, use_bias=bias, dtype=self.dtype, name=name, **TWO_PASS
-        )
+            return nn.RMSNorm(**options)
+        return nn.LayerNorm(use_bias=self.bias is True, **options, **TWO_PASS)
 
     def dense(
         self, features: int, name: str, residual: bool = False, bias: bool | None = None
@@ -181,7 +180,7 @@ class Attention(nn.Module):
             k_BxTxGxK = config.normalise("k_norm", of_heads=True)(k_BxTxGxK)
         offset = 0 if cache is None else cache.length
         if config.theta is not None:
-            theta = config.theta
+            theta = config.theta  # before the cache: what it holds keeps its position
             if config.global_theta is not None and is_global is not None:
                 theta = jnp.where(is_global, config.global_theta, theta)
             q_BxTxGxQxK = rotate(q_BxTxGxQxK, theta, offset)
@@ -310,12 +309,11 @@ class Block(nn.Module):
           maps: whether to return the attention weights.
         """
         config = self.config
-        memory = memory_BxSxD
-        if memory is None and cache is not None:
-            memory = cache.memory
+        memory = cache.memory if memory_BxSxD is None and cache is not None else memory_BxSxD
         self._check_memory(memory)
         attention, options = self._flat(Attention(config)), {"train": train, "maps": maps}
 
+        # Parts: h to what is added to the residual stream, and what else comes of it. `_add` adds.
         def attend(h_BxTxD):
             return attention(h_BxTxD, mask, is_global=is_global, cache=cache, **options)
 
@@ -344,13 +342,14 @@ class Block(nn.Module):
         config, norm = self.config, self.config.normalise(f"norm_{name}")
         h_BxTxD = x_BxTxD if config.norm_position == "post" else norm(x_BxTxD)
         y_BxTxD, *rest = part(_inside(h_BxTxD))
-        y_BxTxD = _between(_inside(y_BxTxD))
+        y_BxTxD = _between(_inside(y_BxTxD))  # in two steps: in one, XLA adds all-to-alls
         if config.norm_position == "sandwich":
             y_BxTxD = config.normalise(f"post_norm_{name}")(y_BxTxD)
         x_BxTxD = x_BxTxD + drop(y_BxTxD)
         return norm(x_BxTxD) if config.norm_position == "post" else x_BxTxD, *rest
 
     def _check_memory(self, memory: Any) -> None:
+        # Linen names a missing parameter for the one, and has nothing to say to the other.
         made = self.has_variable("params", "cross_q")
         if not self.is_initializing() and made != (memory is not None):
             given, were = ("no memory", "one") if made else ("a memory", "none")
@@ -367,7 +366,7 @@ def _read(config: Transformer, q_BxTxGxQxK, *args, train, maps, offset=0, prefix
     drop = None
     if train and config.dropout:
         drop = nn.Dropout(config.dropout, deterministic=False, name=f"{prefix}drop_weights")
-    q_BxTxGxQxK = q_BxTxGxQxK * config.groups[2] ** -0.5
+    q_BxTxGxQxK = q_BxTxGxQxK * config.groups[2] ** -0.5  # T x K products, not T x S
     options = {"softcap": config.attention_softcap, "drop": drop, "maps": maps}
     y = attend(q_BxTxGxQxK, *args, offset=offset, **options)
     y_BxTxGxQxK, weights = y if maps else (y, None)

@@ -145,6 +145,7 @@ class Algorithm(Optimizer):
         """Returns the core and the weight decay, in the order that the algorithm wants."""
         core, decay = self.core(), []
         if self.weight_decay:
+            # A function, since Optax masks the tree of updates too, where frozen leaves are hidden.
             chosen = functools.partial(mask, pattern=self.decay)
             decay = [("decay", optax.add_decayed_weights(self.weight_decay, chosen))]
         links = [] if core is None else [("core", core)]
@@ -165,6 +166,7 @@ class Algorithm(Optimizer):
         transform = optax.named_chain(*self._links(horizon))
         if master:
             transform = keep_master(transform)
+        # Around the master copies, so that frozen parameters have none.
         if any(group.scale == 0 for group in self.groups):
             transform = _freeze(transform, lambda name: self._scale(name) == 0)
         return checked(transform, self.check)
@@ -182,18 +184,22 @@ class Algorithm(Optimizer):
         links: list[Link] = []
         if self.clip_norm is not None:
             links.append(("clip", optax.clip_by_global_norm(self.clip_norm)))
+        # Decay that is coupled is not clipped.
         links += self.direction()
+        # After the decay: a group's factor is for its decoupled decay too.
         if any(group.scale not in (0, 1) for group in self.groups):
             links.append(("groups", _scale_by_path(self._scale)))
         links.append(("learning_rate", optax.scale_by_learning_rate(self._rate(horizon))))
         plateau = self.schedule.feedback(horizon)
         if plateau is not None:
             links.append(("plateau", plateau))
+        # Last, since it takes in the parameters as this update leaves them.
         if self.ema is not None:
             links.append(("ema", params_ema(self.ema)))
         return links
 
     def _rate(self, horizon: Horizon) -> float | optax.Schedule:
+        # A number needs no counter of steps in the state.
         if self.schedule.constant:
             return self.learning_rate
         shape = self.schedule.shape(horizon)
@@ -245,6 +251,7 @@ def _freeze(
     """Hides the frozen leaves from `inner`, so that it keeps no state for them."""
 
     def hide(tree):
+        # A node without leaves: no `tree.map` of `inner` comes across it.
         return jax.tree_util.tree_map_with_path(
             lambda path, x: optax.MaskedNode() if frozen(path_name(path)) else x, tree
         )
@@ -252,6 +259,7 @@ def _freeze(
     def update(updates, state, params=None, **extra):
         shown = None if params is None else hide(params)
         new, state = inner.update(hide(updates), state, shown, **extra)
+        # Over `updates`, whose leaves are all there; of `new` the hidden ones arrive as they are.
         return jax.tree.map(hold, updates, new), state
 
     def hold(update, new):

@@ -100,6 +100,7 @@ class Muon(Algorithm):
 
     def core(self) -> optax.GradientTransformation:
         """Returns Muon for the matrices and Adam for the others."""
+        # Optax calls it with trees of the matrices alone: the others are masked, and have no leaf.
         dimensions = functools.partial(self._map, self._dimensions)
         muon = optax.contrib.scale_by_muon(
             ns_steps=self.iterations,
@@ -107,6 +108,7 @@ class Muon(Algorithm):
             nesterov=self.nesterov,
             weight_dimension_numbers=dimensions,
         )
+        # After the iterations, which forget the size of what they are given.
         scale = optax.stateless(lambda updates, _: self._map(self._scaled, updates))
         adam = optax.scale_by_adam(self.adam_b1, self.adam_b2, self.adam_eps)
         return optax.partition(
@@ -140,4 +142,5 @@ class Muon(Algorithm):
         outputs = math.prod(update.shape[axis] for axis in dimensions.output_axis)
         if self.rms is None:
             return update * math.sqrt(max(1, outputs / inputs))
+        # Singular values of 1 make a root mean square of 1 / sqrt(max): Liu et al., lemma 1.
         return update * (self.rms * math.sqrt(max(inputs, outputs)))

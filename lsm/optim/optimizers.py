@@ -58,6 +58,7 @@ class Momentum(Algorithm):
         trace = optax.trace(self.momentum, self.nesterov)
         if self.convention == "accumulate":
             return trace
+        # The trace of (1 - b) g is the average; Nesterov's look ahead then has the factor too.
         return optax.chain(optax.scale(1 - self.momentum), trace)
 
 
@@ -222,6 +223,8 @@ class Adafactor(Algorithm):
     def core(self) -> optax.GradientTransformation:
         """Returns factored scaling, clipping, the parameter's scale and the average."""
         parts = [
+            # Squares, clipping and scale in the order of the paper's algorithm 4; Optax's 1e-30
+            # under the root and its least scale of 1e-3 are the paper's epsilons.
             optax.scale_by_factored_rms(
                 decay_rate=self.decay_power, min_dim_size_to_factor=self.min_factored_dim
             )
@@ -231,6 +234,7 @@ class Adafactor(Algorithm):
         if self.parameter_scale:
             parts.append(optax.scale_by_param_block_rms())
         if self.momentum is not None:
+            # Not corrected, as in `optax.adafactor`.
             parts.append(optax.ema(self.momentum, debias=False))
         return optax.chain(*parts)
 
@@ -263,6 +267,7 @@ class LAMB(Algorithm):
 
     def direction(self) -> list[Link]:
         """Returns Adam, decay and, last, the trust ratio."""
+        # Behind the decay, which is part of the direction whose norm is taken.
         return [*super().direction(), ("trust_ratio", optax.scale_by_trust_ratio())]
 
 
@@ -302,6 +307,7 @@ class Shampoo(Algorithm):
         """Returns the preconditioner, and the average where there is one."""
         graft = optax.identity()
         if self.graft == "adam":
+            # Without Adam's first moment: that is kept of the preconditioned directions, below.
             graft = optax.scale_by_rms(self.b2, self.eps, eps_in_sqrt=False, bias_correction=True)
         shampoo = scale_by_shampoo(
             graft,

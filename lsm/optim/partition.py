@@ -50,6 +50,7 @@ class Partition(Optimizer):
 
     def __init__(self, *pairs: Part | tuple[str, Optimizer], parts: tuple[Part, ...] = ()):
         """Takes the parts one by one, or all as `parts`."""
+        # `dataclasses.replace`, by which overrides are put in, gives `parts` by name.
         parts = tuple(map(_part, (*pairs, *parts)))
         if not parts:
             raise ConfigError("Partition.parts: none given; allowed: at least one.")
@@ -87,6 +88,7 @@ class Partition(Optimizer):
         for index, (name, part) in enumerate(zip(self._names(), self.parts, strict=True)):
             state = None
             if opt_state is not None:
+                # As `optax.partition` nests them.
                 state = opt_state.inner_states[str(index)].inner_state
             for key, rate in part.optimizer.learning_rates(horizon, step, state).items():
                 rates[f"learning_rate/{name}{key.removeprefix('learning_rate')}"] = rate
@@ -104,6 +106,7 @@ class Partition(Optimizer):
         """Returns the words of each pattern, and a number behind them where others have them."""
         names: list[str] = []
         for pattern in self._patterns():
+            # Without the signs of regular expressions: "^(a|b)/kernel$" is "a-b-kernel".
             words = [word.strip("/") for word in re.findall(r"[\w/]+", pattern)]
             name = "-".join(filter(None, words)) or "rest"
             found = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))

@@ -45,6 +45,7 @@ class Raw(Optimizer):
                 f"Raw.chain: it returned {type(chain).__name__}; an optax.GradientTransformation "
                 f"is needed, {_EXAMPLE}."
             )
+        # A dict of one, for "master" to stand beside it.
         transform = optax.named_chain(("chain", chain))
         return keep_master(transform) if master else transform
 

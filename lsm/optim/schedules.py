@@ -59,6 +59,7 @@ class Linear(Schedule):
 
     def shape(self, horizon: Horizon) -> optax.Schedule:
         """Returns 1 + (to - 1) * step / steps."""
+        # A warm-up that takes the whole run leaves 0 steps, which Optax takes as never to change.
         return optax.linear_schedule(1.0, self.to, max(horizon.steps, 1))
 
 
@@ -105,6 +106,7 @@ class Step(Schedule):
         scales: dict[int, float] = {}
         for milestone in self.milestones:
             step = to_steps(milestone, horizon, "Step.milestones")
+            # In a short run, milestones may fall on one step: each counts.
             scales[step] = scales.get(step, 1.0) * self.factor
         return optax.piecewise_constant_schedule(1.0, scales)
 
@@ -126,6 +128,7 @@ class Cosine(Schedule):
 
     def shape(self, horizon: Horizon) -> optax.Schedule:
         """Returns final + (1 - final) * (1 + cos(pi * step / steps)) / 2."""
+        # A warm-up that takes the whole run leaves 0 steps, which Optax refuses.
         return optax.cosine_decay_schedule(1.0, max(horizon.steps, 1), alpha=self.final)
 
 
@@ -177,6 +180,7 @@ class WarmUp(Schedule):
 
     def shape(self, horizon: Horizon) -> optax.Schedule:
         """Returns start + (1 - start) * step / duration, then the shape of `then`."""
+        # `join_schedules` calls the second with its own steps, from 0 at the boundary.
         rest = self._rest(horizon)
         steps = horizon.steps - rest.steps
         rise = optax.linear_schedule(self.start, 1.0, steps)
@@ -214,6 +218,7 @@ class ReduceOnPlateau(Schedule):
       floor: factor of the peak that the learning rate never falls below.
     """
 
+    # What falls is a number in the state of `feedback`.
     constant: ClassVar[bool] = True
     factor: float = 0.1
     patience: int = 10

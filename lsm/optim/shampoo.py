@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 PyTree = optax.Params
+# TPUs multiply float32 numbers as bfloat16 unless asked not to.
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -60,6 +61,7 @@ def scale_by_shampoo(
     """
 
     def init(params: PyTree) -> ShampooState:
+        # From 0, uncorrected: a factor of H changes no more than the size of U, which is grafted.
         zeros = _by_axis(params, max_dim, lambda d: jnp.zeros((d, d), jnp.float32))
         eyes = _by_axis(params, max_dim, lambda d: jnp.eye(d, dtype=jnp.float32))
         return ShampooState(jnp.zeros([], jnp.int32), zeros, eyes, graft.init(params))
@@ -69,6 +71,7 @@ def scale_by_shampoo(
             _map(lambda g, h, axis=axis: b2 * h + (1 - b2) * _gram(g, axis), updates, by_leaf)
             for axis, by_leaf in enumerate(state.statistics)
         )
+        # A branch, so that `eigh` runs at these steps alone; the first step is one of them.
         roots = jax.lax.cond(
             state.count % update_every == 0,
             lambda: tuple(_roots(updates, by_leaf, max_dim, ridge) for by_leaf in statistics),
@@ -81,6 +84,7 @@ def scale_by_shampoo(
                 lambda g, root, axis=axis: _times(g, root, axis), directions, by_leaf, keep=True
             )
         sized = jax.tree.map(
+            # Vectors have no matrix, and take the grafted step as it is.
             lambda u, step: _resize(u, step) if _axes(u.shape, max_dim) else step,
             directions,
             grafted,
@@ -135,6 +139,7 @@ def _inverse_root(h: jax.Array, p: int, ridge: float) -> jax.Array:
     """Returns (h + ridge * largest eigenvalue * I)^(-1/p) of a symmetric h >= 0."""
     values, vectors = jnp.linalg.eigh(h)
     largest = jnp.maximum(values[-1], 1e-30)  # All gradients were 0: any finite root will do.
+    # Rounding makes small eigenvalues negative.
     powers = (jnp.maximum(values, 0) + ridge * largest) ** (-1 / p)
     return jnp.matmul(vectors * powers, vectors.T, precision=_EXACT)
 
@@ -146,4 +151,5 @@ def _times(g: jax.Array, root: jax.Array, axis: int) -> jax.Array:
 
 def _resize(direction: jax.Array, step: jax.Array) -> jax.Array:
     length = jnp.linalg.norm(direction)
+    # Without a gradient both are 0, and so is the step.
     return direction * jnp.where(length > 0, jnp.linalg.norm(step) / length, 0)

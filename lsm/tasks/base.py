@@ -91,6 +91,7 @@ class Task(abc.ABC):
     def init(self, key: jax.Array, batch: Batch) -> tuple[Params, ModelState]:
         """Returns float32 parameters and the model state for batches shaped like `batch`."""
         variables = dict(self.model.init(key, self.inputs(batch)))
+        # A term of one call, not a state: kept, every later call would append to it.
         variables.pop(LOSSES, None)
         return variables.pop("params", {}), variables
 
@@ -134,6 +135,7 @@ class Task(abc.ABC):
         Raises:
           ConfigError: the model draws from a random stream that `streams` does not name.
         """
+        # LOSSES in evaluation as well, to report what was sown.
         changing = [name for name in model_state if name != CONSTANTS] if train else []
         try:
             return self.model.apply(
@@ -145,6 +147,7 @@ class Task(abc.ABC):
                 method=method,
             )
         except flax.errors.InvalidRngError as error:
+            # Flax tells the name in the text of its message alone.
             (name,) = re.findall(r'PRNG for "(\w+)"', str(error)) or ["?"]
             raise ConfigError(
                 f"task.streams: {type(self.model).__name__} draws from the random stream {name!r}; "
@@ -168,8 +171,10 @@ class Task(abc.ABC):
         total, weight = metrics["loss"]
         sown = self._sown(changed, metrics, batch, train=True)
         for term in sown.values():
+            # The step divides by `weight`, and the term's mean is what is left then.
             total += term.sum * (weight / jnp.where(term.weight == 0, 1, term.weight))
         changed = {name: value for name, value in changed.items() if name != LOSSES}
+        # Else the structure of the state would change from one step to the next.
         known = [name for name in model_state if name != CONSTANTS]
         if unknown := changed.keys() - set(known):
             raise ConfigError(
@@ -229,6 +234,7 @@ class Task(abc.ABC):
     def summary(self, totals: Mapping[str, Weighted]) -> dict[str, float]:
         """Turns totals over many batches into the figures to report: the means."""
         return {
+            # Not `Weighted.mean`: its 0 where nothing was weighed would pass for a perfect loss.
             name: float(total.sum) / float(total.weight) if float(total.weight) else math.nan
             for name, total in totals.items()
         }
@@ -282,6 +288,7 @@ def _weighted(metrics: Any) -> dict[str, Weighted]:
                 f"task.metrics: {name!r} is {shapes}; two scalars (sum, weight) are needed, as "
                 "`lsm.metrics.weigh` gives them."
             )
+    # Plain pairs are taken too.
     return {name: Weighted(*pair) for name, pair in metrics.items()}
 
 
@@ -292,6 +299,7 @@ def _like_weights(name: str, value: jax.Array, rows: int, weights: jax.Array | N
             f"task.model: it sows {name!r} of shape {value.shape} into 'losses'; a scalar or one "
             f"value an example, ({rows},), is needed."
         )
+    # Like the weights of the loss, for a mean over the same: a scalar counts for each of them.
     shape = (rows,) if weights is None else weights.shape
     return jnp.broadcast_to(value.reshape(-1, *[1] * (len(shape) - 1)), shape)
 
@@ -322,6 +330,7 @@ def check_labels(labels: np.ndarray, outputs: int | None, field: str) -> None:
         raise DataError(f"{field}: labels are {labels.dtype}; integer class numbers are needed.")
     if outputs is None or not labels.size:
         return
+    # The loss would not notice: such a label picks no logit.
     low, high = labels.min(), labels.max()
     if low < 0 or high >= outputs:
         raise DataError(

@@ -46,6 +46,7 @@ class Classification(Task):
     def inputs(self, batch: Batch) -> jax.Array:
         """Returns float32 inputs, scaled and normalised."""
         x = jnp.asarray(column(batch, self.input, "task.input"))
+        # On the device: a batch crosses over in a quarter of the bytes.
         if jnp.issubdtype(x.dtype, jnp.integer):
             x = x.astype(jnp.float32) / 255
         if self.mean == 0.0 and self.std == 1.0:
@@ -66,10 +67,12 @@ class Classification(Task):
     ) -> dict[str, Weighted]:
         """Returns "loss" (smoothed and class-weighted in training) and "accuracy"."""
         labels_B = column(batch, self.label, "task.label")
+        # Losses of evaluations compare, whatever the smoothing in training.
         smoothing = self.label_smoothing if train else 0.0
         loss_B = losses.softmax_cross_entropy(outputs, labels_B, smoothing)
         return {
             "loss": weigh(loss_B, self.weights(batch, train)),
+            # A share of examples: class weights are for the loss alone.
             "accuracy": accuracy(outputs, labels_B, batch.get("weight")),
         }
 
@@ -77,6 +80,7 @@ class Classification(Task):
         """Returns "label" (B,) int32, the likeliest class, and "probability" (B, K) float32."""
         return {
             "label": outputs.argmax(-1).astype(jnp.int32),
+            # In float32: bfloat16 would make ties, which ROC AUC counts as halves.
             "probability": jax.nn.softmax(outputs.astype(jnp.float32)),
         }
 

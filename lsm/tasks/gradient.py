@@ -73,16 +73,19 @@ def accumulate(gradient: GradientFn, steps: int, unroll: bool = False) -> Gradie
         def one(carry, micro):
             total, state = carry
             index, rows = micro
+            # Else all micro-batches would drop the same.
             keys = {name: jax.random.fold_in(key, index) for name, key in rngs.items()}
             part = gradient(params, {**model_state, **state}, rows, keys, step)
             total = jax.tree.map(jnp.add, total, (part.grads, part.metrics))
             return (total, part.model_state), None
 
         micro_batches = jax.tree.map(lambda x: split_rows(x, steps), dict(batch))
+        # The shapes of what is summed, without computing it: only the task knows its metrics.
         first = jax.tree.map(lambda x: x[0], micro_batches)
         shapes = jax.eval_shape(gradient, params, model_state, first, rngs, step)
         # Sums are float32, whatever dtype the gradients have.
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), (shapes.grads, shapes.metrics))
+        # The collections that change go from one micro-batch to the next; the others stay outside.
         start = zeros, {name: model_state[name] for name in shapes.model_state}
         numbered = jnp.arange(steps), micro_batches
         ((grads, metrics), state), _ = jax.lax.scan(one, start, numbered, unroll=unroll)

@@ -61,6 +61,7 @@ class LanguageModelling(Task):
         inputs_BxT = self.inputs(batch)
         outputs, changed = self.apply(params, model_state, inputs_BxT, rngs, train, method)
         if self.chunks > 1:
+            # The head's variables go along: `metrics` has no parameters to make logits with.
             outputs = _Features(outputs, {"params": params, **model_state})
         return outputs, changed
 
@@ -85,6 +86,7 @@ class LanguageModelling(Task):
             return score(outputs, *targets)
 
         @jax.checkpoint
+        # S = T / chunks positions; their logits (B, S, V) live in here alone.
         def one(features_BxSxD, *targets):
             logits = self.model.apply(outputs.variables, features_BxSxD, method="logits")
             return score(logits, *targets)
@@ -93,6 +95,7 @@ class LanguageModelling(Task):
             sums, arrays = one(*part)
             return jax.tree.map(jnp.add, total, sums), arrays
 
+        # (chunks, B, T / chunks, ...)
         parts = jax.tree.map(self._split, (outputs.features_BxTxD, *targets))
         shapes, _ = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], parts))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -113,6 +116,7 @@ class LanguageModelling(Task):
         """Targets (B, T), and their weights (B, T) float32."""
         targets_BxT = column(batch, self.tokens, "task.tokens")[:, 1:]
         weights = batch.get("weight", jnp.ones(()))
+        # (B,) to (B, 1): by row, not by position.
         if weights.ndim == 1:
             weights = weights[:, None]
         return targets_BxT, jnp.broadcast_to(weights, targets_BxT.shape)
@@ -121,6 +125,7 @@ class LanguageModelling(Task):
         """Adds perplexity, the exponential of the mean loss."""
         means = super().summary(totals)
         loss = means["loss"]
+        # exp(710) is beyond float64, and raises.
         return means | {"perplexity": math.exp(loss) if loss < 700 else math.inf}
 
     def check(self, batch: Batch) -> None:

@@ -33,11 +33,12 @@ class Regression(Task):
         self, outputs: jax.Array, batch: Batch, train: bool, step: jax.Array
     ) -> dict[str, Weighted]:
         """Returns "loss" in the chosen form and "absolute_error"."""
+        # (B, 1) - (B,) would be (B, B) without a word.
         targets_BxK = column(batch, self.target, "task.target").reshape(outputs.shape)
         error = losses.squared_error if self.form == "mean" else losses.half_squared_error
         weights_B = batch.get("weight")
         if weights_B is not None:
-            weights_B = weights_B.reshape(-1, *[1] * (outputs.ndim - 1))
+            weights_B = weights_B.reshape(-1, *[1] * (outputs.ndim - 1))  # (B, 1, ...)
         return {
             "loss": weigh(error(outputs, targets_BxK), weights_B),
             "absolute_error": weigh(abs(outputs - targets_BxK), weights_B),
