@@ -148,7 +148,7 @@ def permutation(seed: int, examples: int, epochs: np.ndarray, places: np.ndarray
     The places of an epoch are the cells of a grid of about sqrt(examples) rows and columns, on
     which a Feistel network (Luby and Rackoff, 1988), here by addition modulo its sides (Black and
     Rogaway, 2002), is a permutation for whatever round function. The grid may have some cells too
-    many, fewer than two columns hold: from there the network goes on until it comes to an example
+    many, at most three or a column: from there the network goes on until it comes to an example
     ("cycle walking", the same paper), which makes it a permutation of the examples.
 
     A network of r rounds prefers some orders: pairs of examples come up to about b^(-r/2) more
