@@ -18,30 +18,13 @@ def numbers(batches: TrainBatches, steps: range) -> list[int]:
     return [n for step in steps for n in batches.batch_at(step)["number"].tolist()]
 
 
-def test_permutation_is_the_order_of_philox_numbers_with_the_place_in_the_low_bits():
-    raw = np.random.Philox(np.random.SeedSequence((7, 0, 3))).random_raw(1000).tolist()
-    order = sorted(range(1000), key=lambda place: (raw[place] >> 10, place))  # 2**10 > 1000
-    assert permutation(7, 3, 1000).tolist() == order
-
-
-def test_permutation_never_changes():
-    # Recorded once; another NumPy, machine or version of lsm must give the same batches.
-    assert permutation(0, 0, 10).tolist() == [0, 8, 9, 3, 7, 5, 1, 2, 6, 4]
-    assert permutation(0, 1, 10).tolist() == [4, 7, 8, 6, 1, 2, 9, 0, 5, 3]
-
-
 def test_batches_never_change():
-    # Recorded before other ways of sampling came in: order and augmentation.
+    # Recorded once, order and augmentation; see `test_orders_never_change`.
     augment = (RandomCrop(3), RandomFlip())
     batch = TrainBatches(numbered(30), 8, seed=5, augment=augment).batch_at(3)
-    assert batch["number"].tolist() == [0, 9, 8, 24, 1, 25, 0, 24]
-    assert zlib.crc32(batch["image"].tobytes()) == 619692528
+    assert batch["number"].tolist() == [0, 8, 21, 28, 2, 26, 4, 3]
+    assert zlib.crc32(batch["image"].tobytes()) == 3587440507
     assert list(batch) == ["image", "number"]
-
-
-@pytest.mark.parametrize("examples", [1, 2, 7, 64, 1000])
-def test_permutation_holds_every_example_once(examples):
-    assert sorted(permutation(1, 5, examples).tolist()) == list(range(examples))
 
 
 def test_every_epoch_holds_every_example_once_across_straddling_batches():
@@ -49,7 +32,7 @@ def test_every_epoch_holds_every_example_once_across_straddling_batches():
     line = numbers(batches, range(10))  # 40 places: 4 epochs of 10
     epochs = [line[start : start + 10] for start in range(0, 40, 10)]
     for number, epoch in enumerate(epochs):
-        assert epoch == permutation(3, number, 10).tolist()
+        assert epoch == permutation(3, 10, np.full(10, number), np.arange(10)).tolist()
         assert sorted(epoch) == list(range(10))
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
