@@ -1,7 +1,7 @@
 """Batches prepared in the background while the device computes."""
 
+import contextlib
 import threading
-import time
 from collections.abc import Callable
 
 from lsm.data.dataset import Columns
@@ -16,9 +16,6 @@ class Prefetcher:
         with Prefetcher(batches.batch_at, start=step, stop=steps) as prefetcher:
             for batch in prefetcher:
                 ...
-
-    Attributes:
-      waited: seconds that the consumer has spent waiting for batches.
     """
 
     def __init__(
@@ -28,6 +25,7 @@ class Prefetcher:
         stop: int,
         workers: int = 1,
         ahead: int = 8,
+        waiting: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         """Starts the threads.
 
@@ -37,9 +35,9 @@ class Prefetcher:
           stop: one beyond the last step.
           workers: number of threads, at least 1.
           ahead: most batches ready or in work at a time; raised to `workers` if below.
+          waiting: its context is entered while the consumer waits for a batch.
         """
-        self.waited = 0.0
-        self._batch_at, self._stop = batch_at, stop
+        self._batch_at, self._stop, self._waits = batch_at, stop, waiting
         self._taken = self._begun = start  # steps handed out; steps that a worker took on
         self._ahead = max(ahead, workers)
         self._ready: dict[int, Columns | BaseException] = {}  # an error comes in its batch's place
@@ -97,13 +95,12 @@ class Prefetcher:
                 thread.join(timeout=1.0 / len(self._threads))
 
     def _wait(self) -> None:
-        start = time.perf_counter()
         self._waiting = True
-        self._changed.wait_for(
-            lambda: self._closed or self._taken in self._ready or self._taken >= self._stop
-        )
+        with self._waits():
+            self._changed.wait_for(
+                lambda: self._closed or self._taken in self._ready or self._taken >= self._stop
+            )
         self._waiting = False
-        self.waited += time.perf_counter() - start
 
     def _work(self) -> None:
         while True:

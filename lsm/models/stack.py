@@ -1,6 +1,7 @@
 """Blocks one after the other, their parameters stacked: the body of every Transformer."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -71,47 +72,25 @@ class Stack(nn.Module):
         # where a cache holds the memory and none is given.
         if not self.has_variable("params", "blocks"):
             self.param("blocks", self._init_blocks, memory_BxSxD is not None)
-        keys_L = None
-        if train and config.dropout:
-            keys_L = jax.random.split(self.make_rng("dropout"), config.layers)
-        every = config.global_every
-        # The last of every so many, as in Gemma.
-        global_L = (jnp.arange(config.layers) + 1) % every == 0 if every else None
-        layers = (self.get_variable("params", "blocks"), keys_L, global_L, cache)
-
-        def one(rows: Any, layer: Any, tick: jax.Array, mask, memory, memory_mask) -> Any:
-            (x_BxTxD, balance_B), (params, key, is_global, cache) = rows, layer
-            # A pure function of the layer's arrays, which scan, checkpoint and the stages' vmap can
-            # take: they know nothing of Linen's scopes.
-            y = Block(config, parent=None).apply(
-                {"params": params},
-                x_BxTxD,
-                mask,
-                train=train,
-                is_global=is_global,
-                memory_BxSxD=memory,
-                memory_mask=memory_mask,
-                cache=cache,
-                maps=maps,
-                # With stages, a tick is a micro-batch: each of them drops something else.
-                rngs={} if key is None else {"dropout": jax.random.fold_in(key, tick)},
-            )
-            return (y.x_BxTxD, balance_B + y.balance_B), (
-                y.cache,
-                y.maps_BxHxTxS,
-                y.cross_maps_BxHxTxS,
-            )
-
         # Balance losses are added up row by row and go along: each stage has other rows at a tick.
         rows = (x_BxTxD.astype(config.dtype), jnp.zeros(x_BxTxD.shape[0]))
         rows, results = run_layers(
-            rematerialised(one, config.remat),
-            layers,
+            rematerialised(_layer(config, train, maps), config.remat),
+            self._layers(train, cache),
             rows,
             config.unroll,
             beside=(mask, memory_BxSxD, memory_mask),
         )
         return BlockOutput(*rows, *results)
+
+    def _layers(self, train: bool, cache: Cache | None) -> tuple[Any, ...]:
+        """Returns what each layer has of its own (L, ...): parameters, key, is it global, cache."""
+        config, keys_L, global_L = self.config, None, None
+        if train and config.dropout:
+            keys_L = jax.random.split(self.make_rng("dropout"), config.layers)
+        if config.global_every:  # the last of every so many, as in Gemma
+            global_L = (jnp.arange(config.layers) + 1) % config.global_every == 0
+        return self.get_variable("params", "blocks"), keys_L, global_L, cache
 
     def _init_blocks(self, key: jax.Array, cross: bool) -> Any:
         x_BxTxD = jnp.zeros((1, 1, self.config.width), self.config.dtype)
@@ -122,3 +101,28 @@ class Stack(nn.Module):
             return jax.vmap(lambda key: init(key, x_BxTxD, Mask())["params"])(
                 jax.random.split(key, self.config.layers)
             )
+
+
+def _layer(config: Transformer, train: bool, maps: bool) -> Callable[..., tuple[Any, Any]]:
+    """Returns one layer as `run_layers` calls it; `own` is its part of `Stack._layers`."""
+
+    def layer(rows: Any, own: Any, tick: jax.Array, mask: Mask, memory: Any, memory_mask: Mask):
+        (x_BxTxD, balance_B), (params, key, is_global, cache) = rows, own
+        # A pure function of the layer's arrays, which scan, checkpoint and the stages' vmap can take:
+        # they know nothing of Linen's scopes.
+        y = Block(config, parent=None).apply(
+            {"params": params},
+            x_BxTxD,
+            mask,
+            train=train,
+            is_global=is_global,
+            memory_BxSxD=memory,
+            memory_mask=memory_mask,
+            cache=cache,
+            maps=maps,
+            # In stages a layer meets a micro-batch a tick: each needs dropout of its own.
+            rngs={} if key is None else {"dropout": jax.random.fold_in(key, tick)},
+        )
+        return (y.x_BxTxD, balance_B + y.balance_B), (y.cache, y.maps_BxHxTxS, y.cross_maps_BxHxTxS)
+
+    return layer

@@ -2,19 +2,15 @@
 
 import contextlib
 import dataclasses
-import fcntl
-import json
 import os
 import pathlib
-import secrets
-from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from lsm import processes
-from lsm.config import Experiment, schema
+from lsm.config import Experiment
 from lsm.cpu import keep_memory
-from lsm.errors import ConfigError, ProcessError, TrainingError
-from lsm.files import atomic_write
 from lsm.run.checkpoint import Checkpoints
 from lsm.run.curves import plot_curves
 from lsm.run.result import Result, fingerprint, git_revision, hardware, versions
@@ -25,8 +21,8 @@ from lsm.train.profile import Profile
 from lsm.train.progress import Progress
 from lsm.train.start import begin
 from lsm.train.state import TrainState
-from lsm.train.throughput import Throughput
 from lsm.train.trainer import Trainer, keep_compiled
+from lsm.train.workdir import claimed
 from lsm.writers import RunInfo, Writers, read_metrics
 
 
@@ -62,213 +58,83 @@ def fit(
       LsmError: anything that the caller can mend, in one line.
     """
     clock = Clock()
-    schema.check(experiment)
     workdir = pathlib.Path(workdir)
     tracer = Profile(profile, workdir / "profile")
     keep_compiled()
     keep_memory()
-    trainer = Trainer.of(experiment, data_dir)
-    throughput = Throughput.of(trainer)
-    keep, checksums = experiment.checkpoint.keep, trainer.program.checksums
-    with (
-        _claimed(workdir, experiment, allow_config_change),
-        contextlib.closing(
-            Checkpoints(workdir / "checkpoints", keep, checksums=checksums)
-        ) as checkpoints,
-    ):
-        clock.book("startup")
-        state, progress = _start(trainer, checkpoints, clock)
-        progress = _with_undone(progress, workdir, int(state.step), clock)
-        info = RunInfo(
-            name=experiment.name,
-            config=schema.to_json(experiment),
-            total_steps=trainer.horizon.steps,
-            batch_size=experiment.train.batch_size,
-        )
-        configs = experiment.writers if processes.is_first() else ()
-        writers = Writers.open(configs, workdir, info, int(state.step))
-        with contextlib.closing(writers):
-            loop = Loop(
-                experiment=experiment,
-                horizon=trainer.horizon,
-                program=trainer.program,
-                batches=trainer.train,
-                monitored=trainer.monitored(),
-                checkpoints=checkpoints,
-                writers=writers,
-                profile=tracer,
-                progress=progress,
-                clock=clock,
-                throughput=throughput,
-            )
-            state, ending = loop.run(state)
-            last = int(state.step)
-            checkpoints.wait()
-            clock.book("checkpoint")
-            metrics = {}
-            if ending != "interrupted":
-                state = _chosen(trainer, checkpoints, state, loop.progress)
-                clock.book("restore")
-                metrics = _final(trainer, writers, workdir, state, clock)
-            goodput = throughput.summary(clock.spent, loop.progress.replayed, last)
-            if ending != "interrupted":
-                writers.write(last, "goodput", goodput)
-    result = _result(experiment, state, metrics, ending, loop.progress, goodput)
+    with contextlib.ExitStack() as opened:
+        with clock("startup"):
+            trainer = Trainer.of(experiment, data_dir)
+            config = opened.enter_context(claimed(workdir, experiment, allow_config_change))
+            keep, checksums = experiment.checkpoint.keep, trainer.program.checksums
+            checkpoints = Checkpoints(workdir / "checkpoints", keep, checksums=checksums)
+            opened.callback(checkpoints.close)
+            state, progress = _first_state(trainer, checkpoints, workdir, clock)
+            writers = _writers(trainer, config, workdir, int(state.step))
+            opened.callback(writers.close)
+            loop = Loop(trainer, checkpoints, writers, tracer, progress, clock)
+        state, ending = loop.run(state)
+        result = _finished(loop, state, ending, workdir)
     if ending != "interrupted" and processes.is_first():
         result.save(workdir)
-        if read_metrics(workdir):
+        if read_metrics(workdir):  # closed by now, so that all rows are there
             plot_curves(workdir)
     return result
 
 
-@contextlib.contextmanager
-def _claimed(
-    workdir: pathlib.Path, experiment: Experiment, allow_config_change: bool
-) -> Iterator[None]:
-    """Holds the workdir for this run: locked, with its config compared and written.
+def _first_state(
+    trainer: Trainer, checkpoints: Checkpoints, workdir: pathlib.Path, clock: Clock
+) -> tuple[TrainState, Progress]:
+    """Returns what the loop begins with: the newest checkpoint, or a new state.
 
-    The lock goes with the process, however that ends. Process 0 does it for all, and no other
-    touches anything before.
+    What a killed run did after its checkpoint is lost; its rows, soon written again, tell of it.
     """
-    checkpoints = workdir / "checkpoints"
-    try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        handle = os.open(workdir, os.O_RDONLY)
-    except OSError as error:
-        raise TrainingError(f"--workdir: cannot write to {workdir}: {error.strerror}.") from error
-    try:
-        _check_same_config(experiment)
-        if processes.is_first():
-            _lock(handle, workdir)
-            _check_config(workdir, experiment, allow_config_change)
-        _check_shared(workdir)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _check_same_config(experiment: Experiment) -> None:
-    """Raises ProcessError where this process runs another config than process 0."""
-    new = schema.to_json(experiment)
-    first = processes.share("the comparison of configs", new)
-    changes = schema.differences(first, new, ())
-    if changes:
-        raise ProcessError(f"not the config of process 0: {'; '.join(changes)}.")
-    processes.wait_for_all("the comparison of configs")  # nothing is written before
-
-
-def _check_shared(workdir: pathlib.Path) -> None:
-    """Raises TrainingError where this process does not see a file that process 0 makes."""
-    if processes.others() is None:
-        return
-    mark = workdir / processes.share("the claim of the workdir", f".claim-{secrets.token_hex(8)}")
-    if processes.is_first():
-        for old in workdir.glob(".claim-*"):  # of a run that was killed right here
-            old.unlink()
-        atomic_write(mark, b"")
-    processes.wait_for_all("the claim of the workdir")
-    seen = mark.exists()
-    processes.wait_for_all("the check that the workdir is shared")
-    if processes.is_first():
-        mark.unlink()
-    if not seen:
-        raise TrainingError(
-            f"--workdir: {workdir} is not the folder that process 0 sees; processes need one on "
-            "a disk that they share."
-        )
-
-
-def _lock(handle: int, workdir: pathlib.Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise TrainingError(f"--workdir: another run is in progress in {workdir}.") from error
-
-
-def _check_config(workdir: pathlib.Path, experiment: Experiment, allow_change: bool) -> None:
-    """Compares the config with that of the run that was saved here, and writes the new one."""
-    new, path = schema.to_json(experiment), workdir / "config.json"
-    saved = any(step.name.isdigit() for step in (workdir / "checkpoints").iterdir())
-    try:
-        old = json.loads(path.read_text()) if path.exists() and saved else new
-    except ValueError as error:  # not JSON, or not text
-        raise ConfigError(f"{path} is damaged ({error}); remove it to continue.") from error
-    changes = schema.differences(_as_now(old), new, schema.free_fields(experiment))
-    if changes and not allow_change:
-        raise ConfigError(
-            f"--workdir: {workdir} holds a run of another config: {'; '.join(changes)}. Use "
-            "another --workdir, or --allow_config_change to continue with the new one."
-        )
-    atomic_write(path, json.dumps(new, indent=2).encode())
-
-
-def _as_now(saved: Any) -> Any:
-    """Returns a config that an earlier version wrote, with newer fields at their defaults."""
-    try:
-        return schema.to_json(schema.from_json(saved, Experiment))
-    except ConfigError:  # not to be rebuilt: compared as it stands
-        return saved
-
-
-def _start(trainer: Trainer, checkpoints: Checkpoints, clock: Clock) -> tuple[TrainState, Progress]:
-    program, step = trainer.program, processes.share("the start", checkpoints.latest())
+    # Process 0 says which: another may not see a checkpoint yet that has just been written.
+    step = processes.share("the start", checkpoints.latest())
     if step is None:
-        state = begin(program, trainer.experiment.start)
-        clock.book("compile")
-        return state, Progress()
-    state = checkpoints.restore(program.abstract_state, step)
-    clock.book("restore")
-    progress = Progress.of(checkpoints.progress(step))
-    clock.add(progress.goodput)
-    return state, progress
-
-
-def _with_undone(progress: Progress, workdir: pathlib.Path, step: int, clock: Clock) -> Progress:
-    """Counts what a killed run did after `step`: its rows, soon written again, tell of it."""
-    steps, seconds = undone(read_metrics(workdir), step)
+        with clock("compile"):
+            state = jax.block_until_ready(begin(trainer.program, trainer.experiment.start))
+        progress = Progress()
+    else:
+        with clock("restore"):
+            state = checkpoints.restore(trainer.program.abstract_state, step)
+            progress = Progress.of(checkpoints.progress(step))
+        clock.add(progress.goodput)
+    steps, seconds = undone(read_metrics(workdir), int(state.step))
     clock.add(Goodput(lost=seconds))
-    return dataclasses.replace(progress, replayed=progress.replayed + steps)
+    return state, dataclasses.replace(progress, replayed=progress.replayed + steps)
 
 
-def _chosen(
-    trainer: Trainer, checkpoints: Checkpoints, state: TrainState, progress: Progress
-) -> TrainState:
-    """Returns the best state where early stopping restores it, else the last."""
-    stopping = trainer.experiment.evaluation.early_stopping
-    if stopping and stopping.restore_best and progress.best_step not in (None, int(state.step)):
-        return checkpoints.restore(trainer.program.abstract_state, progress.best_step)
-    return state
+def _writers(trainer: Trainer, config: dict[str, Any], workdir: pathlib.Path, step: int) -> Writers:
+    info = RunInfo(
+        name=trainer.experiment.name,
+        config=config,
+        total_steps=trainer.horizon.steps,
+        batch_size=trainer.experiment.train.batch_size,
+    )
+    configs = trainer.experiment.writers if processes.is_first() else ()
+    return Writers.open(configs, workdir, info, step)
 
 
-def _final(
-    trainer: Trainer, writers: Writers, workdir: pathlib.Path, state: TrainState, clock: Clock
-) -> dict[str, dict[str, float]]:
-    """Evaluates every split with the final state; the test row is written once."""
-    figures = evaluate_all(trainer, state, clock)
-    clock.book("other")
-    if not processes.is_first():
-        return figures
-    step = int(state.step)
-    written = any(row["step"] == step and row["split"] == "test" for row in read_metrics(workdir))
-    if "test" in figures and not written:
-        writers.write(step, "test", figures["test"])
-    return figures
-
-
-def _result(
-    experiment: Experiment,
-    state: TrainState,
-    metrics: dict[str, dict[str, float]],
-    ending: Ending,
-    progress: Progress,
-    goodput: dict[str, float],
-) -> Result:
+def _finished(loop: Loop, state: TrainState, ending: Ending, workdir: pathlib.Path) -> Result:
+    """Evaluates the final state and writes the last rows, unless the run is to go on."""
+    last, metrics = int(state.step), {}
+    with loop.clock("checkpoint"):
+        loop.checkpoints.wait()
+    if ending != "interrupted":
+        state = _chosen(loop, state)
+        metrics = evaluate_all(loop.trainer, state, loop.clock)
+    progress = loop.progress
+    goodput = loop.throughput.summary(loop.clock.spent, progress.replayed, last)
+    if ending != "interrupted":
+        _write_test(loop.writers, workdir, int(state.step), metrics)
+        loop.writers.write(last, "goodput", goodput)
     return Result(
         metrics=metrics,
         step=int(state.step),
         wall_time=goodput["wall_time"],
         fingerprint=fingerprint(state.params),
-        seed=experiment.train.seed,
+        seed=loop.trainer.experiment.train.seed,
         stopped=ending,
         git_revision=git_revision(),
         versions=versions(),
@@ -276,3 +142,22 @@ def _result(
         best_step=progress.best_step,
         goodput=goodput,
     )
+
+
+def _chosen(loop: Loop, state: TrainState) -> TrainState:
+    """Returns the best state where early stopping restores it, else the last."""
+    stopping, best = loop.trainer.experiment.evaluation.early_stopping, loop.progress.best_step
+    if not (stopping and stopping.restore_best) or best in (None, int(state.step)):
+        return state
+    with loop.clock("restore"):
+        return loop.checkpoints.restore(loop.trainer.program.abstract_state, best)
+
+
+def _write_test(
+    writers: Writers, workdir: pathlib.Path, step: int, metrics: dict[str, dict[str, float]]
+) -> None:
+    """Writes the test row, unless this run was done before, and the row is there."""
+    if "test" not in metrics or not processes.is_first():
+        return
+    if not any((row["step"], row["split"]) == (step, "test") for row in read_metrics(workdir)):
+        writers.write(step, "test", metrics["test"])

@@ -1,8 +1,9 @@
 """Where the time of a run goes: useful steps, and all that is not."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -19,7 +20,7 @@ class Goodput:
       compile: tracing, compiling and dispatching the first step, evaluation and initialisation.
       evaluation: evaluating while training and at the end.
       checkpoint: the loop waited for a save; what is written in the background costs nothing.
-      startup: data opened, state laid out, program built.
+      startup: data and writers opened, state laid out, program built.
       restore: a checkpoint read back.
       lost: steps that a kill undid and that had to be made again.
       other: rows written, and the like.
@@ -45,34 +46,51 @@ class Goodput:
         """Share of the wall time in useful steps, 0 to 1."""
         return self.steps / self.total if self.total else 0.0
 
-    def plus(self, **seconds: float) -> "Goodput":
-        """Returns this with `seconds` more of some kinds."""
-        return dataclasses.replace(self, **{k: getattr(self, k) + v for k, v in seconds.items()})
-
 
 class Clock:
-    """Books all time, as it passes, under one kind or another.
+    """Books all time, as it passes, under one kind or another: fields of `Goodput`.
 
-    Attributes:
-      spent: what was booked, with what earlier pieces of the run had spent.
+        with clock("evaluation"):
+            ...
+            with clock("compile"):  # the inner kind wins
+                ...
+
+    Outside of any `with`, the kind is "other".
     """
 
     def __init__(self):
         """Starts the clock."""
-        self.spent = Goodput()
-        self._booked = time.monotonic()
+        self._seconds = dataclasses.asdict(Goodput())
+        self._kind, self._booked = "other", time.monotonic()
 
-    def book(self, kind: str, seconds: float | None = None) -> None:
-        """Books the time since the last call, or the first `seconds` of it, under `kind`."""
-        passed = time.monotonic() - self._booked
-        if seconds is not None:
-            passed = min(seconds, passed)
-        self._booked += passed
-        self.spent = self.spent.plus(**{kind: passed})
+    @contextlib.contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        """Books the time inside under `kind`, unless an inner `with` names another."""
+        if kind not in self._seconds:
+            raise KeyError(f"{kind!r} is no field of Goodput.")
+        self._book()
+        around, self._kind = self._kind, kind
+        try:
+            yield
+        finally:  # an interrupted evaluation has taken its time too
+            self._book()
+            self._kind = around
+
+    @property
+    def spent(self) -> Goodput:
+        """What has been booked up to now, with what earlier pieces of the run had spent."""
+        self._book()
+        return Goodput(**self._seconds)
 
     def add(self, earlier: Goodput) -> None:
         """Adds what was spent before this clock started."""
-        self.spent = self.spent.plus(**dataclasses.asdict(earlier))
+        for kind, seconds in dataclasses.asdict(earlier).items():
+            self._seconds[kind] += seconds
+
+    def _book(self) -> None:
+        now = time.monotonic()
+        self._seconds[self._kind] += now - self._booked
+        self._booked = now
 
 
 def undone(rows: Iterable[Mapping[str, Any]], step: int) -> tuple[int, float]:

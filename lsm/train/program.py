@@ -1,13 +1,13 @@
 """The compiled pieces of a run: initialise, step, evaluate, laid out on a mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from lsm.config import Experiment
@@ -45,6 +45,7 @@ class Program:
     Attributes:
       mesh: the devices.
       abstract_state: shapes, dtypes and shardings of the state.
+      abstract_batch: likewise of a whole batch, over all processes.
       batch: sharding of a batch.
       init: () -> state at step 0, made sharded.
       start: arrays by path -> state at step 0 that has them; see `lsm.train.init_state`.
@@ -55,11 +56,11 @@ class Program:
       predict: (params, model_state, batch, number, step) -> predictions, whole on every device.
       finite: params -> whether every parameter is finite.
       checksums: state -> a checksum of every leaf; see `lsm.run.saved.checksums`.
-      summary: the task's figures from totals of its metrics.
     """
 
     mesh: jax.sharding.Mesh
     abstract_state: TrainState
+    abstract_batch: dict[str, jax.ShapeDtypeStruct]
     batch: jax.sharding.NamedSharding
     init: Callable[[], TrainState]
     start: Callable[[Mapping[str, jax.Array]], TrainState]
@@ -68,7 +69,6 @@ class Program:
     predict: Callable[..., dict[str, jax.Array]]
     finite: Callable[[Any], jax.Array]
     checksums: Callable[[TrainState], Any]
-    summary: Callable[[Mapping[str, Weighted]], dict[str, float]]
 
     def table(self) -> list[tuple[str, tuple[int, ...], str, str, int]]:
         """Returns path, shape, dtype, spec and bytes per device of every leaf of the state."""
@@ -79,10 +79,10 @@ class Program:
 def build(
     experiment: Experiment,
     horizon: Horizon,
-    batch: Mapping[str, np.ndarray],
+    batch: Mapping[str, Any],
     devices: list[jax.Device] | None = None,
 ) -> Program:
-    """Returns the program of an experiment for batches shaped like `batch`; compiles nothing yet.
+    """Returns the program for columns shaped like `batch`, of any rows; compiles nothing yet.
 
     Raises:
       MeshError: the mesh does not fit the devices, the batch or a parameter.
@@ -92,41 +92,30 @@ def build(
     mesh = make_mesh(experiment.mesh, devices)
     _check_batch(train.batch_size, train.accumulation, mesh)
     optimizer = experiment.optimizer.make(horizon, master=train.params != "float32")
-    row = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
-
-    def init(taken: Mapping[str, jax.Array] = MappingProxyType({})) -> TrainState:
-        zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in row.items()}
-        return init_state(task, optimizer, zeros, train.seed, train.params, taken)
-
-    abstract = jax.eval_shape(init)
-    state = _shardings(experiment, mesh, abstract)
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state
-    )
-
-    def start(taken: Mapping[str, jax.Array]) -> TrainState:
-        placed = {path: x.sharding for path, x in taken.items()}
-        return jit(init, in_shardings=(placed,), out_shardings=state)(dict(taken))
-
-    def sums(trained: TrainState) -> TrainState:
-        return checksums(jax.device_put(trained, in_device_memory(state)))
-
-    def on_devices(function: Callable) -> Callable:
-        """Lets `function` take the average of the parameters, which may be in host memory."""
-        if not experiment.mesh.offload:
-            return function
-        return lambda params, *args: function(jax.device_put(params, state.params), *args)
-
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    asked = (evaluated_params(state), state.model_state, rows, whole, whole)
+    abstract_batch = {
+        name: jax.ShapeDtypeStruct((train.batch_size, *x.shape[1:]), x.dtype, sharding=rows)
+        for name, x in batch.items()
+    }
+    init = _init(experiment, optimizer, abstract_batch)
+    shapes = jax.eval_shape(init)
+    state = _shardings(experiment, mesh, shapes)
+    abstract_state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state
+    )
+    predict = make_predict(task, train.seed)
+    evaluate = _evaluate(experiment, predict)
+    if experiment.mesh.offload:  # an average of the parameters is in host memory, too
+        evaluate, predict = (_on_devices(f, state.params) for f in (evaluate, predict))
     options = {"out_shardings": whole, "mesh": mesh}
-    evaluation = {"in_shardings": asked, **options}
+    asked = (evaluated_params(state), state.model_state, rows, whole, whole)
     return Program(
         mesh=mesh,
-        abstract_state=abstract,
+        abstract_state=abstract_state,
+        abstract_batch=abstract_batch,
         batch=rows,
         init=jit(init, in_shardings=(), out_shardings=state),
-        start=start,
+        start=functools.partial(_start, init, state),
         step=jit(
             _step(experiment, optimizer, mesh, state),
             in_shardings=(state, rows),
@@ -135,12 +124,39 @@ def build(
             hot=True,
             mesh=mesh,
         ),
-        evaluate=jit(on_devices(_evaluate(experiment)), **evaluation),
-        predict=jit(on_devices(make_predict(task, train.seed)), **evaluation),
+        evaluate=jit(evaluate, in_shardings=asked, **options),
+        predict=jit(predict, in_shardings=asked, **options),
         finite=jit(_all_finite, in_shardings=(state.params,), **options),
-        checksums=jit(sums, in_shardings=(state,), **options),
-        summary=task.summary,
+        checksums=jit(
+            lambda trained: checksums(jax.device_put(trained, in_device_memory(state))),
+            in_shardings=(state,),
+            **options,
+        ),
     )
+
+
+def _init(
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+) -> Callable[..., TrainState]:
+    """Returns the pure function under `Program.init` and `Program.start`."""
+    task, train = experiment.task, experiment.train
+
+    def init(taken: Mapping[str, jax.Array] = MappingProxyType({})) -> TrainState:
+        # One row is enough: no parameter depends on how many there are.
+        row = {name: jnp.zeros((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+        return init_state(task, optimizer, row, train.seed, train.params, taken)
+
+    return init
+
+
+def _start(
+    init: Callable[..., TrainState], state: TrainState, taken: Mapping[str, jax.Array]
+) -> TrainState:
+    """See `Program.start`; `state` are the shardings."""
+    placed = {path: x.sharding for path, x in taken.items()}
+    return jit(init, in_shardings=(placed,), out_shardings=state)(dict(taken))
 
 
 def shardings_of(experiment: Experiment, mesh: jax.sharding.Mesh, tree: Any) -> Any:
@@ -166,6 +182,11 @@ def _shardings(experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainStat
     return dataclasses.replace(shardings, opt_state=opt_state)
 
 
+def _on_devices(function: Callable, shardings: Any) -> Callable:
+    """Returns `function` with its first argument, parameters, put where `shardings` say."""
+    return lambda params, *args: function(jax.device_put(params, shardings), *args)
+
+
 def _step(
     experiment: Experiment,
     optimizer: optax.GradientTransformation,
@@ -186,11 +207,10 @@ def _step(
     return skip_nonfinite(step) if train.skip_nonfinite else step
 
 
-def _evaluate(experiment: Experiment) -> Callable:
+def _evaluate(experiment: Experiment, predict: Callable) -> Callable:
     """Returns the pure function under `Program.evaluate`."""
     task, seed, metrics = experiment.task, experiment.train.seed, experiment.evaluation.metrics
     read = {"weight", *columns(metrics)}
-    predict = make_predict(task, seed)
 
     def evaluate(params, model_state, batch, number, step):
         rngs = streams(task.streams, seed, number, "evaluation")

@@ -36,14 +36,10 @@ class Throughput:
     @classmethod
     def of(cls, trainer: Trainer) -> "Throughput":
         """Traces the loss once, for a whole batch: some tens of milliseconds."""
-        experiment, state = trainer.experiment, trainer.program.abstract_state
-        rows = experiment.train.batch_size
-        batch = {
-            name: jax.ShapeDtypeStruct((rows, *column.shape[1:]), column.dtype)
-            for name, column in trainer.train.batch_at(0).items()
-        }
-        flops = training_flops(experiment.task, state, batch)
-        devices = trainer.program.mesh.devices
+        program = trainer.program
+        state, batch = program.abstract_state, program.abstract_batch
+        flops = training_flops(trainer.experiment.task, state, batch)
+        devices = program.mesh.devices
         chip = chip_of(devices.flat[0].device_kind)
         return cls(flops.total, devices.size, chip and chip.flops)
 

@@ -24,7 +24,8 @@ from lsm.run.checkpoint import Checkpoints
 from lsm.run.weights import open_run
 from lsm.tasks import Batch, ModelState, Params
 from lsm.train.evaluation import evaluate_all, predict
-from lsm.train.program import evaluated_params, make_predict, shardings_of
+from lsm.train.goodput import Clock
+from lsm.train.program import make_predict, shardings_of
 from lsm.train.state import TrainState
 from lsm.train.trainer import Trainer, keep_compiled
 
@@ -41,7 +42,7 @@ def evaluate_run(
       CheckpointError: there is no checkpoint, or it is damaged or of another model.
     """
     trainer, state, step = _restored(experiment, workdir, data_dir)
-    return step, evaluate_all(trainer, state)
+    return step, evaluate_all(trainer, state, Clock())
 
 
 def predict_run(
@@ -60,10 +61,10 @@ def predict_run(
       TrainingError: the disk is full or the workdir cannot be written.
     """
     trainer, state, step = _restored(experiment, workdir, data_dir)
-    params, files = evaluated_params(state), {}
-    for split, batches in trainer.evaluation.items():
+    files = {}
+    for split in trainer.evaluation:
         files[split] = pathlib.Path(workdir) / "predictions" / f"{split}.jsonl"
-        predictions = predict(trainer.program, params, state, batches)
+        predictions = predict(trainer, state, split)
         if processes.is_first():
             _write_rows(files[split], predictions)
         else:
@@ -89,7 +90,6 @@ def _restored(
     experiment: Experiment, workdir: os.PathLike | str, data_dir: os.PathLike | str | None
 ) -> tuple[Trainer, TrainState, int]:
     """Opens the data of a run, and restores the checkpoint that speaks for it."""
-    schema.check(experiment)
     directory = pathlib.Path(workdir) / "checkpoints"
     if not directory.is_dir():
         raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")

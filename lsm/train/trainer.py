@@ -4,13 +4,12 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 
-from lsm.config import Experiment
-from lsm.data import EvalBatches, Shuffled, TrainBatches
+from lsm.config import Experiment, schema
+from lsm.data import Columns, EvalBatches, Shuffled, TrainBatches
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
 from lsm.evaluate import columns, names
@@ -43,49 +42,68 @@ class Trainer:
     def of(cls, experiment: Experiment, data_dir: os.PathLike | str | None) -> "Trainer":
         """Opens the data and builds the program.
 
+        Every check is made here, before anything is written or computed.
+
         Raises:
           DataError: a dataset or split is not there, or is not what the task needs.
           MeshError: the mesh does not fit the devices, the batch or the parameters.
-          ConfigError: the optimiser does not fit the model.
+          ConfigError: a field is not of its type, or the optimiser does not fit the model.
         """
-        data, train = experiment.data, experiment.train
-        alone = jax.process_count() == 1
-        train_set = data.source.open(data.train, data_dir)
-        if train.batch_size > len(train_set):
-            raise ConfigError(
-                f"train.batch_size: {train.batch_size} given; {data.train!r} has {len(train_set)} "
-                "examples, and a batch can have no more."
-            )
-        batches = TrainBatches(
-            train_set, train.batch_size, train.seed, data.augment, sampling=data.sampling
-        )
-        horizon = experiment.horizon(len(train_set))
-        few = None if alone else np.arange(-(-train.batch_size // jax.process_count()))
-        sample = dataclasses.replace(batches, rows=few).batch_at(0)
-        _check_vocabulary(experiment, train_set.vocabulary_size)
+        schema.check(experiment)
+        batches = _train_batches(experiment, data_dir)
+        horizon = experiment.horizon(len(batches.dataset))
+        sample = _sample(batches)
+        _check_vocabulary(experiment, batches.dataset.vocabulary_size)
         experiment.task.check(sample)
         program = build(experiment, horizon, sample)
-        size = experiment.evaluation.batch_size or train.batch_size
-        ways = batch_ways(program.mesh)
-        if size % ways:
-            raise MeshError(f"evaluation.batch_size: {size} does not divide over {ways} devices.")
-        rows = None if alone else local_rows(program.batch, size)
-        evaluation = {
-            split: EvalBatches(data.source.open(spec, data_dir), size, rows)
-            for split, spec in (("validation", data.validation), ("test", data.test))
-            if spec
-        }
-        for eval_batches in evaluation.values():
-            experiment.task.check(eval_batches.batch_at(0))
-        _check_monitor(experiment, program, sample)
-        if not alone:
-            rows = local_rows(program.batch, train.batch_size)
-            batches = dataclasses.replace(batches, rows=rows)
+        evaluation = _evaluation_batches(experiment, program, data_dir)
+        _check_monitor(experiment, program)
+        rows = local_rows(program.batch, batches.batch_size)
+        batches = dataclasses.replace(batches, rows=rows)
         return cls(experiment, horizon, batches, evaluation, program)
 
-    def monitored(self) -> tuple[str, EvalBatches] | None:
-        """Returns the split evaluated while training: validation, else test, else none."""
-        return next(iter(self.evaluation.items()), None)
+    @property
+    def monitored(self) -> str | None:
+        """The split evaluated while training: validation, else test, else none."""
+        return next(iter(self.evaluation), None)
+
+
+def _train_batches(experiment: Experiment, data_dir: os.PathLike | str | None) -> TrainBatches:
+    """Opens the training data; the mesh, which says what rows are read here, is not made yet."""
+    data, train = experiment.data, experiment.train
+    dataset = data.source.open(data.train, data_dir)
+    if train.batch_size > len(dataset):
+        raise ConfigError(
+            f"train.batch_size: {train.batch_size} given; {data.train!r} has {len(dataset)} "
+            "examples, and a batch can have no more."
+        )
+    return TrainBatches(dataset, train.batch_size, train.seed, data.augment, sampling=data.sampling)
+
+
+def _sample(batches: TrainBatches) -> Columns:
+    """Returns the first batch; of several processes, each reads the same part of it."""
+    # The same part, so that all find the same fault; no more than a process reads of any batch.
+    share = -(-batches.batch_size // jax.process_count())
+    return dataclasses.replace(batches, rows=np.arange(share)).batch_at(0)
+
+
+def _evaluation_batches(
+    experiment: Experiment, program: Program, data_dir: os.PathLike | str | None
+) -> dict[str, EvalBatches]:
+    """Opens and checks the splits that are evaluated, validation first."""
+    data, size = experiment.data, experiment.evaluation.batch_size or experiment.train.batch_size
+    ways = batch_ways(program.mesh)
+    if size % ways:
+        raise MeshError(f"evaluation.batch_size: {size} does not divide over {ways} devices.")
+    rows = local_rows(program.batch, size)
+    evaluation = {
+        split: EvalBatches(data.source.open(spec, data_dir), size, rows)
+        for split, spec in (("validation", data.validation), ("test", data.test))
+        if spec
+    }
+    for batches in evaluation.values():
+        experiment.task.check(batches.batch_at(0))
+    return evaluation
 
 
 def abstract_batch(
@@ -147,12 +165,12 @@ def _check_vocabulary(experiment: Experiment, ids: int | None) -> None:
         )
 
 
-def _check_monitor(experiment: Experiment, program: Program, batch: Mapping[str, Any]) -> None:
+def _check_monitor(experiment: Experiment, program: Program) -> None:
     """Raises ConfigError where the monitored metric is not one of the task's."""
-    state, task = program.abstract_state, experiment.task
+    state, batch, task = program.abstract_state, program.abstract_batch, experiment.task
     rngs = streams(task.streams, experiment.train.seed, 0)
     metrics = jax.eval_shape(
-        task.evaluate, state.params, state.model_state, dict(batch), rngs, state.step
+        task.evaluate, state.params, state.model_state, batch, rngs, state.step
     )
     figures = task.summary({name: Weighted(1.0, 1.0) for name in metrics})
     for name in names(experiment.evaluation.metrics):

@@ -10,7 +10,8 @@ import pytest
 
 import lsm
 from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Train
-from lsm.data import Arrays, Digits
+from lsm.config import schema
+from lsm.data import Arrays, Digits, TrainBatches
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError, TrainingError
 from lsm.mesh import Fsdp, Rule, make_mesh, shard
 from lsm.models import MLP
@@ -154,6 +155,23 @@ def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path):
     batches = lsm.data.TrainBatches(arrays(bad=[7]).source.open("train", None), 64, seed=0)
     assert [np.isnan(batches.batch_at(i)["image"]).any() for i in range(step)] == [False] * (step - 1) + [True]  # fmt: skip
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_start_hashes_arrays_once_and_makes_one_sample(tmp_path, monkeypatch):
+    """The JSON of a config holds a hash of each array; the first batch has all the shapes."""
+    hashed, made = [], []
+
+    def counted(function, calls):
+        return lambda *args: (calls.append(args[-1]), function(*args))[1]
+
+    monkeypatch.setattr(schema, "_sha256", counted(schema._sha256, hashed))
+    monkeypatch.setattr(TrainBatches, "batch_at", counted(TrainBatches.batch_at, made))
+    config = experiment(data=arrays(), task=Classification(model=MLP(outputs=2)))
+    lsm.fit(config, tmp_path)
+    assert len(hashed) == 2  # "image" and "label"
+    assert sorted(made) == sorted([0, *range(30)])
+    lsm.fit(config, tmp_path)  # compared with what is saved: done already
+    assert len(hashed) == 4 and made[31:] == [0]
 
 
 def test_skip_nonfinite_trains_through_it(tmp_path):

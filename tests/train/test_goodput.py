@@ -12,12 +12,14 @@ import lsm
 from lsm import Data, Evaluation, Experiment, Train
 from lsm.cost import CHIPS
 from lsm.data import Arrays, Digits
+from lsm.metrics import Weighted
 from lsm.models import GPT, MLP, Transformer
 from lsm.optim import Adam
 from lsm.tasks import Classification, LanguageModelling
 from lsm.train import throughput
 from lsm.train.goodput import Clock, Goodput, undone
 from lsm.train.progress import Progress
+from lsm.train.window import Window
 from lsm.writers import Jsonl
 
 KINDS = [field.name for field in dataclasses.fields(Goodput)]
@@ -53,17 +55,70 @@ class Ticking:
 def test_a_clock_books_every_second_once(monkeypatch):
     ticking = Ticking(monkeypatch)
     clock = Clock()
-    ticking.now += 5
-    clock.book("startup")
-    ticking.now += 10
-    clock.book("input", 4)
-    clock.book("steps")
-    ticking.now += 1
-    clock.book("input", 3)  # more than there was
-    clock.book("steps")
-    assert clock.spent == Goodput(startup=5, input=5, steps=6)
+    ticking.now += 1  # in no kind: other
+    with clock("startup"):
+        ticking.now += 5
+        with clock("compile"):  # the inner kind wins
+            ticking.now += 10
+            assert clock.spent == Goodput(other=1, startup=5, compile=10)
+            ticking.now += 20
+        ticking.now += 2  # the rest is the outer one's
+    for _ in range(3):
+        with clock("steps"):
+            ticking.now += 1
+            with clock("input"):
+                ticking.now += 4
+    assert clock.spent == Goodput(other=1, startup=7, compile=30, steps=3, input=12)
     clock.add(Goodput(steps=4, lost=20))
-    assert clock.spent.total == 40 and clock.spent.share == 10 / 40
+    assert clock.spent.total == 77 and clock.spent.share == 7 / 77
+
+
+def test_an_exception_leaves_a_clock_in_order(monkeypatch):
+    ticking = Ticking(monkeypatch)
+    clock = Clock()
+    with pytest.raises(OSError), clock("evaluation"):
+        ticking.now += 1
+        with clock("compile"):
+            ticking.now += 2
+            raise OSError
+    ticking.now += 4
+    assert clock.spent == Goodput(evaluation=1, compile=2, other=4)
+    with pytest.raises(KeyError, match="'step' is no field of Goodput"), clock("step"):
+        pass
+
+
+def test_the_speed_is_that_of_steps_alone(monkeypatch):
+    """One step that compiles, two of 3 s of which 1 s is waiting, and 2 s until they are done."""
+    ticking = Ticking(monkeypatch)
+    clock = Clock()
+    window, metrics = Window(0, clock), {"loss": Weighted(jax.numpy.ones(()), 1.0)}
+
+    def step(kind):
+        with clock(kind):
+            ticking.now += 2
+            with clock("input"):
+                ticking.now += 1
+        window.add(metrics)
+        ticking.now += 50  # a pause
+
+    step("compile")
+    window.time_from_here()
+    assert window.read()[1] == {}
+    step("steps")
+    step("steps")
+    ready = jax.block_until_ready
+    monkeypatch.setattr(jax, "block_until_ready", slowly_ticking(ticking, 2, ready))
+    totals, speed, bad = window.read()
+    assert speed == {"steps_per_sec": 2 / 8, "input_wait": 2 / 8}
+    assert totals["loss"] == Weighted(3.0, 3.0) and bad is None
+
+
+def slowly_ticking(ticking, seconds, function):
+    def slow(*args):
+        ticking.now += seconds
+        return function(*args)
+
+    return slow
 
 
 def test_what_a_kill_undid():
