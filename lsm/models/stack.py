@@ -108,8 +108,8 @@ def _layer(config: Transformer, train: bool, maps: bool) -> Callable[..., tuple[
 
     def layer(rows: Any, own: Any, tick: jax.Array, mask: Mask, memory: Any, memory_mask: Mask):
         (x_BxTxD, balance_B), (params, key, is_global, cache) = rows, own
-        # A pure function of the layer's arrays, which scan, checkpoint and the stages' vmap can take:
-        # they know nothing of Linen's scopes.
+        # A pure function of the layer's arrays, which scan, checkpoint and the stages' vmap can
+        # take: they know nothing of Linen's scopes.
         y = Block(config, parent=None).apply(
             {"params": params},
             x_BxTxD,
