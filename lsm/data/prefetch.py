@@ -114,7 +114,7 @@ class Prefetcher:
                 # Without the lock: here the time goes.
                 batch = self._batch_at(step)
             except BaseException as error:
-                batch = error
+                batch = error  # the consumer raises it, at the step where it belongs
             with self._changed:
                 if self._closed:
                     return
