@@ -22,7 +22,6 @@ import pytest
 from absl import flags as absl_flags
 
 from lsm import optim
-from lsm.cli import split_overrides
 from lsm.config import flags, schema
 from lsm.errors import ConfigError
 
@@ -56,7 +55,7 @@ def load(command):
     words = shlex.split(command, comments=True)
     words = words[words.index("--") + 1 :] if "--" in words else words  # of a launcher
     name, *words = words[words.index("-m") + 1 :]
-    rest, overrides = split_overrides(words)
+    rest, overrides = flags.split_overrides(words)
     given = dict(word.removeprefix("--").partition("=")[::2] for word in rest)
     assert set(given) <= set(absl_flags.FLAGS), command
     source = (ROOT / "experiments" / f"{name.removeprefix('experiments.')}.py").read_text()

@@ -7,7 +7,6 @@ import flax.linen as nn
 import pytest
 
 from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Start, Train
-from lsm.cli import split_overrides
 from lsm.config import flags, schema
 from lsm.data import Digits
 from lsm.errors import ConfigError, LsmError
@@ -156,7 +155,7 @@ def test_any_error_of_the_file_is_one_line_with_its_place(tmp_path, error):
 
 def test_both_forms_on_the_line():
     line = ["x", "--workdir=w", "--config.a.b=1", "--config.c", "2 epochs", "--mode=eval"]
-    rest, found = split_overrides(line)
+    rest, found = flags.split_overrides(line)
     assert rest == ["x", "--workdir=w", "--mode=eval"]
     assert found == {"a.b": "1", "c": "2 epochs"}
 
