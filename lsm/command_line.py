@@ -164,7 +164,7 @@ def _told(error: Exception, given: flags.FlagValues, advice: str) -> str:
         return f"{word}: there is no such flag; there are {known}{_after(advice)}.{hint}"
     found = re.match(r"flag --(\w+)=", str(error))
     if not found:
-        return " ".join(str(error).split())
+        return " ".join(str(error).split()).removesuffix(".") + "."
     flag = given[found[1]]
     if error.__context__ is None and _NEEDED in str(error):
         return f"--{flag.name} is needed: {_what(flag)}"

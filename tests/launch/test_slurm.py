@@ -85,8 +85,15 @@ def test_flags_that_cannot_be(flags, message):
     assert str(caught.value) == message
 
 
+def test_values_of_other_options_are_quoted():
+    options = ("--comment=a b", "--mem=64G", "--exclusive", '--mail-user=it\'s "me"')
+    text = script(slurm.Slurm(sbatch=options), (*DIGITS, "--workdir=w"))
+    for line in ('--comment="a b"', "--mem=64G", "--exclusive", '--mail-user="it\'s \\"me\\""'):
+        assert f"\n#SBATCH {line}\n" in text
+
+
 def test_a_command_that_is_no_training_is_never_requeued():
-    for more in (("--mode=eval",), ("--mode", "eval")):
+    for more in (("--mode=eval",), ("--mode", "eval"), ("--mode=predict",)):
         assert "scontrol" not in script(slurm.Slurm(), (*DIGITS, *more, "--workdir=w"))
     assert "scontrol requeue" in script(slurm.Slurm(), (*DIGITS, "--workdir=w"))
 
