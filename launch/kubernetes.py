@@ -11,8 +11,9 @@ import dataclasses
 import re
 import sys
 
-from launch import command, slices
-from launch.command import UNFINISHED, LaunchError, RunProgram
+from launch import actions, command, slices
+from launch.actions import RunProgram
+from launch.command import UNFINISHED, LaunchError
 
 PORT = 8476
 """Where process 0 listens for the others, on GPU nodes."""
@@ -97,13 +98,13 @@ class Kubernetes:
             raise LaunchError(f"--mount: {self.mount!r} given; an absolute folder is needed.")
 
 
-def plan(job: Kubernetes, words: tuple[str, ...]) -> list[command.Action]:
+def plan(job: Kubernetes, words: tuple[str, ...]) -> list[actions.Action]:
     """Returns the action: apply the JobSet with kubectl.
 
     Raises:
       LsmError: the command, the topology, the name or the config is wrong.
     """
-    text = command.as_yaml(manifest(job, words))
+    text = actions.as_yaml(manifest(job, words))
     return [RunProgram(("kubectl", "apply", "--filename=-"), stdin=text)]
 
 
@@ -245,4 +246,4 @@ def _volume(job: Kubernetes) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(command.main(Kubernetes, plan))
+    sys.exit(actions.main(Kubernetes, plan))

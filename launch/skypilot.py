@@ -13,8 +13,9 @@ import re
 import shlex
 import sys
 
-from launch import command
-from launch.command import UNFINISHED, LaunchError, RunProgram, WriteFile
+from launch import actions, command
+from launch.actions import RunProgram, WriteFile
+from launch.command import UNFINISHED, LaunchError
 
 PORT = 8476
 """Where process 0 listens for the others."""
@@ -81,7 +82,7 @@ class SkyPilot:
         return self.nodes > 1 or self.accelerators.lower().startswith("tpu")
 
 
-def plan(job: SkyPilot, words: tuple[str, ...]) -> list[command.Action]:
+def plan(job: SkyPilot, words: tuple[str, ...]) -> list[actions.Action]:
     """Returns the actions: write the task file, and launch it.
 
     Raises:
@@ -90,7 +91,7 @@ def plan(job: SkyPilot, words: tuple[str, ...]) -> list[command.Action]:
     name = command.name_of("name", job.name or command.experiment(words).replace("_", "-"))
     path = job.file or f"{name}.sky.yaml"
     verb = ("jobs", "launch", "--name") if job.managed else ("launch", "--cluster")
-    text = "# Written by launch.skypilot.\n" + command.as_yaml(task(job, words, name))
+    text = "# Written by launch.skypilot.\n" + actions.as_yaml(task(job, words, name))
     return [WriteFile(path, text), RunProgram(("sky", *verb, name, "--yes", path))]
 
 
@@ -148,4 +149,4 @@ def _run(job: SkyPilot, words: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(command.main(SkyPilot, plan))
+    sys.exit(actions.main(SkyPilot, plan))

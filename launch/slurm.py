@@ -13,8 +13,9 @@ import dataclasses
 import shlex
 import sys
 
-from launch import command, sweep
-from launch.command import LaunchError, RunProgram, WriteFile
+from launch import actions, command, sweep
+from launch.actions import RunProgram, WriteFile
+from launch.command import LaunchError
 from lsm.errors import nearest
 
 _OWN = {
@@ -78,7 +79,7 @@ class Slurm:
                 raise LaunchError(f"--{flag}: a line break is not allowed.")
 
 
-def plan(job: Slurm, words: tuple[str, ...]) -> list[command.Action]:
+def plan(job: Slurm, words: tuple[str, ...]) -> list[actions.Action]:
     """Returns the actions: write WORKDIR/slurm.sh, and submit it.
 
     Args:
@@ -185,4 +186,4 @@ def _body(job: Slurm, words: tuple[str, ...], runs: tuple[sweep.Point, ...]) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(command.main(Slurm, plan))
+    sys.exit(actions.main(Slurm, plan))

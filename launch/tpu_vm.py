@@ -20,7 +20,8 @@ import time
 from collections.abc import Sequence
 
 from launch import command, slices
-from launch.command import LaunchError, RunProgram
+from launch.actions import Action, RunProgram, perform
+from launch.command import LaunchError
 from lsm import command_line
 
 MOUNT = "/runs"
@@ -92,7 +93,7 @@ class Create(Target):
                 f"--valid_for: {self.valid_for!r} given; a time such as 6h is needed."
             )
 
-    def actions(self, words: tuple[str, ...]) -> list[command.Action]:
+    def actions(self, words: tuple[str, ...]) -> list[Action]:
         """Returns the request."""
         _nothing_after(words)
         piece = slices.parse(self.topology)
@@ -163,7 +164,7 @@ class Setup(Target):
         if self.bucket and not re.fullmatch(r"[a-z0-9][\w.-]+", self.bucket):
             raise LaunchError(f"--bucket: {self.bucket!r} given; a name is needed, without gs://.")
 
-    def actions(self, words: tuple[str, ...]) -> list[command.Action]:
+    def actions(self, words: tuple[str, ...]) -> list[Action]:
         """Returns: pack, copy, install and mount."""
         _nothing_after(words)
         package = f"/tmp/lsm-{self.name}.tar.gz"
@@ -198,7 +199,7 @@ class Setup(Target):
 class Start(Target):
     """Starts the command after `--` on every host and comes back; see `logs`."""
 
-    def actions(self, words: tuple[str, ...]) -> list[command.Action]:
+    def actions(self, words: tuple[str, ...]) -> list[Action]:
         """Returns the start of the run. Raises LsmError: the command or its config is wrong."""
         command.experiment(words)
         if command.trains(words):
@@ -225,7 +226,7 @@ class Logs(Target):
     node: int = 0
     lines: int = 100
 
-    def actions(self, words: tuple[str, ...]) -> list[command.Action]:
+    def actions(self, words: tuple[str, ...]) -> list[Action]:
         """Returns the following of the log."""
         _nothing_after(words)
         where = (f"--worker={self.worker}", f"--node={self.node}")
@@ -237,7 +238,7 @@ class Logs(Target):
 class Status(Target):
     """Shows the state of the queued resource."""
 
-    def actions(self, words: tuple[str, ...]) -> list[command.Action]:
+    def actions(self, words: tuple[str, ...]) -> list[Action]:
         """Returns the question."""
         _nothing_after(words)
         return [RunProgram(self.gcloud("describe", self.name, "--format=yaml(name,state,tpu)"))]
@@ -247,7 +248,7 @@ class Status(Target):
 class Stop(Target):
     """Makes the run save and end, on every host."""
 
-    def actions(self, words: tuple[str, ...]) -> list[command.Action]:
+    def actions(self, words: tuple[str, ...]) -> list[Action]:
         """Returns the signal."""
         _nothing_after(words)
         return [self.everywhere('kill -TERM "$(cat lsm/run.pid)"')]
@@ -257,7 +258,7 @@ class Stop(Target):
 class Delete(Target):
     """Gives the TPUs back, or withdraws the request; what runs on them is killed."""
 
-    def actions(self, words: tuple[str, ...]) -> list[command.Action]:
+    def actions(self, words: tuple[str, ...]) -> list[Action]:
         """Returns the deletion."""
         _nothing_after(words)
         return [RunProgram(self.gcloud("delete", self.name, "--force", "--quiet"))]
@@ -292,7 +293,7 @@ def _act(own: list[str], words: tuple[str, ...]) -> None:
         _nothing_after(words)
         target.perform()
     else:
-        command.perform(target.actions(words), target.dry_run)
+        perform(target.actions(words), target.dry_run)
 
 
 def _nothing_after(words: tuple[str, ...]) -> None:

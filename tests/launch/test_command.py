@@ -10,16 +10,13 @@ import golden
 import pytest
 
 from launch import kubernetes, skypilot, slices, slurm, sweep, tpu_vm
+from launch.actions import RunProgram, WriteFile, main, perform
 from launch.command import (
     LaunchError,
-    RunProgram,
-    WriteFile,
     check_config,
     experiment,
-    main,
     name_of,
     parse,
-    perform,
     split,
     trains,
     under,

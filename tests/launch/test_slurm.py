@@ -15,7 +15,8 @@ import golden
 import pytest
 
 from launch import slurm
-from launch.command import LaunchError, perform
+from launch.actions import perform
+from launch.command import LaunchError
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = ("python", "-m", "experiments.digits", "--config=experiments/configs/digits/cnn.py")
