@@ -93,10 +93,11 @@ def parse(
       ConfigError: a flag is unknown, is needed and absent, or has no value or a wrong one; or there
         is a word where none is taken.
     """
-    if HELP.intersection(argv):
+    own = list(itertools.takewhile(lambda word: word != "--", argv))
+    if HELP.intersection(own):
         show([*doc.strip().splitlines(), "", *describe(given)])
         sys.exit(0)
-    _check_values_are_there(given, argv)
+    _check_values_are_there(given, own)
     try:
         rest = given(["", *argv])[1:]
     except (flags.Error, ValueError) as error:

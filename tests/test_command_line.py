@@ -41,9 +41,10 @@ def test_flags_and_words():
         "--only=x",
         "--only=",
         "--",
-        "-c",
+        "-h",
+        "--out",
     ]
-    assert command_line.parse(given, words, doc="", words=True) == ["a", "b", "-c"]
+    assert command_line.parse(given, words, doc="", words=True) == [*"ab", "-h", "--out"]
     assert (given.out, given.workers, given.rate, given.mode) == ("o p", 2, 1e-3, "train")
     assert (given.quick, given.only) == (False, ["x", ""])
 
