@@ -11,18 +11,20 @@ are counted by `lsm.cost`; compile time is the CPU time of lowering and compilin
 kept in `benchmarks/results/memory.json`, from which the tables are made.
 """
 
-import argparse
 import json
 import re
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 
 from launch.plan import topology
-from lsm import Data, Experiment, Mesh, Train
+from lsm import Data, Experiment, Mesh, Train, command_line
 from lsm.cost import hardware_flops
 from lsm.data import Arrays
 from lsm.files import atomic_write
@@ -150,12 +152,15 @@ def measured(names: list[str], record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measures and writes, or writes alone."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tables", nargs="*", choices=[*CASES, "all", "write"], default="all")
-    names = parser.parse_args().tables
-    names = [*CASES] if "all" in names else names
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures and writes, or writes alone; returns the exit status."""
+    return command_line.run(_act, flags.FlagValues(), argv, doc=__doc__, words=True)
+
+
+def _act(_: flags.FlagValues, names: list[str]) -> None:
+    for name in names:
+        command_line.require_one_of(name, [*CASES, "all", "write"])
+    names = [*CASES] if "all" in (names or ["all"]) else names
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if "write" not in names:
         record = measured(names, record)
@@ -164,4 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,7 +13,6 @@ that a document gives for a table, one row for each name:
 and every line `Planned (llama_8b):` in the header of a config, with the line below it.
 """
 
-import argparse
 import dataclasses
 import json
 import re
@@ -23,7 +22,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lsm.errors import DataError, LsmError, listed, nearest
+from absl import flags
+
+from lsm import command_line
+from lsm.errors import DataError
 from lsm.files import atomic_write
 
 RECORDS = Path(__file__).with_suffix("")
@@ -183,23 +185,23 @@ def filled(document: Path) -> str:
     return _LINE.sub(lambda found: line(known(found[1])), text)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs `run` or `write`; exits with status 1 and one line where it cannot."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plans")
-    parser.add_argument("verb", choices=("run", "write"))
-    parser.add_argument("names", nargs="*", help="cases to run, or documents to write")
-    given = parser.parse_args(arguments)
-    try:
-        if given.verb == "run":
-            for name in given.names or CASES:
-                if name not in CASES:
-                    raise DataError(f"{name}: no such case; {listed(CASES)}.{nearest(name, CASES)}")
-                run(name)
-        for document in map(Path, given.names if given.verb == "write" else ()):
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `run` or `write`; returns the exit status."""
+    return command_line.run(_act, flags.FlagValues(), argv, doc=__doc__, words=True)
+
+
+def _act(_: flags.FlagValues, words: list[str]) -> None:
+    verb, *names = words or [""]
+    command_line.require_one_of(verb, ("run", "write"))
+    if verb == "run":
+        for name in names:
+            command_line.require_one_of(name, CASES)
+        for name in names or CASES:
+            run(name)
+    else:
+        for document in map(Path, names):
             atomic_write(document, filled(document).encode())
-    except LsmError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

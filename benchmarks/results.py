@@ -18,7 +18,6 @@ and every line `Measured (cifar_a1):` in the header of a config, with the line b
 of several seeds is the standard deviation of a sample (n - 1), then the lowest and highest.
 """
 
-import argparse
 import json
 import math
 import re
@@ -28,7 +27,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lsm.errors import DataError, LsmError, listed, nearest
+from absl import flags
+
+from lsm import command_line
+from lsm.errors import ConfigError, DataError, listed, nearest
 from lsm.files import atomic_write, plain_json
 from lsm.run.result import Result
 
@@ -176,35 +178,55 @@ def _load(name: str, document: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs `add`, `write` or `check`; exits with status 1 and one line where it cannot."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.results")
-    commands = parser.add_subparsers(dest="does", required=True)
-    add = commands.add_parser("add", help="keep the results of runs as a record")
-    add.add_argument("runs", nargs="+", type=Path, help="workdirs, one for each seed")
-    for flag in ("--name", "--title", "--metric"):
-        add.add_argument(flag, required=True)
-    add.add_argument("--claimed", default="none", help="the figure to compare with, as text")
-    add.add_argument("--command", default="", help="the command that makes one run")
-    for does in ("write", "check"):
-        commands.add_parser(does).add_argument("documents", nargs="+", type=Path)
-    given = parser.parse_args(arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `add`, `write` or `check`; returns the exit status."""
+    return command_line.run(_act, _flags(), argv, doc=__doc__, words=True)
+
+
+def _flags() -> flags.FlagValues:
+    given = flags.FlagValues()
+    flags.DEFINE_string("name", None, "of the record that `add` keeps", given)
+    flags.DEFINE_string("title", None, "of its row", given)
+    flags.DEFINE_string("metric", None, "figure that counts, such as test/accuracy", given)
+    flags.DEFINE_string("claimed", "none", "the figure to compare with, as text", given)
+    flags.DEFINE_string("command", "", "the command that makes one run", given)
+    return given
+
+
+def _act(given: flags.FlagValues, words: list[str]) -> None:
+    verb, *names = words or [""]
+    command_line.require_one_of(verb, ("add", "write", "check"))
+    paths = [Path(name) for name in names]
+    if not paths:
+        what = "workdirs of runs" if verb == "add" else "documents"
+        raise ConfigError(f"{verb}: {what} are needed after it.")
     try:
-        if given.does == "add":
-            kept = record(given.title, given.claimed, given.metric, given.command, given.runs)
-            RECORDS.mkdir(exist_ok=True)
-            text = json.dumps(kept, indent=1) + "\n"
-            atomic_write(RECORDS / f"{given.name}.json", text.encode())
-            return
-        stale = [path for path in given.documents if path.read_text() != filled(path)]
-        if given.does == "write":
-            for path in stale:
-                atomic_write(path, filled(path).encode())
-        elif stale:
-            raise DataError(f"stale tables in {listed(map(str, stale))}; run `write` on them.")
-    except (LsmError, OSError) as error:
-        sys.exit(f"error: {error}")
+        if verb == "add":
+            _add(given, paths)
+        else:
+            _write_or_check(verb, paths)
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}.") from error
+
+
+def _add(given: flags.FlagValues, runs: list[Path]) -> None:
+    for name in ("name", "title", "metric"):
+        if given[name].value is None:
+            raise ConfigError(f"--{name} is needed: {given[name].help}.")
+    kept = record(given.title, given.claimed, given.metric, given.command, runs)
+    RECORDS.mkdir(exist_ok=True)
+    text = json.dumps(kept, indent=1) + "\n"
+    atomic_write(RECORDS / f"{given.name}.json", text.encode())
+
+
+def _write_or_check(verb: str, documents: list[Path]) -> None:
+    stale = [path for path in documents if path.read_text() != filled(path)]
+    if verb == "write":
+        for path in stale:
+            atomic_write(path, filled(path).encode())
+    elif stale:
+        raise DataError(f"stale tables in {listed(map(str, stale))}; run `write` on them.")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,7 +18,6 @@ bare and step have lsm's memory settings, which are the process's.
 PyTorch is optional, and may live in another interpreter (`--peer_python`).
 """
 
-import argparse
 import contextlib
 import dataclasses
 import io
@@ -35,14 +34,17 @@ from typing import Protocol
 
 import jax
 import numpy as np
+from absl import flags
 
 import lsm
 from benchmarks.step_time_bare import Bare
 from experiments.configs.cifar import cnn as cifar_cnn
 from experiments.configs.mnist import mlp as mnist_mlp
 from experiments.configs.shakespeare import gpt as shakespeare_gpt
+from lsm import command_line
 from lsm.cpu import compiler_options
 from lsm.data import Arrays
+from lsm.errors import ConfigError
 from lsm.mesh import place
 from lsm.train.trainer import Trainer
 from lsm.writers import RunInfo
@@ -304,25 +306,30 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def main() -> None:
-    """Runs the benchmark and prints its tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a sixth of the turns")
-    parser.add_argument("--only", default="", help="only models whose name contains this")
-    parser.add_argument("--peer_python", default=sys.executable, help="interpreter with PyTorch")
-    arguments = parser.parse_args()
-    cases = [case for case in CASES if arguments.only.lower() in case.name.lower()]
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark and prints its tables; returns the exit status."""
+    return command_line.run(_act, _flags(), argv, doc=__doc__)
+
+
+def _flags() -> flags.FlagValues:
+    given = flags.FlagValues()
+    flags.DEFINE_bool("quick", False, "a sixth of the turns", given)
+    flags.DEFINE_string("only", "", "only models whose name contains this", given)
+    flags.DEFINE_string("peer_python", sys.executable, "interpreter with PyTorch", given)
+    return given
+
+
+def _act(given: flags.FlagValues, _: list[str]) -> None:
+    cases = [case for case in CASES if given.only.lower() in case.name.lower()]
     if not cases:
         names = ", ".join(case.name for case in CASES)
-        raise SystemExit(f"--only: {arguments.only!r} is in no name; the models are: {names}.")
-    torch = torch_version(arguments.peer_python)
+        raise ConfigError(f"--only: {given.only!r} is in no name; the models are: {names}.")
+    torch = torch_version(given.peer_python)
     times = {}
     for case in cases:
         for dtype in DTYPES:
-            python = arguments.peer_python if torch else None
-            by = measure(case, dtype, python, turns=10 if arguments.quick else 60)
+            python = given.peer_python if torch else None
+            by = measure(case, dtype, python, turns=10 if given.quick else 60)
             shown = ", ".join(f"{name} {_milliseconds(values)}" for name, values in by.items())
             print(f"{case.name}, {dtype}: {shown}", file=sys.stderr, flush=True)
             times[case.name, dtype] = by
@@ -335,7 +342,7 @@ def main() -> None:
         print(markdown(peer_table(times)))
     else:
         print(
-            f"{arguments.peer_python} has no PyTorch, so there is no comparison with it: install "
+            f"{given.peer_python} has no PyTorch, so there is no comparison with it: install "
             "torch there, or name an interpreter that has it with --peer_python=PATH."
         )
     if (load := os.getloadavg()[0]) > 2 * _cpus():
@@ -348,4 +355,4 @@ def _cpus() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

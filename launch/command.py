@@ -1,28 +1,24 @@
-"""What the launchers share: their flags, the experiment after `--`, and a plan that can be printed.
+"""What the launchers share: their flags, and what they read in the command after `--`.
 
-A launcher is a frozen dataclass of flags and a function from it to actions: files to write and
-commands to run. `--dry_run` prints the actions as a shell script that does the same.
+A launcher's flags are a frozen dataclass, of which `flags_of` makes absl flags.
 """
 
-import contextlib
 import dataclasses
-import itertools
 import pathlib
 import re
 import shlex
-import subprocess
 import sys
-import typing
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
-import yaml
+from absl import flags
 
-from lsm import cli
-from lsm.config import flags, schema
-from lsm.errors import LsmError, listed, nearest
+from lsm import command_line
+from lsm.config import flags as config_flags
+from lsm.config import schema
+from lsm.errors import LsmError
 
-Flags = TypeVar("Flags")
+Launcher = TypeVar("Launcher")
 
 UNFINISHED = 75
 """Exit status (EX_TEMPFAIL of sysexits.h) of a run that was interrupted, saved, and must go on."""
@@ -32,60 +28,18 @@ class LaunchError(LsmError):
     """A launcher's flag is wrong, or a program that it needs is missing or has failed."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Write:
-    """Writes a file, and makes its folder.
+_DEFINE = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    int | None: flags.DEFINE_integer,
+    float | None: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    str | None: flags.DEFINE_string,
+    tuple[str, ...]: flags.DEFINE_multi_string,
+}
+"""How absl defines a flag for a field of each type."""
 
-    Attributes:
-      path: the file.
-      text: what will be in it; it ends with a newline.
-    """
-
-    path: str
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Runs a program in the foreground; its output goes to the terminal.
-
-    Attributes:
-      words: the program and its arguments, not yet quoted.
-      stdin: what it reads; "" for nothing.
-    """
-
-    words: tuple[str, ...]
-    stdin: str = ""
-
-
-Action = Write | Run
-
-
-def main(cls: type[Flags], plan: Callable[[Flags, tuple[str, ...]], Sequence[Action]]) -> None:
-    """Runs a launcher on the command line and exits: 0, or 1 after one line on stderr.
-
-    Args:
-      cls: dataclass of the launcher's flags; `dry_run` is one of them.
-      plan: from the flags and the command after `--` to what is to be done.
-    """
-    with one_line_errors():
-        own, command = split(sys.argv[1:])
-        if "--help" in own:
-            print("\n".join(describe(cls)))
-            return
-        given = parse(cls, own)
-        perform(plan(given, command), given.dry_run)
-
-
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turns an LsmError into `error: ...` on stderr and exit status 1."""
-    try:
-        yield
-    except LsmError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+_ADVICE = "the command that is launched goes after `--`"
 
 
 def split(words: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -95,50 +49,39 @@ def split(words: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     return words[:cut], tuple(words[cut + 1 :])
 
 
-def parse(cls: type[Flags], words: Sequence[str]) -> Flags:
-    """Returns the dataclass `cls` from `--field=value` words.
+def flags_of(cls: type) -> flags.FlagValues:
+    """Returns absl flags for the fields of a dataclass; a field without a default is needed."""
+    given, texts, hints = flags.FlagValues(), schema.documentation(cls), schema.hints(cls)
+    for name, field in schema.fields(cls).items():
+        needed = field.default is dataclasses.MISSING
+        default = None if needed else field.default
+        define = _DEFINE[hints[name]]
+        define(name, default, texts[name], flag_values=given, required=needed)
+    return given
 
-    `--field value` is taken too, `--field` alone for a bool; a tuple's flag may be repeated.
+
+def parse(
+    cls: type[Launcher], words: Sequence[str], doc: str | None = None, advice: str = _ADVICE
+) -> Launcher:
+    """Returns the dataclass `cls` from the flags in `words`; for `--help`, lists them and exits.
+
+    Args:
+      cls: dataclass of the flags.
+      words: the command line without the program, up to `--`.
+      doc: what `--help` prints first; None is the text of the dataclass's module.
+      advice: said with an unknown flag or word.
 
     Raises:
       LsmError: a flag is unknown, lacks its value, or has one of another type or out of range.
     """
-    hints, values = schema.hints(cls), {}
-    rest = iter(words)
-    for word in rest:
-        name, equals, text = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or name not in hints:
-            allowed = listed((f"--{field}" for field in hints), 30)
-            raise LaunchError(
-                f"{word}: there is no such flag; there are {allowed}; the command that is launched "
-                f"goes after `--`.{nearest(name, hints)}"
-            )
-        if not equals:
-            text = "true" if hints[name] is bool else next(rest, "--")
-            if text.startswith("--"):
-                raise LaunchError(f"--{name}: a value is needed, as in --{name}=VALUE.")
-        if typing.get_origin(hints[name]) is tuple:
-            values[name] = (*values.get(name, ()), text)
-        else:
-            values[name] = flags.parse_value(text, hints[name], f"--{name}")
-    for name, field in schema.fields(cls).items():
-        if field.default is dataclasses.MISSING and name not in values:
-            raise LaunchError(f"--{name}: needed: {schema.documentation(cls)[name]}")
-    return cls(**values)
+    given = flags_of(cls)
+    doc = sys.modules[cls.__module__].__doc__ if doc is None else doc
+    command_line.parse(given, words, doc=doc, advice=advice)
+    values = {name: given[name].value for name in given}
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def describe(cls: type) -> Iterator[str]:
-    """Yields two lines for every flag of a launcher: `--name: type = default`, and what it is."""
-    texts = schema.documentation(cls)
-    for name, field in schema.fields(cls).items():
-        default = (
-            "" if field.default is dataclasses.MISSING else f" = {schema.shown(field.default)}"
-        )
-        yield f"--{name}: {schema.spelled(schema.hints(cls)[name])}{default}"
-        yield f"    {texts[name]}"
-
-
-def at_least(flag: str, value: int | None, least: int) -> None:
+def at_least(flag: str, value: float | None, least: int) -> None:
     """Raises LaunchError where `value` is given and below `least`."""
     if value is not None and value < least:
         raise LaunchError(f"--{flag}: {value} given; {least} or more is needed.")
@@ -177,24 +120,18 @@ def experiment(command: Sequence[str]) -> str:
 
 def trains(command: Sequence[str]) -> bool:
     """Whether `command` is an experiment's training, which leaves a result.json when it is done."""
-    others = {"--mode=eval", "--config_help", "--config_help=true"}.intersection(command)
-    evaluates = ("--mode", "eval") in itertools.pairwise(command)
+    asks = {"--help", "--config_help", "--config_help=true"}.intersection(command)
     known = len(command) > 2 and command[2].startswith("experiments.")
-    return known and not others and not evaluates
+    return known and not asks and _value("mode", command) in (None, "train")
 
 
 def workdir(command: Sequence[str]) -> str:
-    """Returns the value of `--workdir` in `command`.
+    """Returns the value of `--workdir` in `command`, the last one.
 
     Raises:
       LaunchError: there is none. A run that is put back has to find its checkpoints.
     """
-    found = None
-    for word, after in itertools.pairwise([*command, ""]):
-        if word.startswith("--workdir="):
-            found = word.partition("=")[2]
-        elif word == "--workdir":
-            found = after
+    found = _value("workdir", command)
     if not found:
         raise LaunchError(
             "--workdir: not given after `--`; a launched run needs it, "
@@ -205,13 +142,22 @@ def workdir(command: Sequence[str]) -> str:
 
 def without_workdir(command: Sequence[str]) -> tuple[str, ...]:
     """Returns `command` without `--workdir=DIR` or `--workdir DIR`."""
-    kept, words = [], iter(command)
-    for word in words:
-        if word == "--workdir":
-            next(words, None)
-        elif not word.startswith("--workdir="):
-            kept.append(word)
-    return tuple(kept)
+    return _take("workdir", command)[1]
+
+
+def _value(flag: str, command: Sequence[str]) -> str | None:
+    return _take(flag, command)[0]
+
+
+def _take(flag: str, command: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
+    """Returns the value of one flag of an experiment, None where it is absent, and the rest."""
+    given = flags.FlagValues()
+    flags.DEFINE_string(flag, None, "of the experiment", flag_values=given)
+    try:
+        rest = given(["", *command], known_only=True)[1:]
+    except flags.Error as error:
+        raise LaunchError(f"after `--`: {' '.join(str(error).split())}.") from error
+    return given[flag].value, tuple(rest)
 
 
 def under(folder: str, flag: str, command: Sequence[str]) -> str:
@@ -232,7 +178,7 @@ def under(folder: str, flag: str, command: Sequence[str]) -> str:
 def check_config(command: Sequence[str], overrides: Sequence[str] = ()) -> None:
     """Loads the config of an experiment here, so that a slip is told before a queue is waited for.
 
-    Does so where `--config=FILE` is given and is a file of this machine.
+    Does so where `--config` is given and is a file of this machine.
 
     Args:
       command: what is launched.
@@ -241,74 +187,7 @@ def check_config(command: Sequence[str], overrides: Sequence[str] = ()) -> None:
     Raises:
       LsmError: the config or an override is wrong.
     """
-    rest, fields = cli.split_overrides([*command, *overrides])
-    files = [word.partition("=")[2] for word in rest if word.startswith("--config=")]
-    if trains(command) and files and pathlib.Path(files[-1].partition(".py:")[0]).exists():
-        flags.load(files[-1], fields)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as it is read, in a block."""
-
-    def represent_text(self, text: str) -> yaml.Node:
-        return self.represent_scalar("tag:yaml.org,2002:str", text, "|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _Dumper.represent_text)
-
-
-def as_yaml(tree: Any) -> str:
-    """Returns JSON values as YAML, in their order."""
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=1000)
-
-
-def perform(actions: Sequence[Action], dry_run: bool) -> None:
-    """Does the actions in order, or prints them as a shell script.
-
-    Raises:
-      LaunchError: a file cannot be written, or a program is missing or ends with another status
-        than 0; what comes after it is not done.
-    """
-    if dry_run:
-        print("\n".join(map(_as_shell, actions)))
-        return
-    for action in actions:
-        if isinstance(action, Write):
-            _write(pathlib.Path(action.path), action.text)
-        else:
-            run(action)
-
-
-def run(action: Run) -> None:
-    """Runs one program. Raises LaunchError where it is missing or fails."""
-    program = action.words[0]
-    sys.stdout.flush()
-    try:
-        done = subprocess.run(action.words, input=action.stdin or None, text=True, check=False)
-    except FileNotFoundError as error:
-        raise LaunchError(
-            f"{program}: there is no such program here; --dry_run prints what would be done."
-        ) from error
-    if done.returncode:
-        shown = shlex.join(action.words[:5])
-        raise LaunchError(f"`{shown} ...` ended with status {done.returncode}.")
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    except OSError as error:
-        raise LaunchError(f"{path}: cannot be written: {error.strerror}.") from error
-
-
-def _as_shell(action: Action) -> str:
-    if isinstance(action, Run) and not action.stdin:
-        return shlex.join(action.words)
-    text = action.text if isinstance(action, Write) else action.stdin
-    end = next(e for e in ("END", "END_OF_FILE", "END_OF_PLAN") if e not in text.splitlines())
-    if isinstance(action, Run):
-        return f"{shlex.join(action.words)} <<'{end}'\n{text}{end}"
-    folder = str(pathlib.PurePosixPath(action.path).parent)
-    first = "" if folder == "." else f"mkdir -p {shlex.quote(folder)}\n"
-    return f"{first}cat > {shlex.quote(action.path)} <<'{end}'\n{text}{end}"
+    rest, fields = config_flags.split_overrides([*command, *overrides])
+    file = _value("config", rest)
+    if trains(command) and file and pathlib.Path(file.partition(".py:")[0]).exists():
+        config_flags.load(file, fields)

@@ -1,4 +1,4 @@
-"""Runs an experiment on Kubernetes as a JobSet: TPU slices of GKE, or nodes with GPUs.
+r"""Runs an experiment on Kubernetes as a JobSet: TPU slices of GKE, or nodes with GPUs.
 
     python -m launch.kubernetes --image=IMAGE --topology=v5e:4x4 --slices=2 --claim=runs \
         -- python -m experiments.digits --workdir=/runs/digits
@@ -9,9 +9,11 @@ again, without counting it as a failure, and the run goes on from its checkpoint
 
 import dataclasses
 import re
+import sys
 
-from launch import command, slices
-from launch.command import UNFINISHED, LaunchError, Run
+from launch import actions, command, slices
+from launch.actions import RunProgram
+from launch.command import UNFINISHED, LaunchError
 
 PORT = 8476
 """Where process 0 listens for the others, on GPU nodes."""
@@ -96,14 +98,14 @@ class Kubernetes:
             raise LaunchError(f"--mount: {self.mount!r} given; an absolute folder is needed.")
 
 
-def plan(job: Kubernetes, words: tuple[str, ...]) -> list[command.Action]:
+def plan(job: Kubernetes, words: tuple[str, ...]) -> list[actions.Action]:
     """Returns the action: apply the JobSet with kubectl.
 
     Raises:
       LsmError: the command, the topology, the name or the config is wrong.
     """
-    text = command.as_yaml(manifest(job, words))
-    return [Run(("kubectl", "apply", "--filename=-"), stdin=text)]
+    text = actions.as_yaml(manifest(job, words))
+    return [RunProgram(("kubectl", "apply", "--filename=-"), stdin=text)]
 
 
 def manifest(job: Kubernetes, words: tuple[str, ...]) -> dict:
@@ -244,4 +246,4 @@ def _volume(job: Kubernetes) -> dict:
 
 
 if __name__ == "__main__":
-    command.main(Kubernetes, plan)
+    sys.exit(actions.main(Kubernetes, plan))

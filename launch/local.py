@@ -17,7 +17,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO, TextIO
 
-from launch.command import LaunchError, at_least, describe, one_line_errors, parse, split
+from launch.command import LaunchError, at_least, parse, split
+from lsm import command_line
 from lsm.processes.peers import free_port
 
 _COLORS = (36, 33, 32, 35, 34, 31)
@@ -160,26 +161,23 @@ def environment(
     return env
 
 
-def main() -> None:
-    """Runs the command behind `--`; exits with the status of the first failure."""
-    with one_line_errors():
-        own, command = split(sys.argv[1:])
-        if "--help" in own:
-            print("\n".join(describe(Local)))
-            return
-        flags = parse(Local, own)
-        if not command:
-            raise LaunchError(
-                "a command is needed after --, as in -- python -m experiments.digits."
-            )
-        if command[0] == "python":
-            command = (sys.executable, *command[1:])
-        group = Group(flags, command)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, _: group.send(number))
-        group.start()
-    sys.exit(group.wait())
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command behind `--`; returns the status of the first failure."""
+    return command_line.status(lambda: _act(*split(sys.argv[1:] if argv is None else argv)))
+
+
+def _act(own: list[str], command: tuple[str, ...]) -> int:
+    flags = parse(Local, own)
+    if not command:
+        raise LaunchError("a command is needed after --, as in -- python -m experiments.digits.")
+    if command[0] == "python":
+        command = (sys.executable, *command[1:])
+    group = Group(flags, command)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: group.send(number))
+    group.start()
+    return group.wait()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Runs an experiment on any cloud through SkyPilot, which finds the machines.
+r"""Runs an experiment on any cloud through SkyPilot, which finds the machines.
 
     python -m launch.skypilot --accelerators=H100:8 --nodes=2 --bucket=gs://my-runs --spot \
         -- python -m experiments.digits --workdir=/runs/digits
@@ -11,9 +11,11 @@ bucket.
 import dataclasses
 import re
 import shlex
+import sys
 
-from launch import command
-from launch.command import UNFINISHED, LaunchError, Run, Write
+from launch import actions, command
+from launch.actions import RunProgram, WriteFile
+from launch.command import UNFINISHED, LaunchError
 
 PORT = 8476
 """Where process 0 listens for the others."""
@@ -80,7 +82,7 @@ class SkyPilot:
         return self.nodes > 1 or self.accelerators.lower().startswith("tpu")
 
 
-def plan(job: SkyPilot, words: tuple[str, ...]) -> list[command.Action]:
+def plan(job: SkyPilot, words: tuple[str, ...]) -> list[actions.Action]:
     """Returns the actions: write the task file, and launch it.
 
     Raises:
@@ -89,8 +91,8 @@ def plan(job: SkyPilot, words: tuple[str, ...]) -> list[command.Action]:
     name = command.name_of("name", job.name or command.experiment(words).replace("_", "-"))
     path = job.file or f"{name}.sky.yaml"
     verb = ("jobs", "launch", "--name") if job.managed else ("launch", "--cluster")
-    text = "# Written by launch.skypilot.\n" + command.as_yaml(task(job, words, name))
-    return [Write(path, text), Run(("sky", *verb, name, "--yes", path))]
+    text = "# Written by launch.skypilot.\n" + actions.as_yaml(task(job, words, name))
+    return [WriteFile(path, text), RunProgram(("sky", *verb, name, "--yes", path))]
 
 
 def task(job: SkyPilot, words: tuple[str, ...], name: str) -> dict:
@@ -147,4 +149,4 @@ def _run(job: SkyPilot, words: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
-    command.main(SkyPilot, plan)
+    sys.exit(actions.main(SkyPilot, plan))

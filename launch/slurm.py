@@ -1,4 +1,4 @@
-"""Runs an experiment on a Slurm cluster, and puts it back when it is preempted.
+r"""Runs an experiment on a Slurm cluster, and puts it back when it is preempted.
 
     python -m launch.slurm --nodes=2 --gpus_per_node=8 --time=04:00:00 \
         -- python -m experiments.digits --workdir=runs/digits
@@ -11,9 +11,11 @@ run has its result.json.
 
 import dataclasses
 import shlex
+import sys
 
-from launch import command, sweep
-from launch.command import LaunchError, Run, Write
+from launch import actions, command, sweep
+from launch.actions import RunProgram, WriteFile
+from launch.command import LaunchError
 from lsm.errors import nearest
 
 _OWN = {
@@ -77,7 +79,7 @@ class Slurm:
                 raise LaunchError(f"--{flag}: a line break is not allowed.")
 
 
-def plan(job: Slurm, words: tuple[str, ...]) -> list[command.Action]:
+def plan(job: Slurm, words: tuple[str, ...]) -> list[actions.Action]:
     """Returns the actions: write WORKDIR/slurm.sh, and submit it.
 
     Args:
@@ -94,7 +96,7 @@ def plan(job: Slurm, words: tuple[str, ...]) -> list[command.Action]:
         command.check_config(words, point.overrides)
     text = "\n".join([*_header(job, name, folder, len(runs)), "", *_body(job, words, runs), ""])
     path = f"{folder}/slurm.sh"
-    return [Write(path, text), Run(("sbatch", path))]
+    return [WriteFile(path, text), RunProgram(("sbatch", path))]
 
 
 def _check_option(option: str) -> None:
@@ -126,12 +128,17 @@ def _header(job: Slurm, name: str, folder: str, runs: int) -> list[str]:
         "open-mode": "append",
     }
     given = [f"--{key}={_quoted(str(v))}" for key, v in options.items() if v is not None]
-    given += ["--requeue" if job.requeue else "--no-requeue", *job.sbatch]
+    given += ["--requeue" if job.requeue else "--no-requeue", *map(_option, job.sbatch)]
     return [
         "#!/bin/bash",
         "# Written by launch.slurm.",
         *(f"#SBATCH {option}" for option in given),
     ]
+
+
+def _option(option: str) -> str:
+    key, equals, value = option.partition("=")
+    return f"{key}={_quoted(value)}" if equals else option
 
 
 def _quoted(value: str) -> str:
@@ -179,4 +186,4 @@ def _body(job: Slurm, words: tuple[str, ...], runs: tuple[sweep.Point, ...]) -> 
 
 
 if __name__ == "__main__":
-    command.main(Slurm, plan)
+    sys.exit(actions.main(Slurm, plan))

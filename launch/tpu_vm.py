@@ -1,4 +1,4 @@
-"""Runs an experiment on Cloud TPU VMs, asked for as a queued resource, through gcloud.
+r"""Runs an experiment on Cloud TPU VMs, asked for as a queued resource, through gcloud.
 
     python -m launch.tpu_vm create --name=mine --zone=us-west4-a --topology=v5e:4x4 --spot
     python -m launch.tpu_vm wait --name=mine --zone=us-west4-a
@@ -17,10 +17,12 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 from launch import command, slices
-from launch.command import LaunchError, Run
-from lsm.errors import nearest
+from launch.actions import Action, RunProgram, perform
+from launch.command import LaunchError
+from lsm import command_line
 
 MOUNT = "/runs"
 """Where `setup --bucket` mounts the bucket."""
@@ -55,10 +57,10 @@ class Target:
         place = [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
         return ("gcloud", "compute", "tpus", "queued-resources", verb, *rest, *place)
 
-    def everywhere(self, script: str) -> Run:
+    def everywhere(self, script: str) -> RunProgram:
         """Returns the action that runs a shell script on every host, all at a time."""
         where = ("--worker=all", "--node=all")
-        return Run(self.gcloud("ssh", self.name, *where, f"--command={script}"))
+        return RunProgram(self.gcloud("ssh", self.name, *where, f"--command={script}"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ class Create(Target):
                 f"--valid_for: {self.valid_for!r} given; a time such as 6h is needed."
             )
 
-    def actions(self, words: tuple[str, ...]) -> list[command.Action]:
+    def actions(self, words: tuple[str, ...]) -> list[Action]:
         """Returns the request."""
         _nothing_after(words)
         piece = slices.parse(self.topology)
@@ -104,7 +106,7 @@ class Create(Target):
             *(["--reserved"] if self.reserved else []),
             *([f"--valid-until-duration={self.valid_for}"] if self.valid_for else []),
         ]
-        return [Run(self.gcloud("create", self.name, *options))]
+        return [RunProgram(self.gcloud("create", self.name, *options))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,7 @@ class Setup(Target):
         if self.bucket and not re.fullmatch(r"[a-z0-9][\w.-]+", self.bucket):
             raise LaunchError(f"--bucket: {self.bucket!r} given; a name is needed, without gs://.")
 
-    def actions(self, words: tuple[str, ...]) -> list[command.Action]:
+    def actions(self, words: tuple[str, ...]) -> list[Action]:
         """Returns: pack, copy, install and mount."""
         _nothing_after(words)
         package = f"/tmp/lsm-{self.name}.tar.gz"
@@ -187,8 +189,8 @@ class Setup(Target):
                 f"{{ mountpoint -q {MOUNT} || gcsfuse --implicit-dirs {self.bucket} {MOUNT}; }}",
             ]
         return [
-            Run(("git", "archive", "--format=tar.gz", f"--output={package}", "HEAD")),
-            Run(self.gcloud("scp", package, f"{self.name}:lsm.tar.gz", *where)),
+            RunProgram(("git", "archive", "--format=tar.gz", f"--output={package}", "HEAD")),
+            RunProgram(self.gcloud("scp", package, f"{self.name}:lsm.tar.gz", *where)),
             self.everywhere(" && ".join(steps)),
         ]
 
@@ -197,7 +199,7 @@ class Setup(Target):
 class Start(Target):
     """Starts the command after `--` on every host and comes back; see `logs`."""
 
-    def actions(self, words: tuple[str, ...]) -> list[command.Action]:
+    def actions(self, words: tuple[str, ...]) -> list[Action]:
         """Returns the start of the run. Raises LsmError: the command or its config is wrong."""
         command.experiment(words)
         if command.trains(words):
@@ -224,29 +226,29 @@ class Logs(Target):
     node: int = 0
     lines: int = 100
 
-    def actions(self, words: tuple[str, ...]) -> list[command.Action]:
+    def actions(self, words: tuple[str, ...]) -> list[Action]:
         """Returns the following of the log."""
         _nothing_after(words)
         where = (f"--worker={self.worker}", f"--node={self.node}")
         follow = f"--command=tail -n {self.lines} -F lsm/run.log"
-        return [Run(self.gcloud("ssh", self.name, *where, follow))]
+        return [RunProgram(self.gcloud("ssh", self.name, *where, follow))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Status(Target):
     """Shows the state of the queued resource."""
 
-    def actions(self, words: tuple[str, ...]) -> list[command.Action]:
+    def actions(self, words: tuple[str, ...]) -> list[Action]:
         """Returns the question."""
         _nothing_after(words)
-        return [Run(self.gcloud("describe", self.name, "--format=yaml(name,state,tpu)"))]
+        return [RunProgram(self.gcloud("describe", self.name, "--format=yaml(name,state,tpu)"))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stop(Target):
     """Makes the run save and end, on every host."""
 
-    def actions(self, words: tuple[str, ...]) -> list[command.Action]:
+    def actions(self, words: tuple[str, ...]) -> list[Action]:
         """Returns the signal."""
         _nothing_after(words)
         return [self.everywhere('kill -TERM "$(cat lsm/run.pid)"')]
@@ -256,10 +258,10 @@ class Stop(Target):
 class Delete(Target):
     """Gives the TPUs back, or withdraws the request; what runs on them is killed."""
 
-    def actions(self, words: tuple[str, ...]) -> list[command.Action]:
+    def actions(self, words: tuple[str, ...]) -> list[Action]:
         """Returns the deletion."""
         _nothing_after(words)
-        return [Run(self.gcloud("delete", self.name, "--force", "--quiet"))]
+        return [RunProgram(self.gcloud("delete", self.name, "--force", "--quiet"))]
 
 
 VERBS = {
@@ -274,23 +276,24 @@ VERBS = {
 }
 
 
-def main(argv: list[str]) -> None:
-    """Runs one verb; exits with 1 after one line on stderr where something is wrong."""
-    with command.one_line_errors():
-        own, words = command.split(argv)
-        verb = own.pop(0) if own else ""
-        if verb not in VERBS:
-            allowed = ", ".join(VERBS)
-            raise LaunchError(f"{verb!r} given; allowed: {allowed}.{nearest(verb, VERBS)}")
-        if "--help" in own:
-            print("\n".join(command.describe(VERBS[verb])))
-            return
-        target = command.parse(VERBS[verb], own)
-        if isinstance(target, Wait):
-            _nothing_after(words)
-            target.perform()
-        else:
-            command.perform(target.actions(words), target.dry_run)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit status, 1 after one line on stderr."""
+    return command_line.status(lambda: _act(*command.split(sys.argv[1:] if argv is None else argv)))
+
+
+def _act(own: list[str], words: tuple[str, ...]) -> None:
+    verb = own[0] if own else ""
+    if verb in command_line.HELP:
+        verbs = (f"{name}: {cls.__doc__.splitlines()[0]}" for name, cls in VERBS.items())
+        command_line.show([*__doc__.splitlines(), "", *verbs, "", "VERB --help lists its flags."])
+        return
+    command_line.require_one_of(verb, VERBS)
+    target = command.parse(VERBS[verb], own[1:], VERBS[verb].__doc__.splitlines()[0])
+    if isinstance(target, Wait):
+        _nothing_after(words)
+        target.perform()
+    else:
+        perform(target.actions(words), target.dry_run)
 
 
 def _nothing_after(words: tuple[str, ...]) -> None:
@@ -312,4 +315,4 @@ def _output(words: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

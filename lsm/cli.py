@@ -1,27 +1,32 @@
-"""The command line of every experiment: `python -m experiments.NAME --config=... --workdir=...`."""
+"""The command line of every experiment: `python -m experiments.NAME --config=... --workdir=...`.
 
+Its flags are absl's global ones: an experiment may define more, and absl's own are there too.
+"""
+
+import contextlib
 import logging as stdlib_logging
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from absl import app, flags, logging
 
-from lsm import processes
+from lsm import command_line, processes
 from lsm.config import Experiment
 from lsm.config import flags as config_flags
 from lsm.cpu import libtpu
-from lsm.errors import ConfigError, LsmError, listed, nearest
+from lsm.errors import LsmError
 from lsm.run.result import Result
 from lsm.train import evaluate_run, fit, predict_run, state_table
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, FILE.py or FILE.py:arg")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default runs/NAME")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "where datasets are; default TFDS's own place")
-_MODE = flags.DEFINE_string(
+_MODE = flags.DEFINE_enum(
     "mode",
     "train",
+    ("train", "eval", "predict", "table"),
     "train; eval: evaluate the run in --workdir; predict: write its predictions of every example "
     "there; or table: print where arrays go",
 )
@@ -39,21 +44,7 @@ _START_TIMEOUT = flags.DEFINE_float(
 _PEER_TIMEOUT = flags.DEFINE_float(
     "peer_timeout", 60.0, "seconds of silence until a process is taken for lost", lower_bound=1
 )
-_MODES = ("train", "eval", "predict", "table")
-_OWN = (
-    "config",
-    "workdir",
-    "data_dir",
-    "mode",
-    "config_help",
-    "allow_config_change",
-    "profile",
-    "coordinator",
-    "processes",
-    "process",
-    "start_timeout",
-    "peer_timeout",
-)
+_AGAIN = "; the same command continues"
 
 
 def main(default: str | os.PathLike) -> None:
@@ -62,38 +53,21 @@ def main(default: str | os.PathLike) -> None:
     Exit status: 0 when done, or when interrupted and saved; 1 after one line on stderr for
     anything that the user can mend.
     """
-    overrides: dict[str, str] = {}
-    if sys.stdout is None:  # closed by the caller
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     libtpu.ignore_without_tpu()
+    overrides: dict[str, str] = {}
 
-    def parse(argv: Sequence[str]) -> list[str]:
-        rest, found = split_overrides(argv)
+    def parse(argv: Sequence[str]) -> None:
+        _say_warnings_and_what_lsm_tells()
+        rest, found = config_flags.split_overrides(argv[1:])
         overrides.update(found)
-        return _parse_flags(rest)
+        doc = sys.modules["__main__"].__doc__ or ""
+        command_line.parse(flags.FLAGS, rest, doc=doc, advice=config_flags.ADVICE)
 
-    app.run(lambda _: sys.exit(_one_line(lambda: _run(default, overrides))), flags_parser=parse)
+    def act(_: None) -> None:
+        with _others_told():
+            _run(default, overrides)
 
-
-def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes `--config.a.b=value` and `--config.a.b value` out of `argv`.
-
-    Returns:
-      What is left, and the overrides {"a.b": "value"}.
-    """
-    rest, found = [], {}
-    words = iter(argv)
-    for word in words:
-        if not word.startswith("--config."):
-            rest.append(word)
-            continue
-        path, equals, text = word.removeprefix("--config.").partition("=")
-        if not equals:
-            text = next(words, None)
-            if text is None or text.startswith("--"):
-                _fail(f"{word}: a value is needed, as in {word}=VALUE.")
-        found[path] = text
-    return rest, found
+    sys.exit(command_line.status(lambda: app.run(act, flags_parser=parse), _AGAIN))
 
 
 def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
@@ -102,7 +76,7 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
     experiment = config_flags.load(_CONFIG.value or str(default), overrides)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{experiment.name}")
     if _HELP.value:
-        print("\n".join(config_flags.describe(experiment)))
+        command_line.show(config_flags.describe(experiment))
     elif _MODE.value == "eval":
         step, figures = evaluate_run(experiment, workdir, data_dir=_DATA_DIR.value)
         print(f"{experiment.name}: step {step}, {summary(figures)}")
@@ -111,7 +85,7 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
         print(f"{experiment.name}: step {step}, {', '.join(map(str, files.values()))}")
     elif _MODE.value == "table":
         print(state_table(experiment, _DATA_DIR.value))
-    elif _MODE.value == "train":
+    else:
         result = fit(
             experiment,
             workdir,
@@ -120,11 +94,6 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
             profile=_PROFILE.value,
         )
         print(_closing_line(experiment, result, workdir))
-    else:
-        raise ConfigError(
-            f"--mode: {_MODE.value!r} given; allowed: {', '.join(_MODES)}."
-            + nearest(_MODE.value, _MODES)
-        )
 
 
 def _join() -> None:
@@ -150,52 +119,31 @@ def summary(figures: Mapping[str, Mapping[str, float]]) -> str:
 def _closing_line(experiment: Experiment, result: Result, workdir: pathlib.Path) -> str:
     name = f"{experiment.name}: {result.stopped} at step {result.step}"
     if result.stopped == "interrupted":
-        return f"{name}, saved; the same command continues."
+        return f"{name}, saved{_AGAIN}."
     return f"{name}, {summary(result.metrics)}, {result.wall_time:.1f} s, {workdir}"
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
+def _say_warnings_and_what_lsm_tells() -> None:
     logging.set_verbosity(logging.WARNING)
     told = stdlib_logging.getLogger("lsm")
     told.setLevel(stdlib_logging.INFO)
     told.addHandler(stdlib_logging.StreamHandler(sys.stdout))
     told.propagate = False
-    try:
-        rest = flags.FLAGS(argv)
-    except flags.UnrecognizedFlagError as error:
-        _fail(
-            f"--{error.flagname}: there is no such flag; there are --config.FIELD and "
-            f"{listed('--' + name for name in _OWN)}.{nearest(error.flagname, _OWN)}"
-        )
-    except flags.Error as error:
-        _fail(" ".join(str(error).split()))
-    if rest[1:]:
-        _fail(f"{rest[1]!r}: only flags are taken, such as --config=FILE.")
-    return rest
 
 
-def _one_line(run) -> int:
+@contextlib.contextmanager
+def _others_told() -> Iterator[None]:
+    """Takes leave of the other processes, or tells them why this one ends."""
     try:
-        run()
+        yield
         sys.stdout.flush()
         processes.finish()
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not _HELP.value:
-            processes.fail("stdout was closed; the same command continues.")
-            print("error: stdout was closed; the same command continues.", file=sys.stderr)
-            return 1
+    except BrokenPipeError:
+        processes.fail(f"stdout was closed{_AGAIN}.")
+        raise
     except KeyboardInterrupt:
-        processes.fail("interrupted; the same command continues.", status=130)
-        print("error: interrupted; the same command continues.", file=sys.stderr)
-        return 130
+        processes.fail(f"interrupted{_AGAIN}.", status=130)
+        raise
     except LsmError as error:
         processes.fail(str(error))
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
-
-
-def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(1)
+        raise

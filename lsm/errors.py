@@ -1,7 +1,7 @@
 """The errors a user can cause, each told in one readable line.
 
 Everything that is the user's to mend (a config, a dataset, a checkpoint, a mesh) raises a
-subclass of `LsmError`. `lsm.cli.run` prints it as one line and exits with status 1; a library
+subclass of `LsmError`. `lsm.command_line` prints it as one line, with exit status 1; a library
 user catches it. Anything else that escapes is a bug in lsm and keeps its traceback.
 """
 
@@ -14,7 +14,7 @@ class LsmError(Exception):
 
 
 class ConfigError(LsmError):
-    """A field of the experiment is unknown, of the wrong type, or out of range."""
+    """A field of the experiment, or a flag, is unknown, of the wrong type, or out of range."""
 
 
 class DataError(LsmError):

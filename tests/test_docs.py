@@ -21,8 +21,7 @@ import shlex
 import pytest
 from absl import flags as absl_flags
 
-from lsm import optim
-from lsm.cli import split_overrides
+from lsm import cli, optim
 from lsm.config import flags, schema
 from lsm.errors import ConfigError
 
@@ -56,9 +55,10 @@ def load(command):
     words = shlex.split(command, comments=True)
     words = words[words.index("--") + 1 :] if "--" in words else words  # of a launcher
     name, *words = words[words.index("-m") + 1 :]
-    rest, overrides = split_overrides(words)
+    rest, overrides = flags.split_overrides(words)
     given = dict(word.removeprefix("--").partition("=")[::2] for word in rest)
-    assert set(given) <= set(absl_flags.FLAGS), command
+    own = {flag.name for flag in absl_flags.FLAGS.flags_by_module_dict()[cli.__name__]}
+    assert set(given) <= own, command
     source = (ROOT / "experiments" / f"{name.removeprefix('experiments.')}.py").read_text()
     default = "experiments/" + re.search(r"configs/[\w/]+[.]py", source)[0]
     return flags.load(given.get("config", default), overrides)

@@ -11,7 +11,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = [
-    ["lsm.errors", "lsm.durations", "lsm.rng", "lsm.files", "lsm.checks", "lsm.params", "lsm.cpu"],
+    [
+        *("lsm.errors", "lsm.command_line", "lsm.durations", "lsm.rng", "lsm.files", "lsm.checks"),
+        *("lsm.params", "lsm.cpu"),
+    ],
     ["lsm.mesh", "lsm.processes"],
     ["lsm.metrics", "lsm.cost"],
     ["lsm.losses", "lsm.models", "lsm.optim"],
@@ -106,6 +109,12 @@ def test_only_public_jax_and_no_tensorflow(path):
         assert not re.match(r"jax\._src|flax\.training|tensorflow(\.|$)", name)
         experimental = re.match(r"jax\.experimental\.(\w+)", name)
         assert not experimental or experimental[1] in EXPERIMENTAL
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_every_command_line_is_absl_s(path):
+    parsers = {"argparse", "optparse", "getopt", "click", "absl.flags.argparse_flags"}
+    assert not parsers.intersection(imported(path))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)

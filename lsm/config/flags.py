@@ -11,11 +11,14 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lsm.config import Experiment, schema
 from lsm.errors import ConfigError, LsmError, listed, nearest
+
+ADVICE = "--config.FIELD=VALUE changes a field of the config"
+"""What a command that takes a config says beside its flags."""
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> Experiment:
@@ -29,6 +32,32 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> Experiment:
     with _readable(path):
         schema.check(experiment)
     return override(experiment, overrides or {})
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.a.b=value` and `--config.a.b value` out of a command line.
+
+    Returns:
+      What is left, and the overrides {"a.b": "value"}; of two values of a field, the last.
+
+    Raises:
+      ConfigError: a value is missing.
+    """
+    rest, found = [], {}
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            return [*rest, word, *words], found
+        if not re.match(r"--?config\.", word):
+            rest.append(word)
+            continue
+        path, equals, text = word.lstrip("-").removeprefix("config.").partition("=")
+        if not equals:
+            text = next(words, "--")
+            if text.startswith("--"):
+                raise ConfigError(f"{word}: a value is needed, as in {word}=VALUE.")
+        found[path] = text
+    return rest, found
 
 
 def override(value: Any, overrides: Mapping[str, str]) -> Any:
@@ -45,6 +74,8 @@ def override(value: Any, overrides: Mapping[str, str]) -> Any:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"--config.{path}: a field above it is set on the line too.")
+        if last in node:
+            raise ConfigError(f"--config.{path}: a field below it is set on the line too.")
         node[last] = text
     return _rebuild(value, tree, "config")
 

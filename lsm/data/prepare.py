@@ -13,11 +13,13 @@ import logging
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
+from lsm import command_line
 from lsm.data import build
-from lsm.errors import DataError, LsmError
+from lsm.errors import ConfigError, DataError, listed
 
 _log = logging.getLogger("lsm.data")
 
@@ -55,23 +57,28 @@ def prepare(name: str, raw_dir: pathlib.Path, data_dir: pathlib.Path) -> pathlib
     return build.write(lambda place: build.from_archive(name, archive, place), data_dir)
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command line; returns the exit code."""
-    if len(argv) != 2:
-        print(f"error: give one dataset name.\n{__doc__}", file=sys.stderr)
-        return 1
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    return command_line.run(_act, _flags(), argv, doc=__doc__, words=True)
+
+
+def _flags() -> flags.FlagValues:
+    given = flags.FlagValues()
+    raw = "folder of the raw archives, or of the tree of pictures"
+    flags.DEFINE_string("raw", None, raw, given, required=True)
+    data_dir = "where datasets are kept; made if it is not there"
+    flags.DEFINE_string("data_dir", None, data_dir, given, required=True)
+    return given
+
+
+def _act(given: flags.FlagValues, names: list[str]) -> None:
+    if len(names) != 1:
+        told = f"{listed(names)} given" if names else "no dataset given"
+        raise ConfigError(f"{told}; the name of one is needed, such as mnist.")
     start = time.perf_counter()
-    try:
-        target = prepare(
-            argv[1],
-            pathlib.Path(flags.FLAGS.raw).expanduser(),
-            pathlib.Path(flags.FLAGS.data_dir).expanduser(),
-        )
-    except LsmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{argv[1]}: {_counts(target)} in {target} ({time.perf_counter() - start:.0f} s)")
-    return 0
+    places = (pathlib.Path(place).expanduser() for place in (given.raw, given.data_dir))
+    target = prepare(names[0], *places)
+    print(f"{names[0]}: {_counts(target)} in {target} ({time.perf_counter() - start:.0f} s)")
 
 
 def _counts(target: pathlib.Path) -> str:
@@ -81,12 +88,5 @@ def _counts(target: pathlib.Path) -> str:
     return ", ".join(f"{name} {split.num_examples:,}" for name, split in splits.items())
 
 
-def _define_flags() -> None:
-    flags.DEFINE_string("raw", None, "Folder of the raw archives, or of the tree of pictures.")
-    flags.DEFINE_string("data_dir", None, "Where datasets are kept; made if it is not there.")
-    flags.mark_flags_as_required(["raw", "data_dir"])
-
-
 if __name__ == "__main__":
-    _define_flags()
-    app.run(main)
+    sys.exit(main())

@@ -17,6 +17,7 @@ import collections
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import os
 import pathlib
@@ -26,14 +27,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
+from lsm import command_line
 from lsm.data import documents
 from lsm.data.dataset import PathLike
 from lsm.data.documents import Piece, Position
 from lsm.data.tokenizer import END_OF_TEXT, Tokenizer
 from lsm.data.tokens import INDEX, Index, Shard, check_shards, read_index
-from lsm.errors import ConfigError, DataError, LsmError
+from lsm.errors import ConfigError, DataError
 from lsm.files import atomic_write, readable_disk_errors
 
 SHARD_TOKENS = 1 << 28
@@ -298,28 +300,42 @@ class _Progress:
         print(line, end="\r" if self._live else "\n", file=sys.stderr, flush=True)
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command line; returns the exit code."""
-    if len(argv) < 2:
-        print(f"error: give files, patterns or tfds:NAME.\n{__doc__}", file=sys.stderr)
-        return 1
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    again = "; the same command goes on"
+    return command_line.run(_act, _flags(), argv, doc=__doc__, words=True, again=again)
+
+
+def _flags() -> flags.FlagValues:
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    given = flags.FlagValues()
+    string = functools.partial(flags.DEFINE_string, flag_values=given)
+    integer = functools.partial(flags.DEFINE_integer, flag_values=given, lower_bound=1)
+    string("tokenizer", None, "folder or file of the tokenizer", required=True)
+    string("out", None, "where the splits go; made if it is not there", required=True)
+    string("split", None, "split to write; default train, or all that TFDS has")
+    string("slice", None, "what to read of TFDS, as train[:99%]; default the split")
+    string("column", "text", "field of JSON, or feature of TFDS, with the text")
+    integer("shard_tokens", SHARD_TOKENS, "tokens from which a shard is closed")
+    integer("workers", cpus, "threads that encode")
+    string("eos", END_OF_TEXT, "name of the token between documents")
+    flags.DEFINE_bool("append_eos", True, "whether to put that token after each document", given)
+    string("data_dir", None, "where TFDS datasets are; default TFDS's own place")
+    return given
+
+
+def _act(given: flags.FlagValues, inputs: list[str]) -> None:
+    if not inputs:
+        raise ConfigError("no input given; files, patterns of them or tfds:NAME are needed.")
     logging.set_verbosity(logging.WARNING)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads are ours, as many as asked for
-    try:
-        for split in _splits(argv[1:]):
-            _run(argv[1:], split)
-    except LsmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted; the same command goes on.", file=sys.stderr)
-        return 130
-    return 0
+    for split in _splits(given, inputs):
+        _write_split(given, inputs, split)
 
 
-def _splits(inputs: list[str]) -> list[str]:
+def _splits(given: flags.FlagValues, inputs: list[str]) -> list[str]:
     """The splits to write: as asked for, or those that the dataset has."""
-    given = flags.FLAGS
     if given.split or given.slice or not any(map(documents.is_tfds, inputs)):
         return [given.split or "train"]
     if len(inputs) > 1:
@@ -327,8 +343,8 @@ def _splits(inputs: list[str]) -> list[str]:
     return documents.tfds_splits(inputs[0], given.data_dir)
 
 
-def _run(inputs: list[str], split: str) -> None:
-    given, start = flags.FLAGS, time.perf_counter()
+def _write_split(given: flags.FlagValues, inputs: list[str], split: str) -> None:
+    start = time.perf_counter()
     packing = Packing(
         tokenizer=given.tokenizer,
         split=split,
@@ -345,22 +361,5 @@ def _run(inputs: list[str], split: str) -> None:
     )
 
 
-def _define_flags() -> None:
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    flags.DEFINE_string("tokenizer", None, "Folder or file of the tokenizer.")
-    flags.DEFINE_string("out", None, "Where the splits go; made if it is not there.")
-    flags.DEFINE_string("split", None, "Split to write; default train, or all that TFDS has.")
-    flags.DEFINE_string("slice", None, "What to read of TFDS, as train[:99%]; default the split.")
-    flags.DEFINE_string("column", "text", "Field of JSON, or feature of TFDS, with the text.")
-    flags.DEFINE_integer("shard_tokens", SHARD_TOKENS, "Tokens from which a shard is closed.")
-    flags.DEFINE_integer("workers", cpus, "Threads that encode.")
-    flags.DEFINE_string("eos", END_OF_TEXT, "Name of the token between documents.")
-    flags.DEFINE_bool("append_eos", True, "Whether to put that token after every document.")
-    flags.DEFINE_string("data_dir", None, "Where TFDS datasets are; default TFDS's own place.")
-    flags.mark_flags_as_required(["tokenizer", "out"])
-
-
 if __name__ == "__main__":
-    _define_flags()
-    app.run(main)
+    sys.exit(main())

@@ -7,7 +7,6 @@ import flax.linen as nn
 import pytest
 
 from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Start, Train
-from lsm.cli import split_overrides
 from lsm.config import flags, schema
 from lsm.data import Digits
 from lsm.errors import ConfigError, LsmError
@@ -156,9 +155,35 @@ def test_any_error_of_the_file_is_one_line_with_its_place(tmp_path, error):
 
 def test_both_forms_on_the_line():
     line = ["x", "--workdir=w", "--config.a.b=1", "--config.c", "2 epochs", "--mode=eval"]
-    rest, found = split_overrides(line)
+    rest, found = flags.split_overrides(line)
     assert rest == ["x", "--workdir=w", "--mode=eval"]
     assert found == {"a.b": "1", "c": "2 epochs"}
+    line = ["-config.a=1", "--config.b=x=y", "--config.a=2", "--config=f", "--", "--config.c=3"]
+    rest, found = flags.split_overrides(line)
+    assert rest == ["--config=f", "--", "--config.c=3"]
+    assert found == {"a": "2", "b": "x=y"}
+
+
+@pytest.mark.parametrize("line", [["--config.a"], ["--config.a", "--config.b=1"]])
+def test_a_field_without_a_value_is_told(line):
+    with pytest.raises(ConfigError, match=r"^--config.a: a value is needed, as in --config.a=VAL"):
+        flags.split_overrides(line)
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (
+            ("train", "train.steps"),
+            "--config.train.steps: a field above it is set on the line too.",
+        ),
+        (("train.steps", "train"), "--config.train: a field below it is set on the line too."),
+    ],
+)
+def test_a_field_and_what_is_inside_it_are_not_both_set(paths, message):
+    with pytest.raises(ConfigError) as caught:
+        flags.override(experiment(), dict.fromkeys(paths, "1"))
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,13 @@ import golden
 import pytest
 
 from launch import kubernetes, skypilot, slices, slurm, sweep, tpu_vm
+from launch.actions import RunProgram, WriteFile, main, perform
 from launch.command import (
     LaunchError,
-    Run,
-    Write,
     check_config,
-    describe,
     experiment,
     name_of,
     parse,
-    perform,
     split,
     trains,
     under,
@@ -62,18 +59,27 @@ def test_flags_are_read_in_both_forms():
     assert parse(Flags, words) == Flags(
         image="a b", nodes=3, spot=True, sweep=("x=1,2", "y=1"), time="90"
     )
-    assert parse(Flags, ["--image=i", "--spot=false", "--time=none"]) == Flags(image="i")
+    assert parse(Flags, ["--image=i", "--spot=false"]) == Flags(image="i")
+    assert parse(Flags, ["--image=i", "--spot", "--nospot"]) == Flags(image="i")
+    assert parse(Flags, ["-image=i", "--nodes=2", "--nodes=3"]) == Flags(image="i", nodes=3)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--node=2"], "--node=2: there is no such flag; there are --image, --nodes, --time, --spot, --sweep; the command that is launched goes after `--`. Did you mean 'nodes'?"),
-        (["--nodes=two"], "--nodes: 'two' given; int is needed."),
+        (["--node=2"], "--node: there is no such flag; there are --image, --nodes, --time, --spot, --sweep; the command that is launched goes after `--`. Did you mean '--nodes'?"),
+        (["--nodes=two"], "--nodes: 'two' given; an integer is needed."),
+        (["--nodes="], "--nodes: '' given; an integer is needed."),
         (["--nodes"], "--nodes: a value is needed, as in --nodes=VALUE."),
         (["--nodes", "--spot"], "--nodes: a value is needed, as in --nodes=VALUE."),
-        ([], "--image: needed: what to run."),
-        (["python"], "python: there is no such flag; there are --image, --nodes, --time, --spot, --sweep; the command that is launched goes after `--`."),
+        (["--image", "--spot"], "--image: a value is needed, as in --image=VALUE."),
+        (["--image="], "--image: a value is needed, as in --image=VALUE."),
+        (["--image", ""], "--image: a value is needed, as in --image=VALUE."),
+        (["--image=i", "--spot=2"], "--spot: '2' given; 'true' | 'false' is needed."),
+        ([], "--image is needed: what to run."),
+        (["python"], "--image is needed: what to run."),
+        (["--image=i", "python"], "'python' given; only flags are taken; the command that is launched goes after `--`."),
+        (["python", "-m", "x"], "-m: there is no such flag; there are --image, --nodes, --time, --spot, --sweep; the command that is launched goes after `--`."),
     ],
 )  # fmt: skip
 def test_a_slip_in_a_flag_is_one_line(words, message):
@@ -82,26 +88,42 @@ def test_a_slip_in_a_flag_is_one_line(words, message):
     assert str(caught.value) == message
 
 
-def test_help_lists_every_flag():
-    assert list(describe(Flags))[:4] == [
-        "--image: str",
-        "    what to run.",
-        "--nodes: int = 1",
-        "    how many.",
-    ]
+@pytest.mark.parametrize("asked", ["--help", "-h"])
+def test_help_lists_every_flag(asked, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(Flags, ["--nodes=x", asked], doc="What it does.")
+    assert caught.value.code == 0
+    assert (
+        capsys.readouterr().out
+        == """\
+What it does.
+
+--image: string (needed)
+    what to run.
+--nodes: int = 1
+    how many.
+--time: string
+    limit.
+--spot: bool = False
+    cheap.
+--sweep: string, may be repeated
+    values.
+"""
+    )
 
 
 def test_the_command_after_the_dashes():
-    own, words = split(
-        ["--nodes=2", "--", "python", "-m", "experiments.digits", "--", "--workdir", "a"]
-    )
+    own, words = split(["--nodes=2", "--", "python", "-m", "experiments.digits", "--workdir", "a"])
     assert own == ["--nodes=2"]
-    assert words == ("python", "-m", "experiments.digits", "--", "--workdir", "a")
+    assert words == ("python", "-m", "experiments.digits", "--workdir", "a")
+    assert split(["--", "a", "--", "b"]) == ([], ("a", "--", "b"))
     assert split(["--nodes=2"]) == (["--nodes=2"], ())
     assert experiment(words) == "digits"
     assert workdir(words) == "a"
     assert workdir(("--workdir=a", "--workdir=b=c")) == "b=c"  # the last one counts
     assert without_workdir(("x", "--workdir", "a", "--workdir=b", "y")) == ("x", "y")
+    kept = ("python", "-m", "x", "--a=b c", "--config.d", "e", "--f", "'\"$", "-g", "--", "h")
+    assert without_workdir((*kept[:4], "--workdir=w", *kept[4:])) == kept
     assert under("/runs", "--bucket", ("--workdir=/runs/a",)) == "/runs/a"
 
 
@@ -124,7 +146,9 @@ def test_a_workdir_that_a_restart_would_not_find_is_refused():
 def test_only_training_leaves_a_result():
     assert trains(("python", "-m", "experiments.digits", "--mode=train"))
     assert not trains(("python", "-m", "experiments.digits", "--mode=eval"))
-    assert not trains(("python", "-m", "experiments.digits", "--mode", "eval"))
+    for mode in (("--mode", "eval"), ("--mode=predict",), ("--mode=train", "--mode=table")):
+        assert not trains(("python", "-m", "experiments.digits", *mode))
+    assert not trains(("python", "-m", "experiments.digits", "--config_help"))
     assert not trains(("python", "-m", "lsm.data.tokenize"))
 
 
@@ -135,6 +159,9 @@ def test_a_slip_in_the_config_is_told_before_anything_is_launched(tmp_path):
         check_config((*digits, "--config.train.sed=3"))
     with pytest.raises(ConfigError, match="int is needed"):
         check_config(digits, ["--config.train.seed=x"])
+    with pytest.raises(ConfigError, match="no field 'sed'"):
+        two = ("--config", "experiments/configs/digits/cnn.py", "--config.train.sed", "3")
+        check_config((*digits[:3], *two))
     check_config((*digits[:3], "--config=only_in_the_image.py", "--config.train.sed=3"))
 
 
@@ -231,15 +258,14 @@ def test_the_commands_of_the_page_are_right(line, capsys):
     _, dash_m, module, *words = shlex.split(line)
     assert dash_m == "-m"
     if module == "launch.tpu_vm":
-        tpu_vm.main([words[0], "--dry_run", *words[1:]])
+        assert tpu_vm.main([words[0], "--dry_run", *words[1:]]) == 0
     else:
         cls, plan = {
             "launch.slurm": (slurm.Slurm, slurm.plan),
             "launch.kubernetes": (kubernetes.Kubernetes, kubernetes.plan),
             "launch.skypilot": (skypilot.SkyPilot, skypilot.plan),
         }[module]
-        own, command = split(words)
-        perform(plan(parse(cls, own), command), dry_run=True)
+        assert main(cls, plan, ["--dry_run", *words]) == 0
     golden.check_shell(capsys.readouterr().out)
 
 
@@ -247,7 +273,7 @@ def test_a_dry_run_is_a_script_that_does_the_same(tmp_path, capsys):
     path = tmp_path / "it's a folder" / "file"
     text = "$HOME `x` \\ 'END'\nEND\nlast\n"
     words = ("cp", "/dev/stdin", str(tmp_path / 'copy of "it"'))
-    actions = [Write(str(path), text), Run(words, stdin=text)]
+    actions = [WriteFile(str(path), text), RunProgram(words, stdin=text)]
     perform(actions, dry_run=True)
     printed = capsys.readouterr().out
     assert not path.exists()
@@ -264,9 +290,9 @@ def test_a_program_that_fails_or_is_missing_is_one_line(tmp_path):
     with pytest.raises(
         LaunchError, match=r"^no_such_program: there is no such program here; --dry_run"
     ):
-        perform([Run(("no_such_program",))], dry_run=False)
+        perform([RunProgram(("no_such_program",))], dry_run=False)
     with pytest.raises(LaunchError, match=r"^`bash -c 'exit 3' ...` ended with status 3\.$"):
-        perform([Run(("bash", "-c", "exit 3"))], dry_run=False)
+        perform([RunProgram(("bash", "-c", "exit 3"))], dry_run=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(LaunchError, match=r"file/x: cannot be written: "):
-        perform([Write(str(tmp_path / "file/x"), "")], dry_run=False)
+        perform([WriteFile(str(tmp_path / "file/x"), "")], dry_run=False)

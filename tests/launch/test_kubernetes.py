@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from launch import kubernetes
-from launch.command import LaunchError, perform
+from launch.actions import perform
+from launch.command import LaunchError
 from launch.kubernetes import Kubernetes
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -104,7 +104,7 @@ time.sleep(600)
 def test_wrong_flags_are_one_line():
     status, _, err = run("", "--proceses=2")
     assert status == 1 and err.count("\n") == 1
-    assert "--proceses" in err and "Did you mean 'processes'?" in err
+    assert "--proceses" in err and "Did you mean '--processes'?" in err
     with pytest.raises(LsmError, match="--processes: 0 given; 1 or more"):
         Local(processes=0)
 

@@ -271,8 +271,8 @@ def test_several_slices_and_the_network_between_them():
         ([f"--config={DIGITS}", "--topology=v5e:4"], "v5e needs 2 sizes, as in v5e:4x4"),
         ([f"--config={DIGITS}", "--topology=v5p:4x4"], "v5p needs 3 sizes, as in v5p:4x4x4"),
         ([f"--config={DIGITS}", "--topology=v5e:32x32"], "at most 16x16; --slices=N"),
-        ([f"--config={DIGITS}", "--topology=v5e:4x4", "--slices=0"], "a whole number above 0"),
-        ([f"--config={DIGITS}", "--topology=v5e:4x4", "--price=x"], "a number of USD"),
+        ([f"--config={DIGITS}", "--topology=v5e:4x4", "--slices=0"], "1 or more is needed"),
+        ([f"--config={DIGITS}", "--topology=v5e:4x4", "--price=x"], "a number is needed"),
         ([f"--config={DIGITS}", "--topologie=v5e:4x4"], "Did you mean '--topology'?"),
         (
             [f"--config={DIGITS}", "--config.train.batchsize=3", "--topology=v5e:4x4"],

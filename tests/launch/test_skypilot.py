@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from launch import skypilot
-from launch.command import LaunchError, perform
+from launch.actions import perform
+from launch.command import LaunchError
 from launch.skypilot import SkyPilot
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -15,7 +15,8 @@ import golden
 import pytest
 
 from launch import slurm
-from launch.command import LaunchError, perform
+from launch.actions import perform
+from launch.command import LaunchError
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = ("python", "-m", "experiments.digits", "--config=experiments/configs/digits/cnn.py")
@@ -85,8 +86,15 @@ def test_flags_that_cannot_be(flags, message):
     assert str(caught.value) == message
 
 
+def test_values_of_other_options_are_quoted():
+    options = ("--comment=a b", "--mem=64G", "--exclusive", '--mail-user=it\'s "me"')
+    text = script(slurm.Slurm(sbatch=options), (*DIGITS, "--workdir=w"))
+    for line in ('--comment="a b"', "--mem=64G", "--exclusive", '--mail-user="it\'s \\"me\\""'):
+        assert f"\n#SBATCH {line}\n" in text
+
+
 def test_a_command_that_is_no_training_is_never_requeued():
-    for more in (("--mode=eval",), ("--mode", "eval")):
+    for more in (("--mode=eval",), ("--mode", "eval"), ("--mode=predict",)):
         assert "scontrol" not in script(slurm.Slurm(), (*DIGITS, *more, "--workdir=w"))
     assert "scontrol requeue" in script(slurm.Slurm(), (*DIGITS, "--workdir=w"))
 

@@ -66,9 +66,8 @@ def calls(folder):
 
 
 def error(capsys, *argv):
-    with pytest.raises(SystemExit) as caught:
-        tpu_vm.main(list(argv))
-    return str(caught.value.code)
+    assert tpu_vm.main(list(argv)) == 1
+    return capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

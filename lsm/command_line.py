@@ -1,0 +1,192 @@
+"""What every command shares: how absl flags are parsed, listed, and told of in one line.
+
+A command defines its flags in a new `absl.flags.FlagValues`, so that two commands, or two calls of
+one, do not share a flag by its name. Its `main` returns the exit status.
+"""
+
+import itertools
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from absl import flags
+
+from lsm.errors import ConfigError, LsmError, listed, nearest
+
+HELP = frozenset({"--help", "-help", "-h", "--helpshort"})
+"""Words that ask for the list of flags."""
+
+_NEEDED = "must have a value other than None"
+"""What absl says of a flag that is needed."""
+
+
+def run(
+    act: Callable[[flags.FlagValues, list[str]], int | None],
+    given: flags.FlagValues,
+    argv: Sequence[str] | None = None,
+    *,
+    doc: str,
+    words: bool = False,
+    again: str = "",
+) -> int:
+    """Parses the command line, does `act`, and returns the exit status; see `parse` and `status`.
+
+    Args:
+      act: takes the flags, and the words that are none; what it returns is the status, None is 0.
+      given: the flags of the command.
+      argv: the command line without the program; None takes that of this process.
+      doc: what `--help` prints above the flags.
+      words: whether the command takes words beside its flags.
+      again: see `status`.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    return status(lambda: act(given, parse(given, argv, doc=doc, words=words)), again)
+
+
+def status(act: Callable[[], int | None], again: str = "") -> int:
+    """Does `act` and returns the exit status; what the user can mend is one line on stderr.
+
+    It is what `act` returns (None is 0), 1 after an error or where stdout was closed, and 130 after
+    Ctrl-C. `again` is added to the line about these two: "; the same command continues".
+    """
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        code = act() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        _close_stdout()
+        return _failed(f"stdout was closed{again}.", 1)
+    except KeyboardInterrupt:
+        return _failed(f"interrupted{again}.", 130)
+    except LsmError as error:
+        return _failed(str(error), 1)
+
+
+def show(lines: Iterable[str]) -> None:
+    """Prints what was asked for; that its reader, such as `head`, leaves early is no error."""
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:
+        _close_stdout()
+
+
+def parse(
+    given: flags.FlagValues, argv: Sequence[str], *, doc: str, words: bool = False, advice: str = ""
+) -> list[str]:
+    """Sets the flags from a command line; for `--help`, lists them and exits.
+
+    Args:
+      given: the flags of the command.
+      argv: the command line without the program.
+      doc: what `--help` prints above the flags.
+      words: whether the command takes words beside its flags.
+      advice: said with an unknown flag or word: what else could have been meant.
+
+    Returns:
+      The words that are no flags, and those after `--`.
+
+    Raises:
+      ConfigError: a flag is unknown, is needed and absent, or has no value or a wrong one; or there
+        is a word where none is taken.
+    """
+    own = list(itertools.takewhile(lambda word: word != "--", argv))
+    if HELP.intersection(own):
+        show([*doc.strip().splitlines(), "", *describe(given)])
+        sys.exit(0)
+    _check_values_are_there(given, own)
+    try:
+        rest = given(["", *argv])[1:]
+    except (flags.Error, ValueError) as error:
+        raise ConfigError(_told(error, given, advice)) from error
+    if rest and not words:
+        raise ConfigError(f"{rest[0]!r} given; only flags are taken{_after(advice)}.")
+    for name in given:
+        if isinstance(given[name].value, float) and not math.isfinite(given[name].value):
+            raise ConfigError(f"--{name}: {given[name].value} given; {_needed(given[name])}.")
+    return rest
+
+
+def require_one_of(word: str, allowed: Iterable[str]) -> None:
+    """Raises ConfigError where a word of the command line is none of `allowed`."""
+    allowed = list(allowed)
+    if word not in allowed:
+        told = repr(word) if word else "nothing"
+        raise ConfigError(f"{told} given; allowed: {', '.join(allowed)}.{nearest(word, allowed)}")
+
+
+def describe(given: flags.FlagValues) -> Iterator[str]:
+    """Yields two lines for every flag of a command: `--name: type = default`, and what it is."""
+    for name in _own(given):
+        flag = given[name]
+        default = "" if flag.default in (None, "", []) else f" = {flag.default}"
+        needed = any(_NEEDED in validator.message for validator in flag.validators)
+        yield f"--{name}: {_kind(flag)}{default}{' (needed)' if needed else ''}"
+        yield f"    {_what(flag)}"
+
+
+def _own(given: flags.FlagValues) -> list[str]:
+    """The names of a command's flags, without those that absl adds to the flags of a process."""
+    modules = given.flags_by_module_dict().items()
+    return [f.name for name, found in modules if not name.startswith("absl.") for f in found]
+
+
+def _kind(flag: flags.Flag) -> str:
+    if flag.flag_type() == "multi string":
+        return "string, may be repeated"
+    return " | ".join(getattr(flag.parser, "enum_values", ())) or flag.flag_type()
+
+
+def _what(flag: flags.Flag) -> str:
+    """The text of a flag without what absl adds, which `_kind` tells already."""
+    return re.sub(r"^<.*?>: |;\s+repeat this option to specify a list of values$", "", flag.help)
+
+
+def _check_values_are_there(given: flags.FlagValues, argv: Sequence[str]) -> None:
+    """absl takes the next flag for a value, and an empty text for one, as of an unset variable."""
+    for word, after in itertools.pairwise([*argv, "--"]):
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-") or name not in given or given[name].boolean:
+            continue
+        value = value if equals else after
+        if (not value and given[name].default is None) or (not equals and value.startswith("--")):
+            raise ConfigError(f"--{name}: a value is needed, as in --{name}=VALUE.")
+
+
+def _told(error: Exception, given: flags.FlagValues, advice: str) -> str:
+    """Returns what absl says against a command line in the words of this house."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        word, own = error.flagvalue.partition("=")[0], _own(given)
+        known = listed((f"--{name}" for name in own), 30) or "none"
+        hint = nearest(error.flagname, own).replace("'", "'--", 1)
+        return f"{word}: there is no such flag; there are {known}{_after(advice)}.{hint}"
+    found = re.match(r"flag --(\w+)=", str(error))
+    if not found:
+        return " ".join(str(error).split()).removesuffix(".") + "."
+    flag = given[found[1]]
+    if error.__context__ is None and _NEEDED in str(error):
+        return f"--{flag.name} is needed: {_what(flag)}"
+    text = str(error).removeprefix(found[0]).removesuffix(f": {error.__context__}")
+    allowed = nearest(text, getattr(flag.parser, "enum_values", ()))
+    return f"--{flag.name}: {text!r} given; {_needed(flag)}.{allowed}"
+
+
+def _needed(flag: flags.Flag) -> str:
+    allowed = getattr(flag.parser, "enum_values", ("true", "false") if flag.boolean else ())
+    return f"{' | '.join(map(repr, allowed)) or flag.parser.syntactic_help} is needed"
+
+
+def _after(advice: str) -> str:
+    return f"; {advice}" if advice else ""
+
+
+def _close_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _failed(line: str, code: int) -> int:
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,176 @@
+"""What every command shares: absl flags, one line for a slip, --help, the exit status."""
+
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from benchmarks import plans, results
+from launch import local, tpu_vm
+from launch.plan.__main__ import main as plan
+from lsm import command_line
+from lsm.data import prepare, tokenize
+from lsm.errors import ConfigError, DataError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def new():
+    given = flags.FlagValues()
+    flags.DEFINE_string("out", None, "folder", given, required=True)
+    flags.DEFINE_integer("workers", 2, "threads", flag_values=given, lower_bound=1)
+    flags.DEFINE_float("rate", None, "per second", flag_values=given)
+    flags.DEFINE_enum("mode", "train", ("train", "eval"), "what is done", given)
+    flags.DEFINE_bool("quick", True, "less", given)
+    flags.DEFINE_multi_string("only", (), "some", given)
+    return given
+
+
+def test_flags_and_words():
+    given = new()
+    words = [
+        "a",
+        "--out",
+        "o p",
+        "--noquick",
+        "b",
+        "--rate=1e-3",
+        "--only=x",
+        "--only=",
+        "--",
+        "-h",
+        "--out",
+    ]
+    assert command_line.parse(given, words, doc="", words=True) == [*"ab", "-h", "--out"]
+    assert (given.out, given.workers, given.rate, given.mode) == ("o p", 2, 1e-3, "train")
+    assert (given.quick, given.only) == (False, ["x", ""])
+
+
+ALL = "--out, --workers, --rate, --mode, --quick, --only"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--out is needed: folder"),
+        (["--workers=3", "--ouT=x"], f"--ouT: there is no such flag; there are {ALL}; see y. Did you mean '--out'?"),
+        (["--out"], "--out: a value is needed, as in --out=VALUE."),
+        (["--out="], "--out: a value is needed, as in --out=VALUE."),
+        (["--out", "--quick"], "--out: a value is needed, as in --out=VALUE."),
+        (["--out=o", "--workers=0"], "--workers: '0' given; a positive integer is needed."),
+        (["--out=o", "--workers=a: b"], "--workers: 'a: b' given; a positive integer is needed."),
+        (["--out=o", "--workers", "1.5"], "--workers: '1.5' given; a positive integer is needed."),
+        (["--out=o", "--rate=nan"], "--rate: nan given; a number is needed."),
+        (["--out=o", "--mode=evil"], "--mode: 'evil' given; 'train' | 'eval' is needed. Did you mean 'eval'?"),
+        (["--out=o", "--quick=1.0"], "--quick: '1.0' given; 'true' | 'false' is needed."),
+        (["--out=o", "--noquick=1"], "--noquick=1 does not take an argument."),
+        (["--out=o", "--quick", "false"], "'false' given; only flags are taken; see y."),
+        (["--out=o", "--", "--quick"], "'--quick' given; only flags are taken; see y."),
+    ],
+)  # fmt: skip
+def test_a_slip_is_one_line(argv, message):
+    with pytest.raises(ConfigError) as caught:
+        command_line.parse(new(), argv, doc="", advice="see y")
+    assert str(caught.value) == message
+
+
+def test_help_lists_the_flags_with_type_default_and_what_they_are():
+    assert list(command_line.describe(new())) == [
+        "--out: string (needed)",
+        "    folder",
+        "--workers: int = 2",
+        "    threads",
+        "--rate: float",
+        "    per second",
+        "--mode: train | eval = train",
+        "    what is done",
+        "--quick: bool = True",
+        "    less",
+        "--only: string, may be repeated",
+        "    some",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "line"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: 2, 2, ""),
+        (DataError("It is bad."), 1, "error: It is bad.\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted; go on.\n"),
+    ],
+)
+def test_status(ends, status, line, capsys):
+    def act():
+        if isinstance(ends, BaseException):
+            raise ends
+        return ends()
+
+    assert command_line.status(act, "; go on") == status
+    assert capsys.readouterr().err == line
+
+
+def test_a_reader_that_leaves_early_is_no_traceback():
+    code = "import sys, lsm.command_line as c; sys.exit(c.status(lambda: print('x' * 9**7)))"
+    words = shlex.join([sys.executable, "-c", code])
+    script = f"{words} | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True)
+    assert (done.returncode, done.stderr) == (1, b"error: stdout was closed.\n")
+
+
+@pytest.mark.parametrize(
+    "main",
+    [plan, local.main, prepare.main, tokenize.main, plans.main, results.main],
+    ids=lambda main: main.__module__,
+)
+def test_every_command_keeps_the_promises(main, capsys):
+    """Several in one process, each twice: they share no flag."""
+    for _ in range(2):
+        assert main(["--no_such_flag=1"]) == 1
+        printed = capsys.readouterr()
+        assert printed.out == "" and printed.err.count("\n") == 1
+        assert printed.err.startswith("error: --no_such_flag: there is no such flag; there are ")
+        with pytest.raises(SystemExit) as caught:
+            main(["--help"])
+        assert caught.value.code == 0
+        assert "python -m " in capsys.readouterr().out
+
+
+def test_the_verbs_have_their_own_help(capsys):
+    assert tpu_vm.main(["--help"]) == 0
+    assert "create: Asks for TPUs; they come when there are some." in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        tpu_vm.main(["logs", "--help"])
+    assert "--worker: int = 0\n    host of the slice; 0 tells most.\n" in capsys.readouterr().out
+
+
+EXPERIMENT = '''"""An experiment with a flag of its own."""
+import sys
+from absl import flags
+import lsm.cli
+_MINE = flags.DEFINE_integer("mine", 3, "a flag of this file")
+lsm.cli.fit = lambda *args, **options: sys.exit(f"mine is {_MINE.value}")
+lsm.cli.main("experiments/configs/digits/cnn.py")
+'''
+
+
+def test_an_experiment_may_have_flags_of_its_own(tmp_path):
+    (tmp_path / "mine.py").write_text(EXPERIMENT)
+
+    def run(*words):
+        command = [sys.executable, str(tmp_path / "mine.py"), *words]
+        environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    status, out, err = run("--help")
+    assert (status, err) == (0, "")
+    assert out.startswith("An experiment with a flag of its own.\n\n--config: string\n")
+    assert "--mine: int = 3\n    a flag of this file\n" in out and "verbosity" not in out
+    assert out.count("\n--") < 20
+    assert run("--mine=4", "--verbosity=0", "--workdir=w") == (1, "", "mine is 4\n")
+    status, out, err = run("--mnie=4")
+    assert (status, out) == (1, "") and err.endswith(" Did you mean '--mine'?\n")
