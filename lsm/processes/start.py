@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -137,12 +138,13 @@ def initialize(
     options = {"start_timeout": start_timeout, "peer_timeout": peer_timeout}
     jax.config.update("jax_enable_preemption_service", False)  # see lsm.train.interrupt
     _peers = _join_detected(**options) if not cluster.processes else _join(cluster, **options)
+    if _peers is None:  # JAX detects one process alone
+        return
     sys.excepthook = _fail_on_exception
     atexit.register(finish)
-    if _peers is not None:
-        _check_connection(_peers)
-        devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
-        _tell(f"{_peers.name}: joined, with {devices}")
+    _check_connection(_peers)
+    devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
+    _tell(f"{_peers.name}: joined, with {devices}")
 
 
 def _join(cluster: Cluster, **timeouts: float) -> Peers:
@@ -231,7 +233,8 @@ def gather(name: str, value: Any) -> list[Any]:
     if _peers is None:
         return [value]
     _peers.arrive(name)
-    return _of_all(value)
+    # In a thread: to wait for one hears Ctrl-C, to wait for devices does not.
+    return ThreadPoolExecutor(1).submit(_of_all, value).result()
 
 
 def wait_for_all(name: str) -> None:

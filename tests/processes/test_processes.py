@@ -222,8 +222,11 @@ def test_killing_process_0_ends_the_others(config, tmp_path):
         began = time.monotonic()
         ended = processes.end(20)
     assert time.monotonic() - began < 15
-    assert ended[1][2] in (1, -signal.SIGABRT)
-    assert "process 1 of 2 stops, because process 0 of 2 has gone" in ended[1][1]
+    _, err, status = ended[1]
+    if status == -signal.SIGABRT and "gloo::" in err:  # its thread was faster, on a busy machine
+        return
+    assert status in (1, -signal.SIGABRT)
+    assert "process 1 of 2 stops, because process 0 of 2 has gone" in err
 
 
 @pytest.fixture(scope="module")
@@ -342,26 +345,55 @@ processes.wait_for_all("the end")
 """
 
 
-def test_what_jax_detects_is_joined_and_values_go_round():
+def pair(code):
+    """Two processes that JAX finds, as under Slurm."""
     slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"}
     environment = os.environ | slurm | {"LSM_COORDINATOR": "auto", "SLURM_NTASKS": "2"}
-    processes = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", AUTO],
+            [sys.executable, "-c", code],
             cwd=ROOT,
             env=environment | {"SLURM_PROCID": number, "SLURM_LOCALID": number},
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for number in ("0", "1")
     ]
-    for process in processes:
+
+
+def test_what_jax_detects_is_joined_and_values_go_round():
+    for process in pair(AUTO):
         assert process.communicate(timeout=100)[0].splitlines()[-3:] == [
             "[0, 1]",
             str([{"name": "", "values": [None]}, {"name": "ä", "values": [None, 0.1]}]),
             "1e-300",
         ]
         assert process.returncode == 0
+
+
+WAITING = """
+import time
+from lsm import processes
+processes.initialize()
+if processes.others().process == 1:
+    time.sleep(60)
+print("waiting", flush=True)
+processes.wait_for_all("the other")
+"""
+
+
+def test_a_process_that_waits_on_the_devices_hears_ctrl_c():
+    first, other = pair(WAITING)
+    while first.stdout.readline() != "waiting\n":
+        assert first.poll() is None
+    time.sleep(1)
+    first.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    told = [process.communicate(timeout=50)[1] for process in (first, other)]
+    assert time.monotonic() - began < 30
+    assert "KeyboardInterrupt" in told[0]
+    assert "process 1 of 2 stops, because process 0 of 2 failed: KeyboardInterrupt" in told[1]
 
 
 LATE = """
