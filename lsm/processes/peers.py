@@ -12,41 +12,48 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from lsm.errors import ProcessError
-from lsm.processes.hub import Hub, Line
+from lsm.processes.hub import AGAIN, listen, send
+
+_TEXT = 2000
+"""Characters of an error that the others are told."""
 
 
 class Peers:
     """One process's end of the connection.
 
-    Once `start` has returned, a thread listens: where any process of the run fails or goes away,
-    it prints one line on stderr and ends this process with status 1, whatever the main thread is
-    waiting for. Files that a run writes are whole at any moment, so this is safe.
+    A thread listens: where any process of the run fails or goes away, it prints one line on stderr
+    and ends this process with status 1, whatever the main thread is waiting for. Files that a run
+    writes are whole at any moment, so this is safe.
 
     Attributes:
       process: number of this process, 0 to `count - 1`.
       count: number of processes.
-      coordinator: "host:port" for `jax.distributed`, chosen by process 0; "" where none was.
+      name: "process 1 of 4".
+      coordinator: "host:port" for `jax.distributed`, chosen by process 0; None until all are here.
     """
 
-    def __init__(self, connection: Line, process: int, count: int, timeout: float, jax: str):
-        self.process, self.count, self.coordinator = process, count, jax
-        self._line, self._timeout = connection, timeout
-        self._changed = threading.Condition()
-        self._gathered: dict[str, list] = {}
-        self._calls = self._loop = 0
+    def __init__(self, connection: socket.socket, process: int, count: int, timeout: float):
+        """Says hello over an open connection; `join` is the way here."""
+        self.process, self.count, self.name = process, count, f"process {process} of {count}"
+        self.coordinator: str | None = None
+        self._connection, self._timeout = connection, timeout
+        self._sending, self._changed = threading.Lock(), threading.Condition()
+        self._point = self._loop = 0
         self._passed: dict[int, int] = {}  # loop -> last step begun without stopping after it
         self._answered: dict[int, int] = {}  # loop -> what the hub was told of it
         self._last: dict[int, int] = {}  # loop -> the step that all stop after
-        self._verdict: dict[str, Any] | None = None
+        self._verdict: dict[str, Any] = {}
         self._failing = self._leaving = False
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._listen, name="peers", daemon=True)
+        self._send(kind="hello", process=process, count=count)
+        for target in (self._listen, self._beat):
+            threading.Thread(target=target, name="peers", daemon=True).start()
 
     @classmethod
-    def start(
+    def join(
         cls,
         address: tuple[str, int],
         process: int,
@@ -54,56 +61,30 @@ class Peers:
         *,
         start_timeout: float,
         peer_timeout: float,
-        jax_host: str = "",
-        listener: socket.socket | None = None,
     ) -> "Peers":
-        """Meets the other processes.
-
-        Args:
-          address: where process 0 has its hub.
-          process: number of this process.
-          count: number of processes.
-          start_timeout: seconds to wait for all to come.
-          peer_timeout: seconds of silence after which a process is taken for lost.
-          jax_host: process 0 also chooses a port of this host for `jax.distributed`; "": none.
-          listener: the hub's socket, where it is open already.
+        """Meets the other processes at the hub; `initialize` explains the rest.
 
         Raises:
           ProcessError: not all came in time (they are named), a number is taken twice, or the
             processes do not agree how many they are.
         """
         deadline = time.monotonic() + start_timeout
-        if process == 0:
-            listener = listener or listen(*address)
-            jax = f"{jax_host}:{free_port()}" if jax_host else ""
-            Hub(listener, count, start_timeout, peer_timeout, jax).start()
-        line = _connect(address, process, count, deadline, start_timeout)
-        line.send({"kind": "hello", "process": process, "count": count})
+        peers = cls(_connect(address, process, count, start_timeout), process, count, peer_timeout)
         # The hub gives up in time and says who is missing: it is given a little longer here.
-        answer = line.receive(deadline + 5 - time.monotonic())
-        if answer is None or answer["kind"] == "stop":
-            reason = answer["text"] if answer else "process 0 went away during the start"
-            line.close()
-            raise ProcessError(reason)
-        peers = cls(line, process, count, peer_timeout, answer["jax"])
-        peers._thread.start()
-        return peers
+        peers._wait(lambda: peers._verdict or peers._joined, deadline + 5 - time.monotonic())
+        if peers._joined:
+            return peers
+        peers.close()
+        raise ProcessError(peers._verdict.get("reason", "process 0 does not answer."))
 
-    def gather(self, name: str, value: Any, timeout: float) -> list[Any]:
-        """Waits until every process calls this; returns their values, JSON, in process order.
+    def arrive(self, name: str) -> None:
+        """Tells that this process is about to wait for all at `name`.
 
-        All processes must make the same calls in the same order. Where one does not come within
-        `timeout` seconds, all are ended with a line that names it.
+        All processes must make the same calls in the same order. Where one does not come in time,
+        all are ended with a line that names it.
         """
-        with self._changed:
-            self._calls += 1
-            key = f"{self._calls}: {name}"
-        self._line.send({"kind": "value", "name": key, "value": value})
-        with self._changed:
-            if not self._changed.wait_for(lambda: key in self._gathered, timeout):
-                self._line.send({"kind": "late", "name": key, "seconds": timeout})
-                self._changed.wait_for(lambda: key in self._gathered)
-            return self._gathered.pop(key)
+        self._point += 1
+        self._send(kind="at", point=self._point, name=name)
 
     def begin_loop(self) -> None:
         """Begins a new count of steps, in every process alike."""
@@ -112,7 +93,7 @@ class Peers:
 
     def ask_to_stop(self) -> None:
         """Asks that all processes stop after the same step, as soon as possible."""
-        self._line.send({"kind": "leave", "loop": self._loop})
+        self._send(kind="leave", loop=self._loop)
 
     def stops_after(self, step: int) -> bool:
         """Returns whether all processes are to stop after `step`; called once a step, by all.
@@ -133,70 +114,66 @@ class Peers:
         Returns:
           Whether this error is still to be told: False where another process has told the same.
         """
-        self._failing = True
-        with self._changed:
-            # An error of all processes, such as a wrong flag, is process 0's to tell.
-            if self.process == 0 or not self._changed.wait_for(lambda: self._verdict, wait):
-                self._line.send({"kind": "failed", "text": text})
-                self._changed.wait_for(lambda: self._verdict, wait)
-        verdict = self._verdict
-        return verdict is None or verdict["process"] == self.process or verdict["text"] != text
+        self._failing, text = True, text[:_TEXT]
+        # An error of all processes, such as a wrong flag, is process 0's to tell.
+        if self.process == 0 or not self._wait(lambda: self._verdict, wait):
+            self._send(kind="failed", text=text)
+            self._wait(lambda: self._verdict, wait)
+        mine = self._verdict.get("process", self.process) == self.process
+        return mine or self._verdict["error"] != text
 
-    def leave(self, timeout: float) -> None:
-        """Says goodbye: from now on nobody minds when this process ends. Process 0 waits for all.
+    def leave(self) -> None:
+        """Waits until all take leave; from then on nobody minds when a process ends."""
+        self.arrive("the end of the run")
+        self._send(kind="bye")
+        self._wait(lambda: self._leaving)
 
-        The hub is in process 0, so that one ends last.
-        """
+    def close(self) -> None:
+        """Cuts the connection, and minds nothing that comes of it here."""
         self._leaving = True
-        self._line.send({"kind": "bye"})
-        if self.process == 0:
-            self._left.wait(timeout)
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
 
-    def named(self, process: int) -> str:
-        """Returns "process 1 of 4"."""
-        return f"process {process} of {self.count}"
+    @property
+    def _joined(self) -> bool:
+        return self.coordinator is not None
+
+    def _wait(self, condition: Callable[[], Any], timeout: float | None = None) -> Any:
+        with self._changed:
+            return self._changed.wait_for(condition, timeout)
+
+    def _send(self, **message: Any) -> None:
+        with self._sending:
+            send(self._connection, **message)
+
+    def _beat(self) -> None:
+        while not self._leaving:
+            time.sleep(self._timeout / 4)
+            self._send(kind="beat")
 
     def _listen(self) -> None:
-        while True:
-            message = self._line.receive(self._timeout, beat=self._timeout / 4)
-            if message is None:
-                if not self._leaving:
-                    self._stop({"process": 0, "text": "has gone", "gone": True})
-                return
-            handler = getattr(self, "_on_" + message.pop("kind"))
-            with self._changed:
-                handler(**message)
-                self._changed.notify_all()
+        ended = listen(self._connection, self._timeout, self._hear)
+        gone = f"process 0 of {self.count} {ended}; {AGAIN}"
+        self._hear({"kind": "stop", "process": 0, "reason": gone, "error": ""})
 
-    def _on_values(self, name: str, values: list[Any]) -> None:
-        self._gathered[name] = values
-
-    def _on_ask(self, loop: int) -> None:
-        self._answered[loop] = self._passed.get(loop, -1)
-        self._line.send({"kind": "step", "loop": loop, "step": self._answered[loop]})
-
-    def _on_last(self, loop: int, step: int) -> None:
-        self._last[loop] = step
-
-    def _on_bye(self) -> None:
-        self._leaving = True
-        self._left.set()
-
-    def _on_stop(self, **verdict: Any) -> None:
-        self._verdict = verdict
-        if not self._failing or verdict["gone"]:
-            self._stop(verdict)
-
-    def _stop(self, verdict: dict[str, Any]) -> None:
-        who = self.named(verdict["process"])
-        if verdict["gone"]:
-            again = "the same command continues from the last checkpoint"
-            reason = f"{who} {verdict['text']}; {again}."
-        elif verdict["process"] == self.process:
-            reason = f"it {verdict['text']}"
-        else:
-            reason = f"{who} failed: {verdict['text']}"
-        end(f"error: {self.named(self.process)} stops, because {reason}")
+    def _hear(self, message: Any) -> None:
+        with self._changed:
+            match message:
+                case {"kind": "welcome", "jax": str(coordinator)}:
+                    self.coordinator = coordinator
+                case {"kind": "ask", "loop": int(loop)}:
+                    self._answered[loop] = self._passed.get(loop, -1)
+                    self._send(kind="step", loop=loop, step=self._answered[loop])
+                case {"kind": "last", "loop": int(loop), "step": int(step)}:
+                    self._last[loop] = step
+                case {"kind": "stop", "process": int(), "reason": str(reason), "error": str(error)}:
+                    self._verdict = self._verdict or message
+                    telling = not self._joined or (self._failing and error)  # in the main thread
+                    if not (telling or self._leaving):
+                        end(f"error: {self.name} stops, because {reason}")
+                case {"kind": "bye"}:
+                    self._leaving = True
+            self._changed.notify_all()
 
 
 def end(line: str, status: int = 1) -> None:
@@ -227,32 +204,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Returns a listening socket: on loopback only where `host` is that, else on all interfaces.
-
-    Raises:
-      ProcessError: the port is taken.
-    """
-    local = host in ("localhost", "::1") or host.startswith("127.")
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("127.0.0.1" if local else "", port))
-    except OSError as error:
-        listener.close()
-        raise ProcessError(
-            f"--coordinator: port {port} cannot be opened on process 0: {error.strerror}."
-        ) from error
-    listener.listen(4096)
-    return listener
-
-
 def _connect(
-    address: tuple[str, int], process: int, count: int, deadline: float, start_timeout: float
-) -> Line:
+    address: tuple[str, int], process: int, count: int, start_timeout: float
+) -> socket.socket:
+    deadline = time.monotonic() + start_timeout
     while True:
         try:
-            return Line(socket.create_connection(address, timeout=5))
+            return socket.create_connection(address, timeout=5)
         except OSError as error:
             if time.monotonic() > deadline:
                 raise ProcessError(

@@ -6,6 +6,7 @@ missing can be named; then JAX's own service starts. A run of one process does n
 
 import atexit
 import dataclasses
+import json
 import os
 import re
 import socket
@@ -13,19 +14,15 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 
 from lsm.errors import ProcessError
-from lsm.processes.peers import Peers, end, listen
-
-_PATIENCE = 1800.0
-"""Seconds to wait for others where one may be at work alone: building a dataset, drawing curves."""
-
-_JAX_HEARTBEAT = 4
-"""JAX's own heartbeat, which ends a process without a readable line, waits so much longer."""
+from lsm.processes.hub import Hub
+from lsm.processes.peers import Peers, end, free_port
 
 _peers: Peers | None = None
 
@@ -141,46 +138,34 @@ def initialize(
     options = {"start_timeout": start_timeout, "peer_timeout": peer_timeout}
     jax.config.update("jax_enable_preemption_service", False)  # see lsm.train.interrupt
     _peers = _join_detected(**options) if not cluster.processes else _join(cluster, **options)
+    if _peers is None:  # JAX detects one process alone
+        return
     sys.excepthook = _fail_on_exception
     atexit.register(finish)
-    if _peers is not None:
-        _check_connection(_peers)
-        devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
-        _tell(f"{_peers.named(_peers.process)}: joined, with {devices}")
+    _check_connection(_peers)
+    devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
+    _tell(f"{_peers.name}: joined, with {devices}")
 
 
-def _join(cluster: Cluster, start_timeout: float, peer_timeout: float) -> Peers:
+def _join(cluster: Cluster, **timeouts: float) -> Peers:
     """Meets the others at the given address, then starts JAX's service on a port found there."""
     name = f"process {cluster.process} of {cluster.processes}"
-    _tell(f"{name}: waits up to {start_timeout:g} s for all to come to {cluster.coordinator}")
-    peers = Peers.start(
-        cluster.address,
-        cluster.process,
-        cluster.processes,
-        start_timeout=start_timeout,
-        peer_timeout=peer_timeout,
-        jax_host=cluster.coordinator.rpartition(":")[0],
-    )
-    jax.distributed.initialize(
-        peers.coordinator,
-        cluster.processes,
-        cluster.process,
-        initialization_timeout=int(start_timeout) + 1,
-        heartbeat_timeout_seconds=int(peer_timeout * _JAX_HEARTBEAT) + 1,
-    )
+    patience = timeouts["start_timeout"]
+    _tell(f"{name}: waits up to {patience:g} s for all to come to {cluster.coordinator}")
+    if cluster.process == 0:
+        coordinator = f"{cluster.coordinator.rpartition(':')[0]}:{free_port()}"
+        Hub(cluster.address, cluster.processes, coordinator=coordinator, **timeouts)
+    peers = Peers.join(cluster.address, cluster.process, cluster.processes, **timeouts)
+    place = (peers.coordinator, cluster.processes, cluster.process)
+    jax.distributed.initialize(*place, **_for_jax(**timeouts))
     return peers
 
 
-def _join_detected(start_timeout: float, peer_timeout: float) -> Peers | None:
+def _join_detected(**timeouts: float) -> Peers | None:
     """Lets JAX find the others, then tells all of them over the devices where to meet."""
-    from jax.experimental import multihost_utils
-
-    _tell(f"waits up to {start_timeout:g} s for the processes that JAX detects")
+    _tell(f"waits up to {timeouts['start_timeout']:g} s for the processes that JAX detects")
     try:
-        jax.distributed.initialize(
-            initialization_timeout=int(start_timeout) + 1,
-            heartbeat_timeout_seconds=int(peer_timeout * _JAX_HEARTBEAT) + 1,
-        )
+        jax.distributed.initialize(**_for_jax(**timeouts))
     except ValueError as error:
         raise ProcessError(
             f"--coordinator: auto given, but JAX detects no cluster here ({error}); give "
@@ -189,20 +174,19 @@ def _join_detected(start_timeout: float, peer_timeout: float) -> Peers | None:
     process, count = jax.process_index(), jax.process_count()
     if count == 1:
         return None
-    listener = listen("", 0) if process == 0 else None
-    place = np.zeros(64, np.uint8)
-    if listener:
-        text = f"{_own_address()}:{listener.getsockname()[1]}".encode()
-        place[: len(text)] = np.frombuffer(text, np.uint8)
-    told = bytes(np.asarray(multihost_utils.broadcast_one_to_all(place))).rstrip(b"\0")
-    return Peers.start(
-        Cluster(told.decode(), count, process).address,
-        process,
-        count,
-        start_timeout=start_timeout,
-        peer_timeout=peer_timeout,
-        listener=listener,
-    )
+    here = None
+    if process == 0:
+        here = (_own_address(), Hub(("", 0), count, **timeouts).server_address[1])
+    host, port = _of_all(here)[0]
+    return Peers.join((host, port), process, count, **timeouts)
+
+
+def _for_jax(start_timeout: float, peer_timeout: float) -> dict[str, int]:
+    """Returns JAX's own limits, at which it aborts with no readable line: ours come first."""
+    return {
+        "initialization_timeout": int(start_timeout) + 1,
+        "heartbeat_timeout_seconds": int(4 * peer_timeout) + 1,
+    }
 
 
 def _own_address() -> str:
@@ -217,13 +201,11 @@ def _own_address() -> str:
 
 def _check_connection(peers: Peers) -> None:
     """Makes the devices of all processes talk once, so that a blocked network shows here."""
-    from jax.experimental import multihost_utils
-
-    there = multihost_utils.process_allgather(np.int32(peers.process))
-    if there.tolist() != list(range(peers.count)):
+    there = _of_all(peers.process)
+    if there != list(range(peers.count)):
         raise ProcessError(
-            f"the devices see processes {there.tolist()}, where there are 0 to {peers.count - 1}; "
-            "check --process of each."
+            f"the devices see processes {there}, where there are 0 to {peers.count - 1}; check "
+            "--process of each."
         )
 
 
@@ -242,15 +224,17 @@ def is_first() -> bool:
     return _peers is None or _peers.process == 0
 
 
-def gather(name: str, value: Any, timeout: float = _PATIENCE) -> list[Any]:
+def gather(name: str, value: Any) -> list[Any]:
     """Waits for all processes; returns what each gave, JSON values in the order of processes.
 
-    Args:
-      name: what is waited for, in the line about who is missing after `timeout` seconds.
-      value: of this process.
-      timeout: seconds.
+    The values go over the devices, behind the steps that are under way; so only the main thread
+    may call this. `name` is in the line about who is missing after half an hour.
     """
-    return [value] if _peers is None else _peers.gather(name, value, timeout)
+    if _peers is None:
+        return [value]
+    _peers.arrive(name)
+    # In a thread: to wait for one hears Ctrl-C, to wait for devices does not.
+    return ThreadPoolExecutor(1).submit(_of_all, value).result()
 
 
 def wait_for_all(name: str) -> None:
@@ -263,11 +247,20 @@ def share(name: str, value: Any) -> Any:
     return gather(name, value if is_first() else None)[0]
 
 
+def _of_all(value: Any) -> list[Any]:
+    from jax.experimental import multihost_utils
+
+    text = json.dumps(value).encode()
+    length = int(multihost_utils.process_allgather(np.int32(len(text))).max())
+    padded = np.frombuffer(text.ljust(length), np.uint8)
+    return [json.loads(bytes(row)) for row in multihost_utils.process_allgather(padded)]
+
+
 def fail(line: str, status: int = 1) -> None:
     """Tells an error on stderr and ends all processes; does nothing where this one is alone."""
     if _peers is None:
         return
-    name = "" if _peers.process == 0 else f"{_peers.named(_peers.process)}: "
+    name = "" if _peers.process == 0 else f"{_peers.name}: "
     untold = _peers.fail(line)
     end(f"error: {name}{line}" if untold else "", status)
 
@@ -286,6 +279,6 @@ def finish() -> None:
     """Takes leave of the other processes, in good order; called at the end of Python."""
     global _peers
     if _peers is not None:
+        _peers.leave()
         jax.distributed.shutdown()
-        _peers.leave(_PATIENCE)
         _peers = None

@@ -13,7 +13,7 @@ class Interrupt:
     A second Ctrl-C stops at once. Outside the main thread signals cannot be caught, and
     nothing is changed. Of several processes, one that is asked asks the others: all stop after the
     same step. They agree on it over TCP (`lsm.processes.peers`): an all-reduce at every step would
-    cost.
+    cost, and JAX's preemption service may let processes miss each other (docs/design.md).
     """
 
     def __init__(self):

@@ -9,6 +9,7 @@ import pytest
 
 from lsm.errors import ProcessError
 from lsm.processes import peers
+from lsm.processes.hub import Hub
 from lsm.processes.peers import Peers, free_port
 
 
@@ -27,19 +28,16 @@ def ended(monkeypatch):
     yield lines
     for peer in made:
         peer._leaving = True
-        peer._line.close()
-        peer._thread.join(5)
+    for peer in made:
+        peer.close()
 
 
-def start(port, process, count, start_timeout=20.0, peer_timeout=20.0):
-    return Peers.start(
-        ("127.0.0.1", port),
-        process,
-        count,
-        start_timeout=start_timeout,
-        peer_timeout=peer_timeout,
-        jax_host="127.0.0.1",
-    )
+def start(port, process, count, start_timeout=20.0, peer_timeout=20.0, **options):
+    address, timeouts = ("127.0.0.1", port), {"start_timeout": start_timeout}
+    timeouts["peer_timeout"] = peer_timeout
+    if process == 0:
+        Hub(address, count, coordinator="host:7", **timeouts, **options)
+    return Peers.join(address, process, count, **timeouts)
 
 
 def together(count, function, numbers=None, **options):
@@ -76,22 +74,13 @@ def stranger(port):
             time.sleep(0.02)
 
 
-def test_every_process_gets_the_values_of_all_in_order():
-    def calls(peer, number):
-        return [peer.gather("squares", number**2, 10), peer.gather("names", {"n": number}, 10)]
-
-    expected = [[0, 1, 4], [{"n": 0}, {"n": 1}, {"n": 2}]]
-    assert together(3, calls) == [expected] * 3
-
-
-def test_process_0_chooses_the_port_for_jax():
-    told = together(2, lambda peer, _: peer.coordinator)
-    assert told[0] == told[1] and told[0].startswith("127.0.0.1:")
+def test_process_0_chooses_the_address_for_jax():
+    assert together(2, lambda peer, _: peer.coordinator) == ["host:7", "host:7"]
 
 
 def test_those_who_miss_the_start_are_named():
     told = together(4, lambda *_: "started", numbers=[0, 2], start_timeout=1)
-    assert told == ["waited 1 s at the start: processes 1, 3 of 4 are missing"] * 2
+    assert told == ["processes 1, 3 of 4 are missing, after 1 s at the start."] * 2
 
 
 def test_a_missing_process_0_is_named():
@@ -113,7 +102,7 @@ def test_a_number_given_twice_is_an_error_everywhere():
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert told == ["two processes have --process=1"] * 3
+    assert told == ["two processes have --process=1."] * 3
 
 
 def test_different_counts_are_an_error():
@@ -130,7 +119,7 @@ def test_different_counts_are_an_error():
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert told[0] == "process 0 counts 2 processes, and process 1 3"
+    assert told[0] == "process 0 counts 2 processes, and process 1 3."
 
 
 def test_a_taken_port_is_an_error():
@@ -141,22 +130,68 @@ def test_a_taken_port_is_an_error():
             start(other.getsockname()[1], 0, 2)
 
 
-def test_strangers_on_the_port_do_no_harm():
+WORDS = [
+    b"GET / HTTP/1.1\r\n\r\n",
+    b'{"kind": "hello"}\n[]\n7\nnull\n',
+    b'{"kind": ["hello"], "process": {}, "count": 2}\n',
+    b'{"kind": "hello", "process": 2, "count": 2}\n',
+    b'{"kind": "hello", "process": -1, "count": 2}\n',
+    b'{"kind": "failed", "text": "from nobody"}\n',
+    b"[" * 100_000 + b"\n",
+    b"\xff" * 300_000,
+    b"",
+]
+
+
+@pytest.mark.parametrize("words", WORDS, ids=lambda words: words[:20])
+def test_strangers_on_the_port_do_no_harm(words, ended, capfd):
     port, results = free_port(), []
 
     def run(number):
-        results.append(start(port, number, 2).gather("x", number, 10))
+        peer = start(port, number, 2)
+        results.append(number)
+        peer.leave()
 
     threads = [threading.Thread(target=run, args=(0,))]
     threads[0].start()
-    for words in (b"GET / HTTP/1.1\r\n\r\n", b'{"kind": "hello"}\n', b"[]\n", b"7\n", b""):
-        stranger(port).sendall(words)
-    time.sleep(0.5)
+    stranger(port).sendall(words)
+    time.sleep(0.2)
     threads.append(threading.Thread(target=run, args=(1,)))
     threads[1].start()
     for thread in threads:
         thread.join(30)
-    assert results == [[0, 1]] * 2
+    assert sorted(results) == [0, 1] and not ended
+    assert capfd.readouterr().err == ""  # no thread of the hub has ended in a traceback
+
+
+def test_who_says_hello_after_the_start_concerns_nobody_else(ended):
+    def run(peer, number):
+        if number == 0:
+            for hello in ({"process": 1, "count": 2}, {"process": 2, "count": 3}):
+                late = stranger(peer._connection.getpeername()[1])
+                late.sendall(json.dumps({"kind": "hello"} | hello).encode() + b"\n")
+                told.append(json.loads(late.makefile().readline())["reason"])
+        peer.leave()
+
+    told = []
+    together(2, run)
+    assert told == [
+        "two processes have --process=1.",
+        "process 0 counts 2 processes, and process 2 3.",
+    ]
+    assert not ended
+
+
+def test_messages_that_are_none_are_ignored(ended):
+    def run(peer, number):
+        for message in ({"kind": "at", "point": "x", "name": 1}, {"kind": "dance"}, {"kind": 3}):
+            peer._send(**message)
+        peer._send(kind="step", loop=77, step=1)  # of a loop that nobody asked about
+        peer.leave()
+        return number
+
+    assert together(2, run) == [0, 1]
+    assert not ended
 
 
 @pytest.mark.parametrize("asking", [0, 1, 2])
@@ -195,6 +230,8 @@ def test_a_stop_that_is_asked_for_before_others_begin_their_loop_holds_there_too
 
 
 def test_the_next_loop_is_not_stopped_by_the_last_ones_agreement():
+    barrier = threading.Barrier(2)
+
     def loops(peer, number):
         stopped = []
         for _ in range(2):
@@ -204,7 +241,7 @@ def test_the_next_loop_is_not_stopped_by_the_last_ones_agreement():
             stopped.append(
                 [peer.stops_after(step) for step in range(1, 200) if not time.sleep(0.001)]
             )
-            peer.gather("the end of the loop", None, 10)
+            barrier.wait(10)
         return [any(flags) for flags in stopped]
 
     assert together(2, loops) == [[True, False]] * 2
@@ -212,21 +249,17 @@ def test_the_next_loop_is_not_stopped_by_the_last_ones_agreement():
 
 def test_who_does_not_come_is_named_everywhere(ended):
     def late(peer, number):
+        peer.arrive("the claim of the workdir")
         if number == 1:
-            time.sleep(2)
+            wait_for(lambda: len(ended) == 2)
         else:
-            peer.gather("the checkpoint", None, 0.5)
+            peer.arrive("the checkpoint")
 
-    def run():
-        together(2, late)
-
-    threading.Thread(target=run, daemon=True).start()
-    wait_for(lambda: len(ended) == 2)
+    together(2, late, patience=0.5)
     assert sorted(ended) == [
-        "error: process 0 of 2 stops, because it waited 0.5 s at the checkpoint: "
-        "process 1 of 2 is missing",
-        "error: process 1 of 2 stops, because process 0 of 2 failed: waited 0.5 s at the "
-        "checkpoint: process 1 of 2 is missing",
+        f"error: process {n} of 2 stops, because process 1 of 2 is missing, after 0.5 s at the "
+        "checkpoint."
+        for n in (0, 1)
     ]
 
 
@@ -262,12 +295,25 @@ def test_a_process_that_falls_silent_ends_the_others(ended):
     assert "process 1 of 2 has not been heard of for 1.5 s" in ended[0]
 
 
+def test_a_hub_that_falls_silent_ends_the_others(ended):
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        threading.Thread(target=start, args=(hub.getsockname()[1], 1, 2, 20, 1.5)).start()
+        connection = hub.accept()[0]
+        connection.sendall(b'{"kind": "welcome", "jax": ""}\n')
+        wait_for(lambda: ended)
+        connection.close()
+    assert (
+        "process 1 of 2 stops, because process 0 of 2 has not been heard of for 1.5 s" in ended[0]
+    )
+
+
 def test_beats_keep_idle_processes_alive(ended):
     def idle(peer, number):
         time.sleep(3)
-        return peer.gather("the end", number, 10)
+        peer.leave()
+        return number
 
-    assert together(2, idle, peer_timeout=1) == [[0, 1]] * 2
+    assert together(2, idle, peer_timeout=1) == [0, 1]
     assert not ended
 
 
@@ -292,8 +338,8 @@ def test_an_error_of_one_ends_the_others_with_its_text(ended):
 
 def test_after_a_goodbye_nobody_minds(ended):
     def leaves(peer, number):
-        peer.leave(10)
-        peer._line.close()
+        peer.leave()
+        peer.close()
         return number
 
     assert together(3, leaves) == [0, 1, 2]
