@@ -56,21 +56,20 @@ def _act(argv: Sequence[str]) -> int:
 
 def _plan(given: Flags, overrides: dict[str, str]) -> int:
     experiment = flags.load(given.config, overrides)
-    from launch.plan import analytic, compile
-    from launch.plan import topology as tpu
-    from launch.plan.fit import fit, table_of
+    from launch.plan import compiled, partitioned, topology
     from launch.plan.html import html_of
+    from launch.plan.request import Request
+    from launch.plan.search import search, table_of
     from launch.plan.text import text_of
 
-    gpu = analytic.is_gpu(given.topology)
-    topology = (analytic if gpu else tpu).load(given.topology, given.slices)
-    request = compile.Request(experiment, given.config, overrides, given.data_dir, given.price)
+    machine = topology.load(given.topology, given.slices)
+    request = Request(experiment, given.config, overrides, given.data_dir, given.price)
     if given.fit:
-        found = fit(request, topology, lambda line: print(line, flush=True))
+        found = search(request, machine, lambda line: print(line, flush=True))
         result = found.best.plan
         print("\n" + table_of(found))
     else:
-        result = (analytic if gpu else compile).plan(request, topology)
+        result = (partitioned if machine.gpus else compiled).plan(request, machine)
     if given.json:
         _write("json", given.json, result.as_json())
     if given.html:

@@ -6,13 +6,15 @@ chapters 3 and 5: bandwidth alone, and a microsecond a hop where that is longer.
 
 import collections
 import dataclasses
+import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
 
+from launch.plan import costs
 from launch.plan.costs import kind_of_collective
 from launch.plan.hlo import Computation, Instruction, Module
 from launch.plan.loops import executed
@@ -49,14 +51,14 @@ class Found:
     times: int
 
 
-def find(module: Module, devices: int, weight: Callable[[Computation], float]) -> list[Found]:
-    """Returns every collective that a module runs.
+def find(module: Module, devices: int) -> list[Found]:
+    """Returns every collective that a compiled module runs.
 
     A TPU's asynchronous collective appears in the fusion that starts it, in those that run beside
     it and in the one that awaits it, with one channel: it is counted once in each computation.
     """
     found, seen = [], set()
-    for computation, one, times, _ in executed(module, weight):
+    for computation, one, times, _ in executed(module, costs.weight_of(module)):
         if one.op == "send" and (across := _across_slices(computation, one, times)):
             found.append(across)
         inner = module.called(one) if one.op == "fusion" else None
@@ -76,9 +78,7 @@ def _found(
     kind: str, scope: Computation, one: Instruction, devices: int, fused: bool, times: int
 ) -> Found:
     groups = replica_groups(one.text, devices)
-    size = sum(array.bytes for name in one.operands for array in scope[name].arrays)
-    if kind == "all-gather":
-        size *= len(groups[0])
+    size = costs.operand_bytes(scope, one) * (len(groups[0]) if kind == "all-gather" else 1)
     scattered = kind == "all-reduce" and fused and _only_sliced(scope, one)
     overlapped = one.op.endswith("-start") or (fused and not scattered)
     return Found("reduce-scatter" if scattered else kind, size, groups, overlapped, times)
@@ -112,54 +112,53 @@ def replica_groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
         groups = re.findall(r"\{([\d, ]+)\}", pairs[1] or "")
         listed = tuple(tuple(int(n) for n in group.split(",")) for group in groups)
         return listed or (tuple(range(devices)),)
-    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    iota = re.search(rf"replica_groups=\[([\d,]+)\]<={_IOTA}", text)
     if iota:
-        shape, source, order = (_ints(part or "") for part in iota.groups())
-        ids = np.arange(math.prod(source)).reshape(source)
-        ids = ids.transpose(order) if order else ids
-        return tuple(map(tuple, ids.reshape(shape).tolist()))
+        return _rows(_ids(*iota.groups()[1:]).reshape(_ints(iota[1])))
     named = re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
-        r"\s*\{([^}]*)\}",
-        text,
+        rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_IOTA}\))?\s*\{{([^}}]*)\}}", text
     )
     if not named:
         return (tuple(range(devices)),)
     mesh, source, order, axes = named.groups()
-    groups = _named(mesh, axes)
-    if source is None:
-        return groups
+    shape, chosen = _split(mesh, axes)
+    ids = _ids(source or str(math.prod(shape)), order).reshape(shape)
+    rest = [dim for dim in range(len(shape)) if dim not in chosen]
+    return _rows(ids.transpose(rest + chosen).reshape(-1, math.prod(shape[d] for d in chosen)))
+
+
+_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+"""A range, reshaped and transposed."""
+
+
+def _ints(text: str | None) -> list[int]:
+    return [int(n) for n in (text or "").split(",") if n]
+
+
+def _ids(source: str, order: str | None) -> np.ndarray:
     ids = np.arange(math.prod(_ints(source))).reshape(_ints(source))
-    ids = (ids.transpose(_ints(order)) if order else ids).reshape(-1).tolist()
-    return tuple(tuple(ids[place] for place in group) for group in groups)
+    return ids.transpose(_ints(order)) if order else ids
 
 
-def _ints(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(",") if n)
+def _rows(groups: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, groups.tolist()))
 
 
-def _named(mesh: str, axes: str) -> tuple[tuple[int, ...], ...]:
-    """Groups of `'a'=2,'b'=4` along `'b'`, or along `'b':(1)2`, the first 2 ways of b's 4."""
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+def _split(mesh: str, axes: str) -> tuple[list[int], list[int]]:
+    """Returns the sizes of `'a'=2,'b'=4`, and the dimensions along `'b'`.
+
+    `'b':(1)2` are the first 2 ways of b's 4: b becomes two dimensions then.
+    """
     wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
     shape, chosen = [], []
-    for name, size in sizes.items():
-        cuts = sorted((int(pre), int(ways)) for n, pre, ways in wanted if n == name and pre)
-        whole, done = any(n == name and not pre for n, pre, _ in wanted), 1
-        for pre, ways in cuts:
-            if pre > done:
-                shape.append(pre // done)
-            chosen.append(len(shape))
-            shape.append(ways)
-            done = pre * ways
-        if whole:
-            chosen.append(len(shape))
-        if size // done > 1 or whole:
-            shape.append(size // done)
-    rest = [n for n in range(len(shape)) if n not in chosen]
-    ids = np.arange(math.prod(shape)).reshape(shape).transpose(rest + chosen)
-    group = math.prod(shape[n] for n in chosen)
-    return tuple(map(tuple, ids.reshape(-1, group).tolist()))
+    for name, size in re.findall(r"'([^']+)'=(\d+)", mesh):
+        cuts = [
+            (int(a or 1), int(a or 1) * int(n or size)) for axis, a, n in wanted if axis == name
+        ]
+        for low, high in itertools.pairwise(sorted({1, int(size), *itertools.chain(*cuts)})):
+            chosen += [len(shape)] if any(a <= low and high <= b for a, b in cuts) else []
+            shape.append(high // low)
+    return shape, chosen
 
 
 def spanned(
@@ -174,9 +173,13 @@ def spanned(
         places = np.array(np.unravel_index(np.array(group), mesh.devices.shape))
         moving = (places != places[:, :1]).any(axis=1)
         axes.update(axis for axis, moves in zip(mesh.axis_names, moving, strict=True) if moves)
-        homes = {getattr(mesh.devices.flat[n], "slice_index", None) or 0 for n in group}
-        slices = max(slices, len(homes))
+        slices = max(slices, len({_home(mesh.devices.flat[n]) for n in group}))
     return tuple(axis for axis in mesh.axis_names if axis in axes), slices
+
+
+def _home(device: jax.Device) -> int:
+    """Returns the slice of a TPU, or the node of a stand-in for a GPU."""
+    return getattr(device, "node", getattr(device, "slice_index", None) or 0)
 
 
 def seconds(
@@ -197,9 +200,12 @@ def seconds(
     within = group // slices
     ways = sum(2 if closed else 1 for _, closed in torus) or 1
     bandwidth = min(ways, chip.links) * chip.link_bandwidth
+    slowest = chip.dcn_bandwidth if slices > 1 else chip.link_bandwidth
     longest, closed = max(torus, default=(within, True))
     if kind == "collective-permute":
-        return size / (chip.dcn_bandwidth if slices > 1 else chip.link_bandwidth)
+        return size / slowest
+    if kind == "all-to-all" and chip.clock is None:  # a switch: all pairs at once
+        return size * (group - 1) / group / slowest
     if kind == "all-to-all":
         inside = size * longest / (4 if closed else 2) / (2 * chip.link_bandwidth)
         return inside + size * (slices - 1) / slices / chip.dcn_bandwidth
@@ -212,7 +218,7 @@ def seconds(
 
 def _one_of_each_slice(mesh: jax.sharding.Mesh) -> tuple[int, ...]:
     """Returns the partitions that differ from the first in nothing but the slice."""
-    slices = [getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat]
+    slices = [_home(device) for device in mesh.devices.flat]
     return tuple(slices.index(n) for n in sorted(set(slices)))
 
 
@@ -226,8 +232,7 @@ def torus_of(
     devices = [mesh.devices.flat[n] for n in group]
     if not hasattr(devices[0], "coords"):
         return ()
-    home = getattr(devices[0], "slice_index", None)
-    inside = [d.coords for d in devices if getattr(d, "slice_index", None) == home]
+    inside = [d.coords for d in devices if _home(d) == _home(devices[0])]
     whole = np.array([d.coords for d in mesh.devices.flat]).max(axis=0) + 1
     spans = np.ptp(np.array(inside), axis=0) + 1
     period = 16 if chip.links == 4 else 4
@@ -259,6 +264,7 @@ def summarise(
             times=count,
             overlapped=overlapped,
             seconds=count * seconds(kind, size, group, slices, torus, chip),
+            networks=("ICI", "DCN") if chip.clock else ("NVLink", "network"),
         )
         for (kind, axes, group, slices, size, overlapped, torus), count in times.items()
         if group > 1

@@ -2,34 +2,21 @@
 
 import collections
 import dataclasses
-import functools
 
 from launch.plan import costs
 from launch.plan.hlo import Computation, Instruction, Module
 from launch.plan.loops import executed, trip_count
 from launch.plan.report import (
     Collective,
-    Flops,
-    Machine,
     Operations,
+    Plan,
     Projection,
     Roofline,
-    Run,
 )
 from lsm.cost import Chip
 
 _COPIES = ("copy", "transpose", "dynamic-slice", "slice", "concatenate", "pad", "reshape")
 _PREFETCH = ("copy-start", "slice-start")
-
-
-@dataclasses.dataclass
-class _Sum:
-    count: int = 0
-    flops: float = 0.0
-    bytes: float = 0.0
-    cycles: int = 0
-    unestimated: int = 0
-    seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +25,20 @@ class Work:
 
     Attributes:
       operations: by kind, slowest first.
-      kernels: custom calls in a step, whose FLOPs the compiler does not tell.
+      seen: FLOPs of products.
+      unseen: FLOPs of custom calls, which the compiler does not tell.
       unknown_loops: while loops whose length could not be read.
     """
 
     operations: tuple[Operations, ...]
-    kernels: int
+    seen: float
+    unseen: float
     unknown_loops: int
 
-    def total(self, name: str) -> float:
-        """Returns the sum of a field of `Operations`."""
-        return sum(getattr(one, name) for one in self.operations)
+    @property
+    def moved(self) -> float:
+        """Bytes to and from HBM."""
+        return sum(one.bytes for one in self.operations)
 
     @property
     def serial(self) -> float:
@@ -56,53 +46,45 @@ class Work:
         return sum(one.seconds for one in self.operations if one.kind != "prefetch")
 
 
-def with_kernels(work: Work, flops: float, chip: Chip) -> Work:
-    """Returns `work` with `flops` on each device given to its custom calls, run at the peak."""
-    operations = [
-        dataclasses.replace(one, flops=flops, seconds=max(one.seconds, flops / chip.flops))
-        if one.kind == "custom call"
-        else one
-        for one in work.operations
-    ]
-    slowest_first = sorted(operations, key=lambda row: (-row.seconds, row.kind))
-    return dataclasses.replace(work, operations=tuple(slowest_first))
+def work_of(
+    module: Module, collectives: tuple[Collective, ...], hardware: float, chip: Chip
+) -> Work:
+    """Returns what a compiled module does on one device.
 
-
-def weight_of(module: Module):
-    """Returns the weight by which the longest branch of a conditional is chosen."""
-    return functools.cache(lambda computation: costs.computation_flops(module, computation))
-
-
-def work_of(module: Module, collectives: tuple[Collective, ...], chip: Chip) -> Work:
-    """Returns what a module does on one device; the time of collectives comes with them."""
-    sums: dict[str, _Sum] = collections.defaultdict(_Sum)
+    Args:
+      module: as compiled.
+      collectives: their time comes with them.
+      hardware: FLOPs that a device has to do; custom calls do, at the peak, what is not seen.
+      chip: gives the rates.
+    """
+    sums: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     unknown = 0
-    for scope, one, times, known in executed(module, weight_of(module)):
-        if one.op == "while":
-            unknown += _unknown(module, scope, one, known)
+    for scope, one, times, known in executed(module, costs.weight_of(module)):
+        unknown += one.op == "while" and known and trip_count(module, scope, one) is None
         if one.op in costs.FREE:
             continue
         kind = _kind(module, scope, one)
-        sum_ = sums[kind]
         moved, flops = (f(module, scope, one) for f in (costs.traffic, costs.flops))
-        sum_.count += times
-        sum_.flops += times * flops
-        sum_.bytes += times * moved
-        if one.cycles is not None and kind != "collective":
-            sum_.cycles += times * one.cycles
-            sum_.seconds += times * one.cycles / chip.clock
-        else:
-            sum_.unestimated += times
-            sum_.seconds += times * max(moved / chip.bandwidth, flops / chip.flops)
+        estimated = one.cycles is not None and kind != "collective"
+        peak = max(moved / chip.bandwidth, flops / chip.flops)
+        sums[kind].update(
+            count=times,
+            flops=times * flops,
+            bytes=times * moved,
+            cycles=times * one.cycles if estimated else 0,
+            unestimated=0 if estimated else times,
+            seconds=times * (one.cycles / chip.clock if estimated else peak),
+        )
     if collectives:
-        sums["collective"].seconds = sum(one.seconds for one in collectives)
-    rows = [Operations(kind=kind, **vars(sum_)) for kind, sum_ in sums.items()]
-    kernels = sums["custom call"].count if "custom call" in sums else 0
-    return Work(tuple(sorted(rows, key=lambda row: (-row.seconds, row.kind))), kernels, unknown)
-
-
-def _unknown(module: Module, scope: Computation, one: Instruction, known: bool) -> bool:
-    return known and trip_count(module, scope, one) is None
+        sums["collective"]["seconds"] = sum(one.seconds for one in collectives)
+    seen, unseen = sum(one["flops"] for one in sums.values()), 0.0
+    if kernels := sums.get("custom call"):
+        unseen = max(hardware - seen, 0.0)
+        kernels.update(flops=unseen)
+        kernels["seconds"] = max(kernels["seconds"], unseen / chip.flops)
+    rows = [Operations(kind=kind, **sum_) for kind, sum_ in sums.items()]
+    slowest_first = sorted(rows, key=lambda row: (-row.seconds, row.kind))
+    return Work(tuple(slowest_first), seen, unseen, unknown)
 
 
 def _kind(module: Module, scope: Computation, one: Instruction) -> str:
@@ -123,20 +105,28 @@ def _kind(module: Module, scope: Computation, one: Instruction) -> str:
 
 
 def roofline_of(
-    flops: Flops, work: Work, collectives: tuple[Collective, ...], machine: Machine, chip: Chip
+    compute: float, moved: float, collectives: tuple[Collective, ...], chip: Chip
 ) -> Roofline:
-    """Returns the least time of a step for each part of the machine."""
-    dcn = sum(one.seconds for one in collectives if one.slices > 1)
+    """Returns the least time of a step for each part of the machine.
+
+    Args:
+      compute: seconds of the FLOPs at the peak.
+      moved: bytes to and from HBM.
+      collectives: with their seconds.
+      chip: gives the bandwidth.
+    """
+    far = sum(one.seconds for one in collectives if one.slices > 1)
     return Roofline(
-        compute=max(flops.hardware, flops.compiled) / machine.devices / chip.flops,
-        memory=work.total("bytes") / chip.bandwidth,
-        interconnect=sum(one.seconds for one in collectives) - dcn,
-        network=dcn,
+        compute=compute,
+        memory=moved / chip.bandwidth,
+        interconnect=sum(one.seconds for one in collectives) - far,
+        network=far,
     )
 
 
-def project(run: Run, machine: Machine, model_flops: float, fast: float, slow: float) -> Projection:
-    """Returns speed, time and money for steps of `fast` to `slow` seconds."""
+def project(plan: Plan, model_flops: float, fast: float, slow: float) -> Projection:
+    """Returns speed, time and money of a plan's run with steps of `fast` to `slow` seconds."""
+    run, machine = plan.run, plan.machine
     ends = (fast, max(slow, fast))
 
     def rates(amount: float) -> tuple[float, float]:

@@ -77,7 +77,7 @@ class Refusal:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flops:
+class StepFlops:
     """Floating-point operations of one step over all devices.
 
     Attributes:
@@ -149,10 +149,10 @@ class Operations:
 
     kind: str
     count: int
-    flops: float
-    bytes: float
-    cycles: int
-    unestimated: int
+    flops: float = 0.0
+    bytes: float = 0.0
+    cycles: int = 0
+    unestimated: int = 0
     seconds: float
 
 
@@ -231,7 +231,7 @@ class Machine:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class Workload:
     """What is planned: the experiment in figures.
 
     Attributes:
@@ -264,7 +264,8 @@ class Plan:
     Attributes:
       run: what.
       machine: on what.
-      basis: "compiled" by the machine's own compiler, or "analytic" where there is none.
+      basis: "compiled" by the machine's own compiler, or "analytic" where there is none: estimated
+        from what XLA's partitioner makes of the step.
       memory: None where the compiler refused.
       refusal: None where it did not.
       flops: of a step; None where the compiler refused, like all below.
@@ -277,12 +278,12 @@ class Plan:
       versions: of jax and libtpu.
     """
 
-    run: Run
+    run: Workload
     machine: Machine
     basis: Literal["compiled", "analytic"] = "compiled"
     memory: Memory | None = None
     refusal: Refusal | None = None
-    flops: Flops | None = None
+    flops: StepFlops | None = None
     collectives: tuple[Collective, ...] = ()
     operations: tuple[Operations, ...] = ()
     unknown_loops: int = 0

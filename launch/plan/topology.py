@@ -1,4 +1,4 @@
-"""TPU topologies from libtpu, on a machine that has none.
+"""What is planned for: TPU topologies from libtpu, on a machine that has none, and GPUs by number.
 
 Only this module touches libtpu, and only when a plan is asked for.
 """
@@ -10,7 +10,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -24,86 +25,153 @@ _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 """What makes one JAX device of a chip's two cores, as on real machines."""
 
 
+PREALLOCATED = 0.75
+"""Share of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says another."""
+
+
 class PlanError(LsmError):
     """What is asked for cannot be planned here."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices to compile for.
+    """Devices to plan for.
 
     Attributes:
-      name: as given, "v5e:4x4".
+      name: as given, "v5e:4x4" or "h100:8".
       slices: how many of it.
       chip: what it is made of.
-      devices: of all slices.
-      available: bytes of HBM that the compiler lets a program have on each device.
+      devices: of all slices; of GPUs, stand-ins (`Gpu`).
+      available: bytes of HBM that a program may have on each device.
+      versions: of jax, and of libtpu where it is used.
     """
 
     name: str
     slices: int
     chip: Chip
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Any, ...]
     available: int
+    versions: Mapping[str, str]
 
     @property
     def chips(self) -> int:
         """Chips over all slices."""
         return len(self.devices) // self.chip.devices_per_chip
 
+    @property
+    def gpus(self) -> bool:
+        """Whether it is of GPUs, for which nothing can be compiled here."""
+        return self.chip.clock is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """Stands in for a GPU in a mesh.
+
+    Attributes:
+      id: its number.
+      device_kind: as JAX would name it.
+      node: number of the node that it shares NVLink with.
+      platform: likewise.
+      process_index: likewise.
+    """
+
+    id: int
+    device_kind: str
+    node: int
+    platform: str = "gpu"
+    process_index: int = 0
+
 
 def load(name: str, slices: int = 1) -> Topology:
-    """Returns the topology `name` ("v5e:4x4") times `slices`.
+    """Returns the topology `name` ("v5e:4x4", "h100:16") times `slices`.
+
+    GPUs come in nodes of 8 with NVLink inside and the network between. As many CPU devices are
+    simulated, if JAX has not made its own yet.
 
     Raises:
       ConfigError: there is no such chip or shape.
-      PlanError: libtpu is not installed.
+      PlanError: libtpu is needed and not installed.
     """
-    chip = check(name, slices)
-    version()
+    chip, count = check(name, slices)
+    versions = {"jax": jax.__version__}
+    if chip.clock is not None:
+        versions["libtpu"] = version()
+    with contextlib.suppress(RuntimeError):  # there are devices already: who needs more, says so
+        jax.config.update("jax_platforms", "cpu")  # constants of the trace are made here
+        if jax.config.jax_num_cpu_devices < count:
+            jax.config.update("jax_num_cpu_devices", count)
+    if chip.clock is None:
+        gpus = tuple(Gpu(n, chip.kinds[0], n // chip.devices_per_host) for n in range(count))
+        return Topology(name, 1, chip, gpus, int(chip.memory * _share()), versions)
+    devices = _tpus(name, slices, chip)
+    return Topology(name, slices, chip, devices, available(devices[0], chip), versions)
+
+
+def _tpus(name: str, slices: int, chip: Chip) -> tuple[jax.Device, ...]:
     options = dict(_OPTIONS.get(chip.name, {}))
     if slices > 1:
         options["num_slices"] = slices
-    jax.config.update("jax_platforms", "cpu")  # constants of the trace are made here
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # do not ask the cloud which machine this is
     os.environ["TPU_LOG_DIR"] = "disabled"  # else it leaves files in /tmp
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU is taken, so none need be locked
     try:
         with _silent_stderr():
-            devices = tuple(topologies.get_topology_desc(name, "tpu", **options).devices)
+            return tuple(topologies.get_topology_desc(name, "tpu", **options).devices)
     except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")
         raise ConfigError(f"--topology: {name!r}: libtpu refuses it: {reason}") from error
-    return Topology(name, slices, chip, devices, available(devices[0], chip))
 
 
-def check(name: str, slices: int) -> Chip:
-    """Returns the chip of a topology's name; raises ConfigError where it cannot be one."""
-    tpus = {chip.name: chip for chip in CHIPS if chip.clock is not None}
-    gpus = [chip.name for chip in CHIPS if chip.clock is None]
-    examples = ", ".join(EXAMPLES)
-    kind, colon, shape = name.partition(":")
-    if kind not in tpus:
+def check(name: str, slices: int) -> tuple[Chip, int]:
+    """Returns the chip and the number of devices; raises ConfigError where it cannot be one."""
+    kind, _, shape = name.partition(":")
+    chips = {chip.name: chip for chip in CHIPS}
+    tpus, gpus = ([n for n, c in chips.items() if (c.clock is None) == gpu] for gpu in (0, 1))
+    if kind not in chips:
         raise ConfigError(
             f"--topology: there is no chip {kind!r}; there are {', '.join(tpus)}, as in "
-            f"{examples}, and {', '.join(gpus)}, as in h100:8.{nearest(kind, [*tpus, *gpus])}"
+            f"{', '.join(EXAMPLES)}, and {', '.join(gpus)}, as in h100:8."
+            + nearest(kind, list(chips))
         )
-    chip = tpus[kind]
-    dims = 2 if chip.links == 4 else 3
-    if not colon or not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{dims - 1}}}", shape):
+    if slices < 1:
+        raise ConfigError(f"--slices: {slices} given; it must be 1 or more.")
+    chip = chips[kind]
+    if chip.clock is None:
+        return chip, _number_of_gpus(name, shape, slices, chip)
+    dims, most = (2, 16) if chip.links == 4 else (3, math.inf)
+    if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{dims - 1}}}", shape):
         raise ConfigError(
             f"--topology: {name!r} given; {kind} needs {dims} sizes, as in "
-            f"{kind}:{'x'.join(['4'] * dims)}; other examples: {examples}."
+            f"{kind}:{'x'.join(['4'] * dims)}; other examples: {', '.join(EXAMPLES)}."
         )
-    most = 16 if chip.links == 4 and chip.name != "v3" else None
-    if most and max(map(int, shape.split("x"))) > most:
+    sizes = [int(size) for size in shape.split("x")]
+    if max(sizes) > most and kind != "v3":
         raise ConfigError(
             f"--topology: {name!r} given; a slice of {kind} is at most {most}x{most}; "
             "--slices=N joins several."
         )
-    if slices < 1:
-        raise ConfigError(f"--slices: {slices} given; it must be 1 or more.")
-    return chip
+    return chip, math.prod(sizes) * chip.devices_per_chip * slices
+
+
+def _number_of_gpus(name: str, number: str, slices: int, chip: Chip) -> int:
+    count, node = int(number) if re.fullmatch(r"[1-9]\d{0,5}", number) else 0, chip.devices_per_host
+    if not count or (count > node and count % node):
+        raise ConfigError(
+            f"--topology: {name!r} given; {chip.name} needs a number of GPUs, 1 to {node} or whole "
+            f"nodes of {node}, as in {chip.name}:8, {chip.name}:64."
+        )
+    if slices != 1:
+        raise ConfigError(f"--slices: {slices} given; GPUs have none: give their total number.")
+    return count
+
+
+def _share() -> float:
+    """Returns the share of a GPU's memory that JAX takes."""
+    try:
+        return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", PREALLOCATED))
+    except ValueError:
+        return PREALLOCATED
 
 
 def version() -> str:

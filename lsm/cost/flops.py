@@ -13,8 +13,9 @@ Arguments may be arrays or `jax.ShapeDtypeStruct`.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -70,7 +71,8 @@ def hardware_flops(function: Callable, *args: Any) -> Flops:
     `shard_map` counts once for each device of its axes; causal attention counts as it is computed,
     with all T x T scores.
     """
-    closed = jax.make_jaxpr(function)(*args)
+    jitted = hasattr(function, "trace")  # traced once, however often it is lowered or counted
+    closed = function.trace(*args).jaxpr if jitted else jax.make_jaxpr(function)(*args)
     alive, outputs = _alive(closed.jaxpr), len(closed.jaxpr.outvars)
     return _count(alive, [False] * len(alive.invars), [False] * outputs)[0]
 
@@ -284,10 +286,58 @@ def _opaque(eqn, backward: bool) -> Flops:
     return Flops(float(estimate.flops), 2.0 * estimate.flops * backward)
 
 
+def dot_flops(lhs: Sequence[int], contracted: Iterable[int], result: Sequence[int]) -> float:
+    """Returns the FLOPs of a product of arrays, from shapes: `contracted` dimensions are summed."""
+    return 2.0 * math.prod(lhs[dim] for dim in contracted) * math.prod(result)
+
+
+class Window(NamedTuple):
+    """One spatial dimension of a convolution, as XLA describes it.
+
+    Attributes:
+      size: of the input.
+      kernel: places of the kernel.
+      result: places of the result.
+      padding: places before the input's first.
+      stride: places of the input from one of the result to the next.
+      lhs_dilation: distance of the input's elements: holes between them are zeros.
+      rhs_dilation: distance of the kernel's places.
+    """
+
+    size: int
+    kernel: int
+    result: int
+    padding: int = 0
+    stride: int = 1
+    lhs_dilation: int = 1
+    rhs_dilation: int = 1
+
+    def pairs(self) -> int:
+        """Returns how many (place of the result, place of the kernel) meet an element."""
+        first, last = np.arange(self.result) * self.stride, (self.size - 1) * self.lhs_dilation
+        count = 0
+        for tap in range(self.kernel):
+            place = first + tap * self.rhs_dilation - self.padding
+            count += np.sum((place >= 0) & (place <= last) & (place % self.lhs_dilation == 0))
+        return int(count)
+
+
+def convolution_flops(features: int, windows: Iterable[Window]) -> float:
+    """Returns the FLOPs of a convolution: multiply-adds that meet an element.
+
+    Not padding, nor the holes of a dilated input: this is also how XLA's own cost analysis counts,
+    and it makes the two convolutions of the backward pass as long as that of the forward pass.
+
+    Args:
+      features: rows x features of the result x features of the kernel's input.
+      windows: of each spatial dimension.
+    """
+    return 2.0 * features * math.prod(window.pairs() for window in windows)
+
+
 def _dot(eqn) -> float:
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-    return 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
+    return dot_flops(eqn.invars[0].aval.shape, contracted, eqn.outvars[0].aval.shape)
 
 
 def _ragged_dot(eqn) -> float:
@@ -303,24 +353,22 @@ def _ragged_dot(eqn) -> float:
 
 
 def _convolution(eqn) -> float:
-    """Multiply-adds that meet an element: not padding, nor the holes of a dilated input.
-
-    This is also how XLA's own cost analysis counts, and it makes the two convolutions of the
-    backward pass as long as that of the forward pass.
-    """
     params, numbers = eqn.params, eqn.params["dimension_numbers"]
     lhs, rhs = (var.aval.shape for var in eqn.invars)
     out = eqn.outvars[0].aval.shape
+    windows = zip(
+        (lhs[dim] for dim in numbers.lhs_spec[2:]),
+        (rhs[dim] for dim in numbers.rhs_spec[2:]),
+        (out[dim] for dim in numbers.out_spec[2:]),
+        (low for low, _ in params["padding"]),
+        params["window_strides"],
+        params["lhs_dilation"],
+        params["rhs_dilation"],
+        strict=True,
+    )
     # Batch, output channels, and input channels of one group (which is what rhs has).
-    flops = 2.0 * out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * rhs[numbers.rhs_spec[1]]
-    for i, (low, _) in enumerate(params["padding"]):
-        # (outputs, taps): where in the dilated input each tap of each output lies.
-        reach = np.arange(out[numbers.out_spec[2 + i]])[:, None] * params["window_strides"][i]
-        taps = np.arange(rhs[numbers.rhs_spec[2 + i]]) * params["rhs_dilation"][i]
-        place, dilation = reach + taps - low, params["lhs_dilation"][i]
-        last = (lhs[numbers.lhs_spec[2 + i]] - 1) * dilation
-        flops *= np.sum((place >= 0) & (place <= last) & (place % dilation == 0))
-    return float(flops)
+    features = out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * rhs[numbers.rhs_spec[1]]
+    return convolution_flops(features, itertools.starmap(Window, windows))
 
 
 _PRODUCTS: dict[str, Callable[[Any], float]] = {

@@ -15,10 +15,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from launch.plan import collectives, compile, topology
+from launch.plan import collectives, compiled, topology
 from launch.plan.__main__ import main
 from launch.plan.hlo import Module
-from launch.plan.text import amount, count, duration, text_of
+from launch.plan.request import Request
+from launch.plan.sections import amount, count, duration
+from launch.plan.text import text_of
 from lsm import Data, Experiment, Mesh, Train
 from lsm.data import Arrays, Digits
 from lsm.errors import ConfigError, MeshError
@@ -63,8 +65,8 @@ def gpt(batch_size=8, **fields):
 def plans(v5e):
     """A plan of an MLP with sharded parameters, and of a GPT."""
     return {
-        "mlp": compile.plan(compile.Request(mlp(mesh=Mesh(data=2, fsdp=2))), v5e),
-        "gpt": compile.plan(compile.Request(gpt()), v5e),
+        "mlp": compiled.plan(Request(mlp(mesh=Mesh(data=2, fsdp=2))), v5e),
+        "gpt": compiled.plan(Request(gpt()), v5e),
     }
 
 
@@ -88,9 +90,9 @@ def test_memory_is_the_compilers_own(v5e, monkeypatch):
     """The parts add up, to the byte, to what the compiler says of the very same program."""
     seen = []
     monkeypatch.setattr(
-        compile, "memory_of", lambda *args, old=compile.memory_of: seen.append(args) or old(*args)
+        compiled, "memory_of", lambda *args, old=compiled.memory_of: seen.append(args) or old(*args)
     )
-    memory = compile.plan(compile.Request(mlp(mesh=Mesh(data=1, fsdp=4))), v5e).memory
+    memory = compiled.plan(Request(mlp(mesh=Mesh(data=1, fsdp=4))), v5e).memory
     stats = seen[0][0].memory_analysis()
     assert memory.total == (
         stats.argument_size_in_bytes
@@ -108,7 +110,7 @@ def test_memory_is_the_compilers_own(v5e, monkeypatch):
 
 @libtpu
 def test_a_plan_says_the_same_twice(v5e, plans):
-    again = compile.plan(compile.Request(gpt()), v5e)
+    again = compiled.plan(Request(gpt()), v5e)
     assert dataclasses.replace(again, compile_seconds={}) == dataclasses.replace(
         plans["gpt"], compile_seconds={}
     )
@@ -208,7 +210,7 @@ def test_collectives_of_sharded_products(v5e, program, kind, size):
         for shape, dtype, spec in arguments
     ]
     module = Module.parse(jax.jit(function).lower(*shapes).compile().as_text())
-    (row,) = collectives.summarise(collectives.find(module, 4, lambda _: 0), mesh, v5e.chip)
+    (row,) = collectives.summarise(collectives.find(module, 4), mesh, v5e.chip)
     assert (row.kind, row.axes, row.group, row.slices) == (kind, ("columns",), 2, 1)
     assert (row.bytes, row.times, row.total) == (size, 6, 6 * size)
 
@@ -218,7 +220,7 @@ def test_what_the_compiler_refuses_is_a_plan(v5e):
     wide = experiment(
         Classification(model=MLP(widths=(60_000, 60_000))), Digits(), mesh=Mesh(data=4)
     )
-    plan = compile.plan(compile.Request(wide), v5e)
+    plan = compiled.plan(Request(wide), v5e)
     assert not plan.fits and plan.memory is None and plan.projection is None
     assert plan.refusal.needed > 4 * 60_000**2 > plan.refusal.available / 2
     assert "DOES NOT FIT: the compiler refuses the init." in text_of(plan)
@@ -226,7 +228,7 @@ def test_what_the_compiler_refuses_is_a_plan(v5e):
 
 
 def test_refusals_in_both_forms_of_the_compiler():
-    new = compile.refusal(
+    new = compiled.refusal(
         "step",
         "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
         "required for HLO temporaries (35.00G) exceeds available HBM (15.75G). HLO module: jit_f.\n"
@@ -234,7 +236,7 @@ def test_refusals_in_both_forms_of_the_compiler():
     )
     assert (new.needed, new.available) == (35 * 2**30, 15.75 * 2**30)
     assert new.reason.startswith("CompileTimeHbmOom: Ran out") and "\n" not in new.reason
-    old = compile.refusal(
+    old = compiled.refusal(
         "step",
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.00G of 15.75G hbm.\n\n"
         "  1. Size: 10.00G\n     Operator: op_name=x\n     Shape: f32[2621440,1024]{1,0}\n",
@@ -246,14 +248,14 @@ def test_refusals_in_both_forms_of_the_compiler():
 @libtpu
 def test_a_mesh_that_does_not_fit_is_an_error(v5e):
     with pytest.raises(MeshError, match="does not fit 4 tpu"):
-        compile.plan(compile.Request(mlp(mesh=Mesh(data=3))), v5e)
+        compiled.plan(Request(mlp(mesh=Mesh(data=3))), v5e)
 
 
 @libtpu
 def test_several_slices_and_the_network_between_them():
     two = topology.load("v5e:2x2", slices=2)
     assert two.chips == len(two.devices) == 8
-    plan = compile.plan(compile.Request(mlp()), two)
+    plan = compiled.plan(Request(mlp()), two)
     across = [one for one in plan.collectives if one.network == "DCN"]
     assert {(one.kind, one.axes, one.group) for one in across} == {("all-reduce", ("data",), 2)}
     # Within a slice the gradient is scattered first: a quarter of it crosses from each device.

@@ -97,7 +97,7 @@ def on_one_device(model):
 
 def collectives(hlo, mesh):
     """Returns [(kind, mesh axes, bytes)] of a compiled step."""
-    found = find(Module.parse(hlo), mesh.size, lambda _: 1.0)
+    found = find(Module.parse(hlo), mesh.size)
     return [(one.kind, spanned(one.groups, mesh)[0], one.bytes) for one in found]
 
 

@@ -1,19 +1,20 @@
-"""Plans without a compiler: exact bytes, communication as the textbooks count it, and its errors."""
+"""Plans from XLA's partitioner: exact bytes, communication as the textbooks count it, and errors."""
 
 import importlib.util
 import json
 import math
 import pathlib
+import subprocess
+import sys
 
-import jax
 import numpy as np
 import pytest
 
-from launch.plan import analytic, compile, layouts, topology
+from launch.plan import compiled, partitioned, topology
 from launch.plan.__main__ import main
+from launch.plan.request import Request
 from launch.plan.text import text_of
 from lsm import Data, Experiment, Mesh, Train
-from lsm.config import flags
 from lsm.data import Arrays, Digits
 from lsm.errors import ConfigError, MeshError
 from lsm.models import GPT, MLP, Transformer
@@ -46,7 +47,7 @@ def gpt(remat="none", **fields):
 
 
 def plan(one, name="h100:8"):
-    return analytic.plan(compile.Request(one), analytic.load(name))
+    return partitioned.plan(Request(one), topology.load(name))
 
 
 def sent(one, kind, axes):
@@ -75,10 +76,14 @@ def test_it_says_that_it_is_an_estimate_everywhere():
 
 
 def test_megatron_sums_four_times_a_layer():
-    """Two forward and two backward (arXiv:1909.08053, section 3), each of (B, T, D) in bfloat16."""
+    """Two forward and two backward (arXiv:1909.08053, section 3), each of (B, T, D) in bfloat16.
+
+    XLA scatters the sums where the rows between are split too, and gathers them again.
+    """
     one = plan(gpt(mesh=Mesh(data=4, tensor=2)))
     activations = B // 4 * T * D * 2
-    times = sent(one, "all-reduce", ("tensor",))[activations]
+    kinds = ("all-reduce", "reduce-scatter")
+    times = sum(sent(one, kind, ("tensor",)).get(activations, 0) for kind in kinds)
     ends = 2  # rows looked up in a split table, and the gradient of the logits' product
     assert 4 * LAYERS <= times <= 4 * LAYERS + ends
 
@@ -131,13 +136,26 @@ def test_micro_batches_take_less_memory():
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 1.5 * sizes[2]
 
 
-def test_within_a_node_or_across():
-    near, far = plan(gpt(), "h100:8"), plan(gpt(batch_size=128), "h100:16")
-    assert {c.network for c in near.collectives} == {"NVLink"}
-    assert {(c.network, c.slices) for c in far.collectives} == {("network", 2)}
-    assert near.roofline.network == 0 < far.roofline.network
-    mixed = plan(gpt(batch_size=128, mesh=Mesh(data=8, tensor=2)), "h100:16")
-    assert {c.network for c in mixed.collectives if c.axes == ("tensor",)} == {"NVLink"}
+def planned(path, topology, config, **changes):
+    """The JSON of a plan from a process of its own: it simulates as many devices as it needs."""
+    changes = [f"--config.{name.replace('__', '.')}={value}" for name, value in changes.items()]
+    command = ["-m", "launch.plan", f"--config=experiments/configs/gpt/{config}.py", *changes]
+    command += [f"--topology={topology}", f"--json={path}"]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (0, 2), done.stderr
+    return json.loads(path.read_text())
+
+
+def test_within_a_node_or_across(tmp_path):
+    near = plan(gpt())
+    assert {c.network for c in near.collectives} == {"NVLink"} and near.roofline.network == 0
+    small = {"transformer__layers": 2, "transformer__width": 128, "transformer__heads": 2}
+    small = {f"task__model__{name}": value for name, value in small.items()}
+    mesh = {"mesh__data": 8, "mesh__tensor": 2}
+    far = planned(tmp_path / "far.json", "h100:16", "gpt2_124m", **small, **mesh)
+    assert far["roofline"]["network"] > 0
+    networks = {tuple(c["axes"]): (c["network"], c["slices"]) for c in far["collectives"]}
+    assert networks["data",] == ("network", 2) and networks["tensor",] == ("NVLink", 1)
 
 
 def test_the_time_of_a_ring_over_nvlink():
@@ -150,7 +168,7 @@ def test_the_time_of_a_ring_over_nvlink():
 
 def test_the_range_is_the_assumed_efficiency():
     one = plan(gpt())
-    low, high = analytic.efficiency(analytic.load("h100:8").chip)
+    low, high = partitioned.efficiency(topology.load("h100:8").chip)
     roof, (fast, slow) = one.roofline, one.projection.step_seconds
     assert fast == max(roof.compute / high, roof.memory, roof.interconnect)
     assert slow == max(roof.compute / low, roof.memory) + roof.interconnect
@@ -159,47 +177,52 @@ def test_the_range_is_the_assumed_efficiency():
 @pytest.mark.parametrize(
     ("config", "changes", "published"),
     [  # Llama 3 on 64 A100, FSDP, a sequence of 8,192 on each: torchtitan's docs/performance.md
-        ("llama_8b", {"task.model.transformer.remat": "dots"}, 0.582),
+        ("llama_8b", {"task__model__transformer__remat": "dots"}, 0.582),
         (
             "llama_70b",
             {
-                "data.source.length": "8192",
-                "task.model.context": "8192",
-                "task.model.vocabulary": "128256",
+                "data__source__length": 8192,
+                "task__model__context": 8192,
+                "task__model__vocabulary": 128256,
             },
             0.517,
         ),
     ],
 )
-def test_published_utilisation_lies_in_the_range(config, changes, published):
-    path = ROOT / f"experiments/configs/gpt/{config}.py"
-    one = flags.load(str(path), {"train.batch_size": "64", **changes})
-    low, high = plan(one, "a100:64").projection.mfu
+def test_published_utilisation_lies_in_the_range(tmp_path, config, changes, published):
+    changes = {"train__batch_size": 64, **changes}
+    one = planned(tmp_path / "plan.json", "a100:64", config, **changes)
+    low, high = one["projection"]["mfu"]
     assert low < published < high
     assert math.sqrt(low * high) == pytest.approx(published, rel=0.1)
+    assert one["flops"]["compiled"] == pytest.approx(one["flops"]["hardware"], rel=0.02)
 
 
 @libtpu
 def test_near_the_compiler_where_there_is_one():
-    """The same step on TPUs: the state's bytes and the FLOPs equal, the total within a half.
+    """The same step on TPUs: the state's bytes and the FLOPs equal, the total within a quarter.
 
-    So small a model is the hard case; docs/plan.md has larger ones, within a tenth.
+    docs/plan.md says where it is further off: a layer that is computed again, and small models.
     """
-    request = compile.Request(gpt(remat="full", mesh=Mesh(data=1, fsdp=4)))
+    tokens = Arrays(train={"tokens": np.zeros((8, 513), np.int32)})
+    blocks = Transformer(layers=4, heads=8, width=512, remat="dots", dtype="bfloat16")
+    model = GPT(vocabulary=512, context=512, transformer=blocks)
+    mesh = Mesh(data=1, fsdp=4)
+    request = Request(experiment(LanguageModelling(model=model), tokens, mesh=mesh))
     tpus = topology.load("v5e:2x2")
-    estimated, compiled = analytic.plan(request, tpus), compile.plan(request, tpus)
-    assert estimated.memory.parameters == compiled.memory.parameters
-    assert estimated.memory.optimizer_state == compiled.memory.optimizer_state
-    assert estimated.flops.model == compiled.flops.model
-    assert estimated.flops.hardware == compiled.flops.hardware
-    assert estimated.memory.total == pytest.approx(compiled.memory.total, rel=0.5)
+    estimated, exact = partitioned.plan(request, tpus), compiled.plan(request, tpus)
+    assert estimated.memory.parameters == exact.memory.parameters
+    assert estimated.memory.optimizer_state == exact.memory.optimizer_state
+    assert estimated.flops.model == exact.flops.model
+    assert estimated.flops.hardware == exact.flops.hardware
+    assert estimated.memory.total == pytest.approx(exact.memory.total, rel=0.25)
 
 
 def test_jax_takes_three_quarters_of_a_gpu(monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
-    assert analytic.load("a100:8").available == 60 * 2**30
+    assert topology.load("a100:8").available == 60 * 2**30
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
-    assert analytic.load("a100:8").available == 76 * 2**30
+    assert topology.load("a100:8").available == 76 * 2**30
 
 
 @pytest.mark.parametrize(
@@ -214,7 +237,7 @@ def test_jax_takes_three_quarters_of_a_gpu(monkeypatch):
 )
 def test_names_that_are_wrong(name, message):
     with pytest.raises(ConfigError, match=message):
-        analytic.load(name)
+        topology.load(name)
 
 
 def test_a_mesh_that_does_not_fit_is_one_line(capsys, monkeypatch):
@@ -228,21 +251,5 @@ def test_a_mesh_that_does_not_fit_is_one_line(capsys, monkeypatch):
     assert "--slices: 2 given; GPUs have none" in capsys.readouterr().err
     assert main([config, "--topology=h100:8", "--config.mesh.offload=True"]) == 1
     assert "the estimate for GPUs needs False" in capsys.readouterr().err
-    with pytest.raises(MeshError, match="64 does not divide over 24"):
-        plan(experiment(Classification(model=MLP()), Digits()), "h100:24")
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "layout", "expected"),
-    [
-        ((8, 4, 6), (32, 6), (("data",), (), ("tensor",)), (("data",), ("tensor",))),
-        ((32, 6), (8, 4, 6), (("data",), ()), (("data",), (), ())),
-        ((6, 12), (6, 4, 3), ((), ("tensor",)), ((), ("tensor",), ())),
-        ((1, 8, 3), (8, 3), ((), ("data",), ()), (("data",), ())),
-        ((6,), (3, 2), (("data",),), ((), ())),  # 3 does not divide over 2
-    ],
-)
-def test_layouts_of_reshaped_arrays(before, after, layout, expected):
-    closed = jax.make_jaxpr(lambda x: x.reshape(after))(jax.ShapeDtypeStruct(before, np.float32))
-    (eqn,) = closed.jaxpr.eqns
-    assert layouts.follow(eqn, [layout], {"data": 2, "tensor": 2}) == [expected]
+    with pytest.raises(MeshError, match="64 does not divide over 3"):
+        plan(experiment(Classification(model=MLP()), Digits()), "h100:3")

@@ -1,7 +1,7 @@
 """The fastest plan that fits: mesh, rematerialisation and accumulation, at the recipe's batch.
 
 The batch and everything else that changes what is learnt stay as they are. Candidates are ranked
-by `launch.plan.analytic`, and the best few of them compiled.
+by `launch.plan.partitioned`, and for TPUs the best few of them compiled.
 """
 
 import dataclasses
@@ -9,10 +9,10 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 
-from launch.plan import analytic, compile
-from launch.plan.compile import Request
+from launch.plan import compiled, partitioned
 from launch.plan.report import Plan
-from launch.plan.text import amount, duration
+from launch.plan.request import Request
+from launch.plan.sections import amount, duration
 from launch.plan.topology import PlanError, Topology
 from lsm.config import Experiment, flags
 from lsm.errors import ConfigError, LsmError, MeshError
@@ -39,7 +39,7 @@ class Trial:
 
     Attributes:
       changes: what it sets, {"mesh.fsdp": "4", ...}.
-      plan: its plan, analytic or compiled.
+      plan: its plan, estimated or compiled.
     """
 
     changes: Mapping[str, str]
@@ -57,9 +57,21 @@ class Trial:
         split = sum(n > 1 for axis, n in self.plan.run.mesh.items() if axis not in ("data", "fsdp"))
         return self.seconds * (1 + MARGIN * split)
 
+    @property
+    def needed(self) -> float:
+        """Bytes that it needs on each device; infinite where the compiler does not say."""
+        plan = self.plan
+        return plan.memory.total if plan.memory else plan.refusal.needed or math.inf
+
+    @property
+    def mesh(self) -> str:
+        """Its axes of several ways, "fsdp=4 x tensor=2"."""
+        ways = self.plan.run.mesh.items()
+        return " x ".join(f"{axis}={n}" for axis, n in ways if n > 1) or "one device"
+
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class Choice:
     """What a search found.
 
     Attributes:
@@ -73,7 +85,7 @@ class Search:
     flags: tuple[str, ...]
 
 
-def fit(request: Request, topology: Topology, say: Callable[[str], None]) -> Search:
+def search(request: Request, topology: Topology, say: Callable[[str], None]) -> Choice:
     """Returns the fastest plan that fits; what `request.overrides` sets stays as it is.
 
     Args:
@@ -87,18 +99,15 @@ def fit(request: Request, topology: Topology, say: Callable[[str], None]) -> Sea
     """
     trials = _estimates(request, topology, say)
     ranked = sorted((one for one in trials if one.plan.fits), key=lambda one: one.rank)
-    if not ranked:
-        raise PlanError(_nothing_fits(trials, topology))
-    gpu = analytic.is_gpu(topology.name)
-    done = ranked[:1] if gpu else _compiled(request, topology, ranked, say)
+    done = ranked[:1] if topology.gpus else _compiled(request, topology, ranked, say)
     fitting = [one for one in done if one.plan.fits]
     if not fitting:
-        raise PlanError(_nothing_fits(done, topology))
+        raise PlanError(_nothing_fits(done or trials, topology))
     best = min(fitting, key=lambda one: one.rank)
     given = {tuple(one.changes.items()): one for one in done}
     tried = [given.get(tuple(one.changes.items()), one) for one in trials]
-    order = sorted(tried, key=lambda one: (one is not best, one.plan.basis == "analytic", one.rank))
-    return Search(best, tuple(order), tuple(_flags(request.experiment, best.changes)))
+    tried.sort(key=lambda one: (one is not best, one.plan.basis == "analytic", one.rank))
+    return Choice(best, tuple(tried), tuple(_flags(request.experiment, best.changes)))
 
 
 def _flags(experiment: Experiment, changes: Mapping[str, str]) -> Iterator[str]:
@@ -111,70 +120,72 @@ def _flags(experiment: Experiment, changes: Mapping[str, str]) -> Iterator[str]:
             yield f"--config.{path}={text}"
 
 
-def table_of(search: Search, most: int = 20) -> str:
+def table_of(choice: Choice, most: int = 20) -> str:
     """Returns the candidates, fastest first, and the flags of the best."""
-    lines = ["Plans tried, the best first"]
     row = "  {:34}{:>8}{:>6}{:>12}  {:4}{:>10}{:>8}  {}"
-    lines.append(row.format("mesh", "remat", "parts", "memory", "fits", "step", "MFU", "by"))
-    for one in search.tried[:most]:
-        plan = one.plan
-        memory = plan.memory.total if plan.memory else plan.refusal.needed
-        ends = plan.projection
+    heads = ("mesh", "remat", "parts", "memory", "fits", "step", "MFU", "by")
+    lines = ["Plans tried, the best first", row.format(*heads)]
+    for one in choice.tried[:most]:
+        plan, ends = one.plan, one.plan.projection
         cells = (
-            _mesh(plan),
+            one.mesh,
             one.changes.get(_REMAT, "-"),
             plan.run.accumulation,
-            amount(memory) if memory else "-",
+            amount(one.needed) if one.needed < math.inf else "-",
             "yes" if plan.fits else "no",
             duration(math.sqrt(math.prod(ends.step_seconds))) if ends else "-",
             f"{math.sqrt(math.prod(ends.mfu)):.1%}" if ends else "-",
             "compiler" if plan.basis == "compiled" else "estimate",
         )
         lines.append(row.format(*cells))
-    if len(search.tried) > most:
-        lines.append(f"  and {len(search.tried) - most} more")
-    lines.append("Add to the command: " + (" ".join(search.flags) or "nothing, it is the best"))
+    if len(choice.tried) > most:
+        lines.append(f"  and {len(choice.tried) - most} more")
+    lines.append("Add to the command: " + (" ".join(choice.flags) or "nothing, it is the best"))
     return "\n".join(lines) + "\n"
 
 
-def _mesh(plan: Plan) -> str:
-    return " x ".join(f"{a}={n}" for a, n in plan.run.mesh.items() if n > 1) or "one device"
-
-
 def _estimates(request: Request, topology: Topology, say: Callable[[str], None]) -> list[Trial]:
-    """Analytic plans of all meshes and policies, each with the fewest micro-batches that fit."""
-    meshes = list(_meshes(request, topology))
-    trials: list[Trial] = []
-    error: LsmError | None = None
-    policies = _policies(request, ("none", "dots", "full"))
-    for attempt in (policies, _policies(request, ("offload",))):
+    """Estimates of all meshes and policies, each with the fewest micro-batches that fit.
+
+    The host's memory is tried only where nothing else fits.
+    """
+    meshes, trials = list(_meshes(request, topology)), []
+    error: LsmError = MeshError("mesh: no mesh suits the model and the batch.")
+    policies: tuple[str | None, ...] = (None,)
+    if hasattr(request.experiment.task.model, "transformer") and _REMAT not in request.overrides:
+        policies = ("none", "dots", "full")
+    for attempt in (policies, ("offload",) if policies[0] else ()):
         for i, mesh in enumerate(meshes):
             sizes = " x ".join(f"{k[5:]}={v}" for k, v in mesh.items() if v != "1")
             say(f"estimating mesh {i + 1} of {len(meshes)}: {sizes or 'one device'}")
-            for policy in attempt:
-                try:
-                    trial = _fewest_parts(request, topology, {**mesh, **policy}, trials)
-                except (MeshError, ConfigError) as failed:
-                    error = failed
-                    break
-                trials.append(trial)
-                memory = trial.plan.memory
-                if memory.arguments > memory.available:
-                    break  # whatever is kept of the activations
-                whole = trial.plan.run.accumulation == 1
-                if trial.plan.fits and (whole or policy.get(_REMAT) == "dots"):
-                    break  # the next policy computes more
-        if any(one.plan.fits for one in trials) or _REMAT in request.overrides or not policies[0]:
+            try:
+                _try_policies(request, topology, mesh, attempt, trials)
+            except (MeshError, ConfigError) as failed:
+                error = failed
+        if any(one.plan.fits for one in trials):
             break
     if not trials:
-        raise error or MeshError("mesh: no mesh suits the model and the batch.")
+        raise error
     return trials
 
 
-def _policies(request: Request, names: tuple[str, ...]) -> list[dict[str, str]]:
-    if not hasattr(request.experiment.task.model, "transformer") or _REMAT in request.overrides:
-        return [{}]
-    return [{_REMAT: name} for name in names]
+def _try_policies(
+    request: Request,
+    topology: Topology,
+    mesh: Mapping[str, str],
+    policies: tuple[str | None, ...],
+    trials: list[Trial],
+) -> None:
+    """Adds to `trials` the plans of a mesh, until the next policy would only compute more."""
+    for policy in policies:
+        changes = {**mesh, **({_REMAT: policy} if policy else {})}
+        trial = _fewest_parts(request, topology, changes, trials)
+        trials.append(trial)
+        memory, whole = trial.plan.memory, trial.plan.run.accumulation == 1
+        if memory.arguments > memory.available:  # whatever is kept of the activations
+            break
+        if trial.plan.fits and (whole or policy == "dots"):
+            break
 
 
 def _fewest_parts(
@@ -182,36 +193,29 @@ def _fewest_parts(
 ) -> Trial:
     """The plan with the fewest micro-batches that fit, where any number does; else with the most.
 
-    Memory grows with the rows of a micro-batch, less than in proportion.
+    Memory grows with the rows of a micro-batch, at most in proportion: fewer need not be tried.
     """
-    model = known[0].plan.flops.model if known else None
+    flops = next((one.plan.flops.model for one in known if one.plan.flops), None)
+
+    def trial(parts: int | None = None) -> Trial:
+        new = changes if parts is None else {**changes, _ACCUMULATION: str(parts)}
+        return Trial(new, partitioned.plan(_changed(request, new), topology, flops))
+
     if _ACCUMULATION in request.overrides:
-        return _trial(request, topology, changes, model)
+        return trial()
     ways = math.prod(int(changes[f"mesh.{axis}"]) for axis in BATCH_AXES)
     batch = request.experiment.train.batch_size
     if batch % ways:
         raise MeshError(f"train.batch_size: {batch} does not divide over {ways} devices.")
-    parts = [n for n in range(1, batch // ways + 1) if (batch // ways) % n == 0]
-    best = _trial(request, topology, {**changes, _ACCUMULATION: str(parts[-1])}, model)
-    guess = parts[-1]
-    while best.plan.fits and guess > 1:
+    parts, n = [n for n in range(1, batch // ways + 1) if (batch // ways) % n == 0], 1
+    while True:
+        best = trial(n)
         memory = best.plan.memory
-        room = (memory.available - memory.total + memory.temporaries) / max(memory.temporaries, 1)
-        fewer = [n for n in parts if guess / room <= n < guess]
-        if not fewer:
-            break
-        guess = fewer[0]
-        more = _trial(request, topology, {**changes, _ACCUMULATION: str(guess)}, model)
-        if not more.plan.fits:
-            break
-        best = more
-    return best
-
-
-def _trial(
-    request: Request, topology: Topology, changes: dict[str, str], model: float | None
-) -> Trial:
-    return Trial(changes, analytic.plan(_changed(request, changes), topology, model))
+        room = memory.available - memory.total + memory.temporaries
+        if best.plan.fits or n == parts[-1] or room <= 0:
+            return best
+        least = n * memory.temporaries / room
+        n = next((more for more in parts if more > n and more >= least), parts[-1])
 
 
 def _changed(request: Request, changes: Mapping[str, str]) -> Request:
@@ -223,14 +227,10 @@ def _changed(request: Request, changes: Mapping[str, str]) -> Request:
 
 
 def _meshes(request: Request, topology: Topology) -> Iterator[dict[str, str]]:
-    """Meshes worth a look, as changes: one axis beside data and fsdp splits layers, or two."""
-    experiment, devices = request.experiment, len(topology.devices)
-    fixed = {
-        axis: int(request.overrides[f"mesh.{axis}"])
-        for axis in AXES
-        if f"mesh.{axis}" in request.overrides and request.overrides[f"mesh.{axis}"] != "-1"
-    }
-    usable = _usable(experiment)
+    """Meshes worth a look, as changes: one axis beside data and fsdp splits layers, or none."""
+    devices, usable = len(topology.devices), _usable(request.experiment)
+    given = {axis: request.overrides.get(f"mesh.{axis}", "-1") for axis in AXES}
+    fixed = {axis: int(text) for axis, text in given.items() if text != "-1"}
     choices = {
         axis: (fixed[axis],) if axis in fixed else _SPLITS if axis in usable else (1,)
         for axis in ("pipeline", "expert", "sequence", "tensor")
@@ -239,17 +239,17 @@ def _meshes(request: Request, topology: Topology) -> Iterator[dict[str, str]]:
     for sizes in itertools.product(*choices.values()):
         split = dict(zip(choices, sizes, strict=True))
         free = [n for axis, n in split.items() if n > 1 and axis not in fixed]
-        if len(free) > 1 or devices % math.prod(sizes):
+        rest, left = divmod(devices, math.prod(sizes))
+        if len(free) > 1 or left:
             continue
-        rest = devices // math.prod(sizes)
         node = math.gcd(rest, topology.chip.devices_per_host)
         for fsdp in (fixed["fsdp"],) if "fsdp" in fixed else sorted({1, node, rest}):
             mesh = {**split, "fsdp": fsdp, "data": rest // fsdp}
+            changes = {f"mesh.{axis}": str(mesh[axis]) for axis in AXES}
             known = all(mesh[axis] == n for axis, n in fixed.items())
-            key = tuple(mesh[axis] for axis in AXES)
-            if rest % fsdp == 0 and known and key not in seen:
-                seen.add(key)
-                yield {f"mesh.{axis}": str(mesh[axis]) for axis in AXES}
+            if rest % fsdp == 0 and known and tuple(changes.values()) not in seen:
+                seen.add(tuple(changes.values()))
+                yield changes
 
 
 def _usable(experiment: Experiment) -> set[str]:
@@ -277,20 +277,16 @@ def _compiled(
             break
         remat = one.changes.get(_REMAT, "as given")
         parts = one.plan.run.accumulation
-        say(f"compiling {len(done) + 1}: {_mesh(one.plan)}, remat {remat}, {parts} micro-batches")
-        done.append(Trial(one.changes, compile.plan(_changed(request, one.changes), topology)))
+        say(f"compiling {len(done) + 1}: {one.mesh}, remat {remat}, {parts} micro-batches")
+        done.append(Trial(one.changes, compiled.plan(_changed(request, one.changes), topology)))
     return done
 
 
 def _nothing_fits(trials: list[Trial], topology: Topology) -> str:
-    def needed(one: Trial) -> float:
-        plan = one.plan
-        return plan.memory.total if plan.memory else plan.refusal.needed or math.inf
-
-    closest = min(trials, key=needed)
-    over = needed(closest) - topology.available
+    closest = min(trials, key=lambda one: one.needed)
+    over = closest.needed - topology.available
     shown = ", ".join(f"{k}={v}" for k, v in closest.changes.items() if v != "1")
-    offload = "" if analytic.is_gpu(topology.name) else "mesh.offload=True, "
+    offload = "" if topology.gpus else "mesh.offload=True, "
     return (
         f"--fit: none of {len(trials)} plans fits {topology.name}; the closest ({shown}) needs "
         f"{amount(over)} more on each device. More chips would help, or {offload}"

@@ -8,8 +8,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from launch.plan import analytic, compile, fit, topology
+from launch.plan import partitioned, search, topology
 from launch.plan.__main__ import main
+from launch.plan.request import Request
 from launch.plan.topology import PlanError
 from lsm import Data, Experiment, Mesh, Train
 from lsm.config import flags
@@ -43,19 +44,19 @@ def gpt(**fields):
 
 
 def gpus(count=2, available=None):
-    machine = analytic.load(f"h100:{count}")
+    machine = topology.load(f"h100:{count}")
     return machine if available is None else dataclasses.replace(machine, available=available)
 
 
-def search(one, machine, overrides=None):
+def find(one, machine, overrides=None):
     overrides = overrides or {}
-    request = compile.Request(flags.override(one, overrides), overrides=overrides)
-    return fit.fit(request, machine, lambda line: None)
+    request = Request(flags.override(one, overrides), overrides=overrides)
+    return search.search(request, machine, lambda line: None)
 
 
 @pytest.fixture(scope="module")
 def roomy():
-    return search(gpt(), gpus())
+    return find(gpt(), gpus())
 
 
 def test_with_room_nothing_is_computed_again_or_split(roomy):
@@ -79,16 +80,18 @@ def test_the_best_is_the_first_and_none_beats_it(roomy):
 def test_its_flags_make_the_plan(roomy):
     changes = dict(flag.removeprefix("--config.").split("=") for flag in roomy.flags)
     one = flags.override(gpt(), changes)
-    again = analytic.plan(compile.Request(one), gpus())
+    again = partitioned.plan(Request(one), gpus())
     assert again.memory == roomy.best.plan.memory
     assert again.run.mesh == roomy.best.plan.run.mesh
     assert "mesh.tensor" not in changes  # 1 already
 
 
 def test_little_memory_is_met_by_policy_or_parts(roomy):
-    least = min(one.plan.memory.total for one in roomy.tried)
+    data = {f"mesh.{axis}": "1" for axis in ("pipeline", "sequence", "tensor")}
+    plain = [one for one in roomy.tried if one.rank == one.seconds]
+    least = min(one.plan.memory.total for one in plain)
     available = (least + roomy.best.plan.memory.total) // 2
-    tight = search(gpt(), gpus(available=available))
+    tight = find(gpt(), gpus(available=available), data)
     assert tight.best.plan.memory.total <= available
     assert tight.best.seconds >= roomy.best.seconds
     assert tight.best.plan.run.batch_size == 64
@@ -96,7 +99,7 @@ def test_little_memory_is_met_by_policy_or_parts(roomy):
 
 def test_what_is_on_the_line_stays():
     fixed = {"mesh.tensor": "2", "train.accumulation": "2", "task.model.transformer.remat": "full"}
-    found = search(gpt(), gpus(), fixed)
+    found = find(gpt(), gpus(), fixed)
     for one in found.tried:
         assert one.plan.run.mesh["tensor"] == 2 and one.plan.run.accumulation == 2
         assert "task.model.transformer.remat" not in one.changes
@@ -105,14 +108,14 @@ def test_what_is_on_the_line_stays():
 
 def test_a_model_without_the_policy_has_fewer_candidates():
     mlp = experiment(Classification(model=MLP(widths=(256,))), Digits())
-    found = search(mlp, gpus())
+    found = find(mlp, gpus())
     assert all("task.model.transformer.remat" not in one.changes for one in found.tried)
     assert len(found.tried) <= 3 * 2  # data and fsdp, and tensor where the layout has it
 
 
 def test_nothing_fits_is_one_line_with_the_closest():
     with pytest.raises(PlanError) as caught:
-        search(gpt(), gpus(available=1000))
+        find(gpt(), gpus(available=1000), {"mesh.pipeline": "1", "mesh.sequence": "1"})
     message = str(caught.value)
     assert message.startswith("--fit: none of ") and "\n" not in message
     assert "more on each device" in message and "More chips would help" in message
@@ -135,8 +138,8 @@ def test_the_command_prints_progress_table_and_plan(capsys, monkeypatch):
 def test_on_tpus_the_best_are_compiled():
     said = []
     mlp = experiment(Classification(model=MLP(widths=(256,))), Digits(), mesh=Mesh(data=-1))
-    request = compile.Request(mlp, overrides={"mesh.tensor": "1", "mesh.fsdp": "1"})
-    found = fit.fit(request, topology.load("v5e:2x2"), said.append)
+    request = Request(mlp, overrides={"mesh.tensor": "1", "mesh.fsdp": "1"})
+    found = search.search(request, topology.load("v5e:2x2"), said.append)
     assert found.best.plan.basis == "compiled" and found.best.plan.fits
     assert [line for line in said if line.startswith("compiling 1: data=4")]
-    assert "compiler" in fit.table_of(found)
+    assert "compiler" in search.table_of(found)
