@@ -56,7 +56,7 @@ def _act(argv: Sequence[str]) -> int:
 
 def _plan(given: Flags, overrides: dict[str, str]) -> int:
     experiment = flags.load(given.config, overrides)
-    from launch.plan import compiled, partitioned, topology
+    from launch.plan import compiled, topology
     from launch.plan.html import html_of
     from launch.plan.request import Request
     from launch.plan.search import search, table_of
@@ -69,7 +69,7 @@ def _plan(given: Flags, overrides: dict[str, str]) -> int:
         result = found.best.plan
         print("\n" + table_of(found))
     else:
-        result = (partitioned if machine.gpus else compiled).plan(request, machine)
+        result = compiled.plan(request, machine)
     if given.json:
         _write("json", given.json, result.as_json())
     if given.html:

@@ -260,11 +260,11 @@ def summarise(
             axes=axes,
             group=group,
             slices=slices,
+            network=(("ICI", "DCN") if chip.clock else ("NVLink", "network"))[slices > 1],
             bytes=size,
             times=count,
             overlapped=overlapped,
             seconds=count * seconds(kind, size, group, slices, torus, chip),
-            networks=("ICI", "DCN") if chip.clock else ("NVLink", "network"),
         )
         for (kind, axes, group, slices, size, overlapped, torus), count in times.items()
         if group > 1

@@ -1,4 +1,4 @@
-"""What a plan says: frozen dataclasses that become JSON, and are printed by `launch.plan.text`.
+"""What a plan says: frozen dataclasses that become JSON, and are printed by `launch.plan.show`.
 
 Bytes and seconds are those of one device and one step, unless a field says otherwise.
 """
@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import Any, Literal
 
-SCHEMA = 1
+SCHEMA = 2
 """Goes up when a field of `Plan` changes its meaning or goes away."""
 
 
@@ -27,8 +27,6 @@ class Memory:
       code: the program.
       available: what the compiler lets a program have; less than the chip's HBM.
       capacity: HBM of the device.
-      peak: most bytes in use at once, as the compiler tells it; below `total`, which leaves room
-        for gaps, and holds the code. None where it does not tell.
       host: bytes in the host's memory, where something is offloaded.
     """
 
@@ -42,7 +40,6 @@ class Memory:
     code: int
     available: int
     capacity: int
-    peak: int | None = None
     host: int = 0
 
     @property
@@ -102,33 +99,28 @@ class Collective:
       kind: all-gather, all-reduce, reduce-scatter, all-to-all or collective-permute.
       axes: mesh axes that its groups span; () where they follow none.
       group: devices in a group.
-      slices: slices that a group spans; more than 1 means the data-centre network (DCN).
+      slices: slices (of GPUs: nodes) that a group spans; several are joined by the slow network.
+      network: what they go over: ICI in a slice or DCN across, NVLink in a node or the network.
       bytes: of one: the gathered or the reduced whole, or what is sent.
       times: in a step.
       overlapped: the compiler runs it beside other work.
       seconds: of all of them, by the ring formulas; an estimate.
-      networks: names of the network within a slice or node, and across.
     """
 
     kind: str
     axes: tuple[str, ...]
     group: int
     slices: int
+    network: str
     bytes: int
     times: int
     overlapped: bool
     seconds: float
-    networks: tuple[str, str] = ("ICI", "DCN")
 
     @property
     def total(self) -> int:
         """Bytes of all of them in a step."""
         return self.bytes * self.times
-
-    @property
-    def network(self) -> str:
-        """The network that they go over: of TPUs, ICI within a slice and DCN across."""
-        return self.networks[self.slices > 1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,8 +133,7 @@ class Operations:
       count: how many run in a step.
       flops: of matrix products and convolutions; of custom calls, what is not in the others.
       bytes: read from and written to HBM.
-      cycles: the compiler's estimate.
-      unestimated: how many carry no estimate of the compiler's.
+      cycles: the compiler's estimate, of those that carry one.
       seconds: its cycles by the clock; for what carries no estimate, its bytes or FLOPs at the
         chip's peak, and for collectives the time of `Collective`.
     """
@@ -152,7 +143,6 @@ class Operations:
     flops: float = 0.0
     bytes: float = 0.0
     cycles: int = 0
-    unestimated: int = 0
     seconds: float
 
 
@@ -264,8 +254,8 @@ class Plan:
     Attributes:
       run: what.
       machine: on what.
-      basis: "compiled" by the machine's own compiler, or "analytic" where there is none: estimated
-        from what XLA's partitioner makes of the step.
+      basis: "compiled" by the machine's own compiler; "priced": by the TPU's for as many TPUs, with
+        the GPU's figures; "quick": without optimisation, to compare plans.
       memory: None where the compiler refused.
       refusal: None where it did not.
       flops: of a step; None where the compiler refused, like all below.
@@ -280,7 +270,7 @@ class Plan:
 
     run: Workload
     machine: Machine
-    basis: Literal["compiled", "analytic"] = "compiled"
+    basis: Literal["compiled", "priced", "quick"] = "compiled"
     memory: Memory | None = None
     refusal: Refusal | None = None
     flops: StepFlops | None = None
@@ -289,8 +279,8 @@ class Plan:
     unknown_loops: int = 0
     roofline: Roofline | None = None
     projection: Projection | None = None
-    compile_seconds: dict[str, float]
-    versions: dict[str, str]
+    compile_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -298,23 +288,15 @@ class Plan:
         return self.memory is not None and self.memory.total <= self.memory.available
 
     def as_json(self) -> str:
-        """Returns the plan as indented JSON, with what its properties say."""
-        return json.dumps({"schema": SCHEMA, "fits": self.fits, **_plain(self)}, indent=1) + "\n"
-
-
-_DERIVED = {
-    Memory: ("arguments", "total"),
-    Collective: ("total", "network"),
-    Roofline: ("bound", "least"),
-}
+        """Returns the plan as indented JSON, with what the properties say."""
+        return json.dumps({"schema": SCHEMA, **_plain(self)}, indent=1) + "\n"
 
 
 def _plain(value: Any) -> Any:
-    """Returns dataclasses as dicts, with their properties of `_DERIVED`."""
+    """Returns dataclasses as dicts, with their properties."""
     if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        names += _DERIVED.get(type(value), ())
-        return {name: _plain(getattr(value, name)) for name in names}
+        derived = [name for name, x in vars(type(value)).items() if isinstance(x, property)]
+        return {name: _plain(getattr(value, name)) for name in (*vars(value), *derived)}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

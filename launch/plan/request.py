@@ -53,17 +53,15 @@ class Shaped:
     horizon: Horizon
 
     @classmethod
-    def of(
-        cls, request: Request, devices: Sequence[jax.Device], platform: str | None = None
-    ) -> "Shaped":
-        """Builds the program for `devices`, which may stand in for those of `platform`.
+    def of(cls, request: Request, devices: Sequence[jax.Device]) -> "Shaped":
+        """Builds the program for `devices`.
 
         Raises:
           DataError: the shapes of the data are not known, and it is not there.
           MeshError: the mesh does not fit the devices, the batch or the parameters.
         """
         batch, horizon = abstract_batch(request.experiment, request.data_dir)
-        program = build(request.experiment, horizon, batch, list(devices), platform)
+        program = build(request.experiment, horizon, batch, list(devices))
         batch = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.batch)
             for name, x in batch.items()
@@ -96,7 +94,7 @@ def local_bytes(tree: Any) -> int:
     )
 
 
-def unanswered(request: Request, topology: Topology, shaped: Shaped) -> Plan:
+def unanswered(request: Request, topology: Topology, shaped: Shaped, basis: str) -> Plan:
     """Returns the plan without its answers: the workload and the machine."""
     experiment, program = request.experiment, shaped.program
     column = getattr(experiment.task, "tokens", None)
@@ -123,4 +121,4 @@ def unanswered(request: Request, topology: Topology, shaped: Shaped) -> Plan:
         price=chip.price if price is None else price,
         price_source=source,
     )
-    return Plan(run=workload, machine=machine, compile_seconds={}, versions=topology.versions)
+    return Plan(run=workload, machine=machine, basis=basis, versions=topology.versions)

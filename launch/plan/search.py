@@ -1,15 +1,14 @@
 """The fastest plan that fits: mesh, rematerialisation and accumulation, at the recipe's batch.
 
-The batch and everything else that changes what is learnt stay as they are. Candidates are ranked
-by `launch.plan.partitioned`, and for TPUs the best few of them compiled.
+The batch and everything else that changes what is learnt stay as they are. Candidates are compiled
+without optimisation and compared with each other; the best that then fits is compiled in full.
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 
-from launch.plan import compiled, partitioned
+from launch.plan import compiled
 from launch.plan.report import Plan
 from launch.plan.request import Request
 from launch.plan.sections import amount, duration
@@ -19,18 +18,14 @@ from lsm.errors import ConfigError, LsmError, MeshError
 from lsm.mesh import AXES, BATCH_AXES, Fsdp, Layout, axis_names
 
 COMPILED = 4
-"""Candidates compiled, at most."""
-
-CLOSE = 1.1
-"""Once a compiled plan fits, others are compiled that are estimated to be at most so much slower
-than the first."""
+"""Candidates compiled in full, at most."""
 
 MARGIN = 0.03
-"""What an axis beside data and fsdp has to gain; less is within the error of an estimate."""
+"""What an axis beside data and fsdp has to gain; less is within the error of a quick compilation."""
 
 _REMAT, _ACCUMULATION = "task.model.transformer.remat", "train.accumulation"
-_SPLITS = (1, 2, 4, 8)
-"""Ways tried of the axes that split single layers or the stack of them."""
+_SPLITTING = ("tensor", "sequence", "pipeline", "expert")
+"""Axes that split single layers or the stack of them; 2, 4 and 8 ways are tried."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,23 +34,23 @@ class Trial:
 
     Attributes:
       changes: what it sets, {"mesh.fsdp": "4", ...}.
-      plan: its plan, estimated or compiled.
+      plan: its plan.
     """
 
     changes: Mapping[str, str]
     plan: Plan
 
     @property
-    def seconds(self) -> float:
-        """The geometric middle of the projected step; infinite where it does not fit."""
-        ends = self.plan.projection
-        return math.sqrt(math.prod(ends.step_seconds)) if ends and self.plan.fits else math.inf
-
-    @property
     def rank(self) -> float:
-        """`seconds`, and `MARGIN` more for every axis that splits layers: plain meshes first."""
-        split = sum(n > 1 for axis, n in self.plan.run.mesh.items() if axis not in ("data", "fsdp"))
-        return self.seconds * (1 + MARGIN * split)
+        """Middle of the projected step, `MARGIN` more for every axis that splits layers.
+
+        Infinite where it does not fit.
+        """
+        ends, ways = self.plan.projection, self.plan.run.mesh
+        if not self.plan.fits:
+            return math.inf
+        split = sum(ways[axis] > 1 for axis in _SPLITTING)
+        return math.sqrt(math.prod(ends.step_seconds)) * (1 + MARGIN * split)
 
     @property
     def needed(self) -> float:
@@ -64,10 +59,11 @@ class Trial:
         return plan.memory.total if plan.memory else plan.refusal.needed or math.inf
 
     @property
-    def mesh(self) -> str:
-        """Its axes of several ways, "fsdp=4 x tensor=2"."""
-        ways = self.plan.run.mesh.items()
-        return " x ".join(f"{axis}={n}" for axis, n in ways if n > 1) or "one device"
+    def name(self) -> str:
+        """What it is, in words."""
+        run = self.plan.run
+        mesh = " x ".join(f"{axis}={n}" for axis, n in run.mesh.items() if n > 1) or "one device"
+        return f"{mesh}, remat {self.changes.get(_REMAT, 'as given')}, {run.accumulation} parts"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +71,8 @@ class Choice:
     """What a search found.
 
     Attributes:
-      best: the fastest that fits; compiled where there is a compiler.
-      tried: every candidate, fastest first; the compiled ones in place of their estimates.
+      best: the fastest that fits, compiled in full.
+      tried: every candidate, compiled quickly, fastest first.
       flags: what to add to the command, ("--config.mesh.fsdp=4", ...).
     """
 
@@ -90,24 +86,21 @@ def search(request: Request, topology: Topology, say: Callable[[str], None]) -> 
 
     Args:
       request: what to plan.
-      topology: on what; on GPUs nothing is compiled.
+      topology: on what.
       say: takes a line of progress at a time.
 
     Raises:
       PlanError: nothing fits.
       MeshError: no mesh suits the model and the batch.
     """
-    trials = _estimates(request, topology, say)
-    ranked = sorted((one for one in trials if one.plan.fits), key=lambda one: one.rank)
-    done = ranked[:1] if topology.gpus else _compiled(request, topology, ranked, say)
-    fitting = [one for one in done if one.plan.fits]
-    if not fitting:
-        raise PlanError(_nothing_fits(done or trials, topology))
-    best = min(fitting, key=lambda one: one.rank)
-    given = {tuple(one.changes.items()): one for one in done}
-    tried = [given.get(tuple(one.changes.items()), one) for one in trials]
-    tried.sort(key=lambda one: (one is not best, one.plan.basis == "analytic", one.rank))
-    return Choice(best, tuple(tried), tuple(_flags(request.experiment, best.changes)))
+    trials = sorted(_Search(request, topology, say).all(), key=lambda one: (one.rank, one.needed))
+    fitting = [one for one in trials if one.plan.fits]
+    for one in fitting[:COMPILED]:
+        say(f"compiling {one.name}")
+        best = Trial(one.changes, compiled.plan(_changed(request, one.changes), topology))
+        if best.plan.fits:
+            return Choice(best, tuple(trials), tuple(_flags(request.experiment, one.changes)))
+    raise PlanError(_nothing_fits([best] if fitting else trials, topology))
 
 
 def _flags(experiment: Experiment, changes: Mapping[str, str]) -> Iterator[str]:
@@ -122,100 +115,140 @@ def _flags(experiment: Experiment, changes: Mapping[str, str]) -> Iterator[str]:
 
 def table_of(choice: Choice, most: int = 20) -> str:
     """Returns the candidates, fastest first, and the flags of the best."""
-    row = "  {:34}{:>8}{:>6}{:>12}  {:4}{:>10}{:>8}  {}"
-    heads = ("mesh", "remat", "parts", "memory", "fits", "step", "MFU", "by")
-    lines = ["Plans tried, the best first", row.format(*heads)]
+    row = "  {:58}{:>12}  {:4}{:>10}{:>8}"
+    lines = ["Plans tried, the best first", row.format("plan", "memory", "fits", "step", "MFU")]
     for one in choice.tried[:most]:
-        plan, ends = one.plan, one.plan.projection
+        ends = one.plan.projection
         cells = (
-            one.mesh,
-            one.changes.get(_REMAT, "-"),
-            plan.run.accumulation,
             amount(one.needed) if one.needed < math.inf else "-",
-            "yes" if plan.fits else "no",
+            "yes" if one.plan.fits else "no",
             duration(math.sqrt(math.prod(ends.step_seconds))) if ends else "-",
             f"{math.sqrt(math.prod(ends.mfu)):.1%}" if ends else "-",
-            "compiler" if plan.basis == "compiled" else "estimate",
         )
-        lines.append(row.format(*cells))
+        lines.append(row.format(one.name, *cells))
     if len(choice.tried) > most:
         lines.append(f"  and {len(choice.tried) - most} more")
     lines.append("Add to the command: " + (" ".join(choice.flags) or "nothing, it is the best"))
     return "\n".join(lines) + "\n"
 
 
-def _estimates(request: Request, topology: Topology, say: Callable[[str], None]) -> list[Trial]:
-    """Estimates of all meshes and policies, each with the fewest micro-batches that fit.
+class _Search:
+    """The candidates of a request, one after the other."""
 
-    The host's memory is tried only where nothing else fits.
-    """
-    meshes, trials = list(_meshes(request, topology)), []
-    error: LsmError = MeshError("mesh: no mesh suits the model and the batch.")
-    policies: tuple[str | None, ...] = (None,)
-    if hasattr(request.experiment.task.model, "transformer") and _REMAT not in request.overrides:
-        policies = ("none", "dots", "full")
-    for attempt in (policies, ("offload",) if policies[0] else ()):
-        for i, mesh in enumerate(meshes):
-            sizes = " x ".join(f"{k[5:]}={v}" for k, v in mesh.items() if v != "1")
-            say(f"estimating mesh {i + 1} of {len(meshes)}: {sizes or 'one device'}")
+    def __init__(self, request: Request, topology: Topology, say: Callable[[str], None]):
+        self.request, self.topology, self.say = request, topology, say
+        self.trials: list[Trial] = []
+
+    def all(self) -> list[Trial]:
+        """Plain meshes with every policy that is worth it, then axes that split the best of them.
+
+        An axis gets more ways as long as that gains, or nothing fits. The host's memory is tried
+        only where nothing else fits.
+        """
+        experiment, overrides = self.request.experiment, self.request.overrides
+        free = hasattr(experiment.task.model, "transformer") and _REMAT not in overrides
+        error = self._meshes(self._plain(), ("none", "dots", "full") if free else (None,))
+        best = min(self.trials, key=lambda one: (one.rank, one.needed), default=None)
+        policy = best.changes.get(_REMAT) if best else "full" if free else None
+        for axis in self._usable():
+            least = best.rank if best else math.inf
+            for ways in (2, 4, 8):
+                before = len(self.trials)
+                error = self._meshes(self._split(axis, ways, best), (policy,)) or error
+                rank = min((one.rank for one in self.trials[before:]), default=math.inf)
+                if rank >= least and least < math.inf:
+                    break
+                least = rank
+        if free and not any(one.plan.fits for one in self.trials):
+            error = self._meshes(self._plain(), ("offload",)) or error
+        if not self.trials:
+            raise error or MeshError("mesh: no mesh suits the model and the batch.")
+        return self.trials
+
+    def _plain(self) -> Iterator[dict[str, int]]:
+        """Meshes of data and fsdp over one device, a node, or all."""
+        fixed = self._fixed()
+        split = {axis: fixed.get(axis, 1) for axis in _SPLITTING}
+        rest = len(self.topology.devices) // math.prod(split.values())
+        node = math.gcd(rest, self.topology.chip.devices_per_host)
+        for fsdp in dict.fromkeys((rest, node, 1)):
+            yield {**split, "fsdp": fsdp, "data": rest // fsdp}
+
+    def _split(self, axis: str, ways: int, best: Trial | None) -> Iterator[dict[str, int]]:
+        """The mesh of `best` with an axis of so many ways, taken from fsdp, then from data."""
+        mesh = dict(best.plan.run.mesh) if best else next(self._plain())
+        fsdp = mesh["fsdp"] // math.gcd(mesh["fsdp"], ways)
+        rest = mesh["fsdp"] * mesh["data"] // ways
+        yield {**mesh, axis: ways, "fsdp": fsdp, "data": rest // fsdp}
+
+    def _fixed(self) -> dict[str, int]:
+        given = {axis: self.request.overrides.get(f"mesh.{axis}", "-1") for axis in AXES}
+        return {axis: int(text) for axis, text in given.items() if text != "-1"}
+
+    def _usable(self) -> list[str]:
+        """Axes that split layers, which the model makes something of and nobody has set."""
+        experiment, fixed = self.request.experiment, self._fixed()
+        model = experiment.task.model
+        layout = getattr(model, "layout", Layout())
+        used = set(layout.axes)
+        for rule in experiment.mesh.rules or layout.rules:
+            if not isinstance(rule.spec, Fsdp):
+                used.update(axis for entry in rule.spec for axis in axis_names(entry))
+        if not getattr(getattr(model, "transformer", None), "experts", None):
+            used.discard("expert")
+        return [axis for axis in _SPLITTING if axis in used and axis not in fixed]
+
+    def _meshes(
+        self, meshes: Iterator[dict[str, int]], policies: tuple[str | None, ...]
+    ) -> LsmError | None:
+        """Tries policies on each mesh, until the next would only compute more.
+
+        Returns why a mesh was none, if one was.
+        """
+        error = None
+        for mesh in meshes:
+            fits = all(mesh[axis] == n for axis, n in self._fixed().items())
+            if not fits or math.prod(mesh.values()) != len(self.topology.devices):
+                continue
+            changes = {f"mesh.{axis}": str(mesh[axis]) for axis in AXES}
             try:
-                _try_policies(request, topology, mesh, attempt, trials)
+                for policy in policies:
+                    plan = self._fewest_parts(changes | ({_REMAT: policy} if policy else {}))
+                    if plan.fits and (plan.run.accumulation == 1 or policy == "dots"):
+                        break
+                    if plan.refusal and plan.refusal.program == "state":
+                        break
             except (MeshError, ConfigError) as failed:
                 error = failed
-        if any(one.plan.fits for one in trials):
-            break
-    if not trials:
-        raise error
-    return trials
+        return error
 
+    def _fewest_parts(self, changes: dict[str, str]) -> Plan:
+        """The plan with the fewest micro-batches that fit, judged by that with the most.
 
-def _try_policies(
-    request: Request,
-    topology: Topology,
-    mesh: Mapping[str, str],
-    policies: tuple[str | None, ...],
-    trials: list[Trial],
-) -> None:
-    """Adds to `trials` the plans of a mesh, until the next policy would only compute more."""
-    for policy in policies:
-        changes = {**mesh, **({_REMAT: policy} if policy else {})}
-        trial = _fewest_parts(request, topology, changes, trials)
-        trials.append(trial)
-        memory, whole = trial.plan.memory, trial.plan.run.accumulation == 1
-        if memory.arguments > memory.available:  # whatever is kept of the activations
-            break
-        if trial.plan.fits and (whole or policy == "dots"):
-            break
+        Memory grows with the rows of a micro-batch, at most in proportion.
+        """
+        if _ACCUMULATION in self.request.overrides:
+            return self._try(changes)
+        ways = math.prod(int(changes[f"mesh.{axis}"]) for axis in BATCH_AXES)
+        rows, odd = divmod(self.request.experiment.train.batch_size, ways)
+        if odd or not rows:
+            raise MeshError(f"train.batch_size: it does not divide over {ways} devices.")
+        most = self._try({**changes, _ACCUMULATION: str(rows)})
+        if not most.fits:
+            return most
+        room = most.memory.available - most.memory.total + most.memory.temporaries
+        least = math.ceil(rows * most.memory.temporaries / room)
+        parts = next(n for n in range(max(least, 1), rows + 1) if rows % n == 0)
+        more = most if parts == rows else self._try({**changes, _ACCUMULATION: str(parts)})
+        return more if more.fits else most
 
-
-def _fewest_parts(
-    request: Request, topology: Topology, changes: dict[str, str], known: list[Trial]
-) -> Trial:
-    """The plan with the fewest micro-batches that fit, where any number does; else with the most.
-
-    Memory grows with the rows of a micro-batch, at most in proportion: fewer need not be tried.
-    """
-    flops = next((one.plan.flops.model for one in known if one.plan.flops), None)
-
-    def trial(parts: int | None = None) -> Trial:
-        new = changes if parts is None else {**changes, _ACCUMULATION: str(parts)}
-        return Trial(new, partitioned.plan(_changed(request, new), topology, flops))
-
-    if _ACCUMULATION in request.overrides:
-        return trial()
-    ways = math.prod(int(changes[f"mesh.{axis}"]) for axis in BATCH_AXES)
-    batch = request.experiment.train.batch_size
-    if batch % ways:
-        raise MeshError(f"train.batch_size: {batch} does not divide over {ways} devices.")
-    parts, n = [n for n in range(1, batch // ways + 1) if (batch // ways) % n == 0], 1
-    while True:
-        best = trial(n)
-        memory = best.plan.memory
-        room = memory.available - memory.total + memory.temporaries
-        if best.plan.fits or n == parts[-1] or room <= 0:
-            return best
-        least = n * memory.temporaries / room
-        n = next((more for more in parts if more > n and more >= least), parts[-1])
+    def _try(self, changes: Mapping[str, str]) -> Plan:
+        plan = compiled.plan(_changed(self.request, changes), self.topology, quick=True)
+        one = Trial(changes, plan)
+        self.trials.append(one)
+        told = duration(one.rank) if plan.fits else "does not fit"
+        self.say(f"{len(self.trials):3}. {one.name}: {told}")
+        return plan
 
 
 def _changed(request: Request, changes: Mapping[str, str]) -> Request:
@@ -226,69 +259,12 @@ def _changed(request: Request, changes: Mapping[str, str]) -> Request:
     )
 
 
-def _meshes(request: Request, topology: Topology) -> Iterator[dict[str, str]]:
-    """Meshes worth a look, as changes: one axis beside data and fsdp splits layers, or none."""
-    devices, usable = len(topology.devices), _usable(request.experiment)
-    given = {axis: request.overrides.get(f"mesh.{axis}", "-1") for axis in AXES}
-    fixed = {axis: int(text) for axis, text in given.items() if text != "-1"}
-    choices = {
-        axis: (fixed[axis],) if axis in fixed else _SPLITS if axis in usable else (1,)
-        for axis in ("pipeline", "expert", "sequence", "tensor")
-    }
-    seen = set()
-    for sizes in itertools.product(*choices.values()):
-        split = dict(zip(choices, sizes, strict=True))
-        free = [n for axis, n in split.items() if n > 1 and axis not in fixed]
-        rest, left = divmod(devices, math.prod(sizes))
-        if len(free) > 1 or left:
-            continue
-        node = math.gcd(rest, topology.chip.devices_per_host)
-        for fsdp in (fixed["fsdp"],) if "fsdp" in fixed else sorted({1, node, rest}):
-            mesh = {**split, "fsdp": fsdp, "data": rest // fsdp}
-            changes = {f"mesh.{axis}": str(mesh[axis]) for axis in AXES}
-            known = all(mesh[axis] == n for axis, n in fixed.items())
-            if rest % fsdp == 0 and known and tuple(changes.values()) not in seen:
-                seen.add(tuple(changes.values()))
-                yield changes
-
-
-def _usable(experiment: Experiment) -> set[str]:
-    """Axes beside data and fsdp that the model makes something of."""
-    model = experiment.task.model
-    layout = getattr(model, "layout", Layout())
-    used = set(layout.axes)
-    for rule in experiment.mesh.rules or layout.rules:
-        if not isinstance(rule.spec, Fsdp):
-            used.update(axis for entry in rule.spec for axis in axis_names(entry))
-    if not getattr(getattr(model, "transformer", None), "experts", None):
-        used.discard("expert")
-    return used
-
-
-def _compiled(
-    request: Request, topology: Topology, ranked: list[Trial], say: Callable[[str], None]
-) -> list[Trial]:
-    """Compiles the best, one after the other, until none that is left is likely to be faster."""
-    done: list[Trial] = []
-    for one in ranked:
-        best = min((trial.seconds for trial in done), default=math.inf)
-        slower = one.rank > CLOSE * ranked[0].rank or one.plan.projection.step_seconds[0] >= best
-        if len(done) == COMPILED or (best < math.inf and slower):
-            break
-        remat = one.changes.get(_REMAT, "as given")
-        parts = one.plan.run.accumulation
-        say(f"compiling {len(done) + 1}: {one.mesh}, remat {remat}, {parts} micro-batches")
-        done.append(Trial(one.changes, compiled.plan(_changed(request, one.changes), topology)))
-    return done
-
-
 def _nothing_fits(trials: list[Trial], topology: Topology) -> str:
     closest = min(trials, key=lambda one: one.needed)
-    over = closest.needed - topology.available
     shown = ", ".join(f"{k}={v}" for k, v in closest.changes.items() if v != "1")
-    offload = "" if topology.gpus else "mesh.offload=True, "
+    over = f" ({shown}) needs {amount(closest.needed - topology.available)} more on each device"
     return (
-        f"--fit: none of {len(trials)} plans fits {topology.name}; the closest ({shown}) needs "
-        f"{amount(over)} more on each device. More chips would help, or {offload}"
-        "train.params=bfloat16, or a smaller train.batch_size."
+        f"--fit: none of {len(trials)} plans fits {topology.name}; the closest"
+        f"{over if closest.needed < math.inf else f' is {shown}'}. More chips would help, or "
+        "mesh.offload=True, train.params=bfloat16, or a smaller train.batch_size."
     )

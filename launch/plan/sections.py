@@ -9,10 +9,10 @@ from launch.plan.report import Plan
 MOST = 12
 """Rows of collectives shown; the JSON has all."""
 
-_ESTIMATE = (
-    "ANALYTIC ESTIMATE: nothing was compiled. Bytes of parameters, optimizer state and batch are",
-    "exact; XLA's partitioner gives each device's work and what is sent; activations alive at once",
-    "are estimated, and the speed assumes a share of the chip's peak: see docs/plan.md, GPUs.",
+_PRICED = (
+    "ESTIMATE: compiled by the TPU's compiler for as many TPUs that stand in. Memory, each device's",
+    "work and what is sent are theirs; times are those of the GPU's figures, and its products are",
+    "assumed to reach a share of its peak: see docs/plan.md, GPUs.",
 )
 
 _WORDS = frozenset(("", "kind", "part", "axes", "network", "largest buffers", "setting", "value"))
@@ -77,7 +77,7 @@ def head(plan: Plan) -> tuple[str, ...]:
         f"{run.name}: {run.parameters:,} parameters, {rows}, {run.steps:,} steps",
         f"on {slices}{machine.topology}: {devices}, mesh {mesh or 'of one'}",
         verdict(plan),
-        *(_ESTIMATE if plan.basis == "analytic" else ()),
+        *(_PRICED if plan.basis == "priced" else ()),
     )
 
 
@@ -142,13 +142,10 @@ def _memory(plan: Plan) -> Section:
 
 def _flops(plan: Plan) -> Section:
     flops = plan.flops
-    program = (
-        "in the compiled program" if plan.basis == "compiled" else "in the partitioned program"
-    )
     rows = [
         ("model", flops.model),
         ("hardware (recomputed too)", flops.hardware),
-        (program, flops.compiled),
+        ("in the compiled program", flops.compiled),
         *([("in custom calls", flops.unseen)] if flops.unseen else []),
     ]
     texts = tuple((name, count(value)) for name, value in rows)
@@ -182,7 +179,7 @@ def _collectives(plan: Plan) -> Section:
 
 
 def _operations(plan: Plan) -> Section:
-    source = "the compiler's estimate" if plan.basis == "compiled" else "analytic estimate"
+    source = "the compiler's estimate" if plan.basis == "compiled" else "at the chip's peaks"
     rows = tuple(
         (
             one.kind,
@@ -247,6 +244,6 @@ def _settings(plan: Plan) -> Section:
         *((f"--config.{path}", text) for path, text in run.overrides.items()),
         ("peak of a device", f"{machine.peak_flops:.4g} FLOP/s, bfloat16"),
         ("versions", ", ".join(f"{name} {value}" for name, value in plan.versions.items())),
-        ("estimated in" if plan.basis == "analytic" else "compiled in", times),
+        ("compiled in", times),
     )
     return Section("Settings", ("setting", "value"), rows)

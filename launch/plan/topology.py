@@ -21,9 +21,12 @@ from lsm.cost import CHIPS, Chip
 from lsm.errors import ConfigError, LsmError, nearest
 
 EXAMPLES = ("v4:4x4x4", "v5e:4x4", "v5p:8x8x8", "v6e:16x16", "tpu7x:4x4x4")
+_CHIPS = {chip.name: chip for chip in CHIPS}
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 """What makes one JAX device of a chip's two cores, as on real machines."""
 
+STAND_IN = "v5p"
+"""The TPU that programs for GPUs are compiled for: one device a chip, and memory for large ones."""
 
 PREALLOCATED = 0.75
 """Share of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says another."""
@@ -34,22 +37,46 @@ class PlanError(LsmError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Gpu:
+    """Stands for a GPU in a mesh.
+
+    Attributes:
+      id: its number.
+      node: number of the node that it shares NVLink with.
+      platform: as JAX calls it.
+      device_kind: likewise.
+      process_index: likewise.
+    """
+
+    id: int
+    node: int
+    platform: str = "gpu"
+    device_kind: str = "GPU"
+    process_index: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Topology:
     """Devices to plan for.
 
     Attributes:
       name: as given, "v5e:4x4" or "h100:8".
       slices: how many of it.
-      chip: what it is made of.
-      devices: of all slices; of GPUs, stand-ins (`Gpu`).
+      chip: what it is made of, whose figures give times.
+      devices: of all slices; `Gpu`s, or TPUs.
+      compiled_for: as many TPUs: the devices themselves, or those that stand in for GPUs.
+      lowered_for: platform whose form of the program is compiled; "cpu" is the form without
+        kernels, which is the GPUs', too.
       available: bytes of HBM that a program may have on each device.
-      versions: of jax, and of libtpu where it is used.
+      versions: of jax and libtpu.
     """
 
     name: str
     slices: int
     chip: Chip
     devices: tuple[Any, ...]
+    compiled_for: tuple[jax.Device, ...]
+    lowered_for: str
     available: int
     versions: Mapping[str, str]
 
@@ -60,52 +87,36 @@ class Topology:
 
     @property
     def gpus(self) -> bool:
-        """Whether it is of GPUs, for which nothing can be compiled here."""
+        """Whether it is of GPUs, for which TPUs stand in."""
         return self.chip.clock is None
-
-
-@dataclasses.dataclass(frozen=True)
-class Gpu:
-    """Stands in for a GPU in a mesh.
-
-    Attributes:
-      id: its number.
-      device_kind: as JAX would name it.
-      node: number of the node that it shares NVLink with.
-      platform: likewise.
-      process_index: likewise.
-    """
-
-    id: int
-    device_kind: str
-    node: int
-    platform: str = "gpu"
-    process_index: int = 0
 
 
 def load(name: str, slices: int = 1) -> Topology:
     """Returns the topology `name` ("v5e:4x4", "h100:16") times `slices`.
 
-    GPUs come in nodes of 8 with NVLink inside and the network between. As many CPU devices are
-    simulated, if JAX has not made its own yet.
+    GPUs come in nodes of 8 with NVLink inside and the network between.
 
     Raises:
       ConfigError: there is no such chip or shape.
-      PlanError: libtpu is needed and not installed.
+      PlanError: libtpu is not installed.
     """
-    chip, count = check(name, slices)
-    versions = {"jax": jax.__version__}
-    if chip.clock is not None:
-        versions["libtpu"] = version()
-    with contextlib.suppress(RuntimeError):  # there are devices already: who needs more, says so
+    chip, shape = check(name, slices)
+    versions = {"jax": jax.__version__, "libtpu": version()}
+    with contextlib.suppress(RuntimeError):  # there are devices already
         jax.config.update("jax_platforms", "cpu")  # constants of the trace are made here
-        if jax.config.jax_num_cpu_devices < count:
-            jax.config.update("jax_num_cpu_devices", count)
     if chip.clock is None:
-        gpus = tuple(Gpu(n, chip.kinds[0], n // chip.devices_per_host) for n in range(count))
-        return Topology(name, 1, chip, gpus, int(chip.memory * _share()), versions)
-    devices = _tpus(name, slices, chip)
-    return Topology(name, slices, chip, devices, available(devices[0], chip), versions)
+        gpus = tuple(Gpu(n, n // chip.devices_per_host) for n in range(shape[0]))
+        tpus = _tpus(_stand_in(len(gpus)), 1, _CHIPS[STAND_IN])[: len(gpus)]
+        room = min(int(chip.memory * _share()), available(tpus[0], _CHIPS[STAND_IN]))
+        return Topology(name, 1, chip, gpus, tpus, "cpu", room, versions)
+    tpus = _tpus(name, slices, chip)
+    return Topology(name, slices, chip, tpus, tpus, "tpu", available(tpus[0], chip), versions)
+
+
+def _stand_in(count: int) -> str:
+    """Returns a topology of at least so many chips, as near to a cube as a slice of them is."""
+    side = next(n for n in (4, 2) if count % n**3 == 0 or n == 2)
+    return f"{STAND_IN}:{side}x{side}x{-(-count // side**2)}"
 
 
 def _tpus(name: str, slices: int, chip: Chip) -> tuple[jax.Device, ...]:
@@ -123,35 +134,35 @@ def _tpus(name: str, slices: int, chip: Chip) -> tuple[jax.Device, ...]:
         raise ConfigError(f"--topology: {name!r}: libtpu refuses it: {reason}") from error
 
 
-def check(name: str, slices: int) -> tuple[Chip, int]:
-    """Returns the chip and the number of devices; raises ConfigError where it cannot be one."""
+def check(name: str, slices: int) -> tuple[Chip, tuple[int, ...]]:
+    """Returns the chip and the shape; raises ConfigError where it cannot be one."""
     kind, _, shape = name.partition(":")
-    chips = {chip.name: chip for chip in CHIPS}
-    tpus, gpus = ([n for n, c in chips.items() if (c.clock is None) == gpu] for gpu in (0, 1))
-    if kind not in chips:
+    if kind not in _CHIPS:
+        gpus = [name for name, chip in _CHIPS.items() if chip.clock is None]
         raise ConfigError(
-            f"--topology: there is no chip {kind!r}; there are {', '.join(tpus)}, as in "
+            f"--topology: there is no chip {kind!r}; there are "
+            f"{', '.join(name for name in _CHIPS if name not in gpus)}, as in "
             f"{', '.join(EXAMPLES)}, and {', '.join(gpus)}, as in h100:8."
-            + nearest(kind, list(chips))
+            + nearest(kind, list(_CHIPS))
         )
     if slices < 1:
         raise ConfigError(f"--slices: {slices} given; it must be 1 or more.")
-    chip = chips[kind]
+    chip = _CHIPS[kind]
     if chip.clock is None:
-        return chip, _number_of_gpus(name, shape, slices, chip)
+        return chip, (_number_of_gpus(name, shape, slices, chip),)
     dims, most = (2, 16) if chip.links == 4 else (3, math.inf)
     if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{dims - 1}}}", shape):
         raise ConfigError(
             f"--topology: {name!r} given; {kind} needs {dims} sizes, as in "
             f"{kind}:{'x'.join(['4'] * dims)}; other examples: {', '.join(EXAMPLES)}."
         )
-    sizes = [int(size) for size in shape.split("x")]
+    sizes = tuple(map(int, shape.split("x")))
     if max(sizes) > most and kind != "v3":
         raise ConfigError(
             f"--topology: {name!r} given; a slice of {kind} is at most {most}x{most}; "
             "--slices=N joins several."
         )
-    return chip, math.prod(sizes) * chip.devices_per_chip * slices
+    return chip, sizes
 
 
 def _number_of_gpus(name: str, number: str, slices: int, chip: Chip) -> int:

@@ -81,11 +81,8 @@ def build(
     horizon: Horizon,
     batch: Mapping[str, Any],
     devices: list[jax.Device] | None = None,
-    platform: str | None = None,
 ) -> Program:
     """Returns the program for columns shaped like `batch`, of any rows; compiles nothing yet.
-
-    `platform` is what it will be lowered for, where `devices` only stand in for others.
 
     Raises:
       MeshError: the mesh does not fit the devices, the batch or a parameter.
@@ -120,7 +117,7 @@ def build(
         init=jit(init, in_shardings=(), out_shardings=state),
         start=functools.partial(_start, init, state),
         step=jit(
-            _step(experiment, optimizer, platform or mesh.devices.flat[0].platform, state),
+            _step(experiment, optimizer, mesh, state),
             in_shardings=(state, rows),
             out_shardings=(state, whole),
             donate=[0],
@@ -193,7 +190,7 @@ def _on_devices(function: Callable, shardings: Any) -> Callable:
 def _step(
     experiment: Experiment,
     optimizer: optax.GradientTransformation,
-    platform: str,
+    mesh: jax.sharding.Mesh,
     shardings: TrainState,
 ) -> Step:
     train = experiment.train
@@ -205,7 +202,7 @@ def _step(
         seed=train.seed,
         gradient=train.gradient,
         accumulation=train.accumulation,
-        unroll=unroll_micro_batches(platform),
+        unroll=unroll_micro_batches(mesh.devices.flat[0].platform),
     )
     return skip_nonfinite(step) if train.skip_nonfinite else step
 
