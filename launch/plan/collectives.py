@@ -51,11 +51,16 @@ class Found:
     times: int
 
 
-def find(module: Module, devices: int) -> list[Found]:
+def find(module: Module, devices: int, switch: bool = False) -> list[Found]:
     """Returns every collective that a compiled module runs.
 
     A TPU's asynchronous collective appears in the fusion that starts it, in those that run beside
     it and in the one that awaits it, with one channel: it is counted once in each computation.
+
+    Args:
+      module: as compiled for TPUs.
+      devices: that it runs on.
+      switch: name what an all-reduce does where it gathers or scatters, as a torus is fast at.
     """
     found, seen = [], set()
     for computation, one, times, _ in executed(module, costs.weight_of(module)):
@@ -65,23 +70,19 @@ def find(module: Module, devices: int) -> list[Found]:
         places = [(computation, one)] if inner is None else [(inner, each) for each in inner]
         for scope, each in places:
             kind = kind_of_collective(each.op)
-            if kind is None:
-                continue
             place = (computation.name, kind, each.attribute("channel_id") or each.name)
-            if place not in seen:
-                seen.add(place)
-                found.append(_found(kind, scope, each, devices, inner is not None, times))
+            if kind is None or place in seen:
+                continue
+            seen.add(place)
+            groups = replica_groups(each.text, devices)
+            size = costs.operand_bytes(scope, each) * (len(groups[0]) if kind == "all-gather" else 1)
+            if kind == "all-reduce" and (inner or switch):
+                kind = _purpose(module, scope, each, switch)
+            overlapped = each.op.endswith("-start") or (
+                inner is not None and kind != "reduce-scatter"
+            )
+            found.append(Found(kind, size, groups, overlapped, times))
     return found
-
-
-def _found(
-    kind: str, scope: Computation, one: Instruction, devices: int, fused: bool, times: int
-) -> Found:
-    groups = replica_groups(one.text, devices)
-    size = costs.operand_bytes(scope, one) * (len(groups[0]) if kind == "all-gather" else 1)
-    scattered = kind == "all-reduce" and fused and _only_sliced(scope, one)
-    overlapped = one.op.endswith("-start") or (fused and not scattered)
-    return Found("reduce-scatter" if scattered else kind, size, groups, overlapped, times)
 
 
 def _across_slices(scope: Computation, one: Instruction, times: int) -> Found | None:
@@ -93,10 +94,22 @@ def _across_slices(scope: Computation, one: Instruction, times: int) -> Found | 
     return Found(kind, scope[one.operands[0]].arrays[0].bytes, (), True, times)
 
 
-def _only_sliced(scope: Computation, one: Instruction) -> bool:
-    """Whether each device keeps a part of an all-reduce alone: how a TPU scatters."""
-    users = scope.users[one.name]
-    return bool(users) and all(user.op == "dynamic-slice" for user in users)
+def _purpose(module: Module, scope: Computation, one: Instruction, switch: bool) -> str:
+    """Returns what an all-reduce is for: each device keeps a part alone, or has a part alone."""
+    whole = sum(array.bytes for array in one.arrays)
+    if scope.users[one.name] and 2 * costs.read_of(module, scope, one) <= whole:
+        return "reduce-scatter"
+    gathers = switch and all(_padded(module, scope, name) for name in one.operands)
+    return "all-gather" if gathers else "all-reduce"
+
+
+def _padded(module: Module, scope: Computation, name: str) -> bool:
+    """Whether a value is a device's part of an array, written into zeros."""
+    one = scope[name]
+    while one.op in ("bitcast", "copy", "convert", "reshape", "fusion"):
+        inner = module.called(one) if one.op == "fusion" else None
+        scope, one = (inner, inner.root) if inner else (scope, scope[one.operands[0]])
+    return one.op == "dynamic-update-slice"
 
 
 def replica_groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:

@@ -115,7 +115,8 @@ def _answered(
 ) -> Plan:
     """Returns the plan with what the compiled step says."""
     chip, devices = topology.chip, mesh.size
-    sent = collectives.summarise(collectives.find(module, devices), mesh, chip)
+    found = collectives.find(module, devices, switch=topology.gpus)
+    sent = collectives.summarise(found, mesh, chip)
     hardware = hardware_flops(shaped.program.step, *shaped.arguments).total
     work = estimate.work_of(module, sent, hardware / devices, chip)
     model = training_flops(request.experiment.task, *shaped.arguments).total

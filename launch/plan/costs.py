@@ -117,7 +117,7 @@ def traffic(module: Module, scope: Computation, one: Instruction) -> float:
     if one.op in FREE:
         return 0.0
     if one.op == "fusion" and (inner := module.called(one)):
-        read = sum(_read(module, inner, argument) for argument in inner.parameters.values())
+        read = sum(read_of(module, inner, argument) for argument in inner.parameters.values())
         return read + _written(inner, inner.root)
     if kind_of_collective(one.op) or _target(one) in _MARKS:
         return 0.0  # the bytes of a collective go over the interconnect
@@ -143,22 +143,22 @@ def _array(scope: Computation, name: str) -> Array | None:
     return arrays[0] if arrays else None
 
 
-def _read(module: Module, scope: Computation, one: Instruction) -> float:
-    """Bytes that a fused computation reads of `one`, an argument or a view of it."""
+def read_of(module: Module, scope: Computation, one: Instruction) -> float:
+    """Returns the bytes that are read of `one`, as of an argument of a fused computation."""
     full = float(_hbm(one.arrays))
     if not full:
         return 0.0
     read = 0.0
     for user in scope.users[one.name]:
         first = user.operands[0] == one.name
-        if user.op == "bitcast":
-            read += _read(module, scope, user)
+        if user.op in ("bitcast", "get-tuple-element"):
+            read += read_of(module, scope, user)
         elif user.op in ("dynamic-slice", "slice", "gather") and first:
             read += sum(array.bytes for array in user.arrays)
         elif user.op == "fusion" and (inner := module.called(user)):
             for number, name in enumerate(user.operands):
                 if name == one.name:
-                    read += _read(module, inner, inner.parameters[number])
+                    read += read_of(module, inner, inner.parameters[number])
         elif not (
             user.op == "tuple"  # handed on
             or kind_of_collective(user.op)

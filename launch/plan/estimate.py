@@ -6,13 +6,7 @@ import dataclasses
 from launch.plan import costs
 from launch.plan.hlo import Computation, Instruction, Module
 from launch.plan.loops import executed, trip_count
-from launch.plan.report import (
-    Collective,
-    Operations,
-    Plan,
-    Projection,
-    Roofline,
-)
+from launch.plan.report import Collective, Operations, Plan, Projection, Roofline
 from lsm.cost import Chip
 
 EFFICIENCY = {"a100": (0.55, 0.75), "a100-40gb": (0.55, 0.75)}
@@ -64,7 +58,7 @@ def work_of(
       module: as compiled.
       collectives: their time comes with them.
       hardware: FLOPs that a device has to do; custom calls do, at the peak, what is not seen.
-      chip: gives the rates.
+      chip: gives the rates; the compiler's cycles count where it has the clock.
     """
     sums: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     unknown = 0
@@ -74,14 +68,14 @@ def work_of(
             continue
         kind = _kind(module, scope, one)
         moved, flops = (f(module, scope, one) for f in (costs.traffic, costs.flops))
-        estimated = chip.clock and one.cycles is not None and kind != "collective"
+        cycles = one.cycles if chip.clock and kind != "collective" else None
         peak = max(moved / chip.bandwidth, flops / chip.flops)
         sums[kind].update(
             count=times,
             flops=times * flops,
             bytes=times * moved,
-            cycles=times * one.cycles if estimated else 0,
-            seconds=times * (one.cycles / chip.clock if estimated else peak),
+            cycles=times * (cycles or 0),
+            seconds=times * (peak if cycles is None else cycles / chip.clock),
         )
     if collectives:
         sums["collective"]["seconds"] = sum(one.seconds for one in collectives)
@@ -98,14 +92,12 @@ def work_of(
 def _kind(module: Module, scope: Computation, one: Instruction) -> str:
     if one.op in _PREFETCH:
         return "prefetch"
-    if costs.kind_of_collective(one.op):
-        return "collective"
     if costs.is_kernel(one):
         return "custom call"
-    inner = module.called(one) if one.op == "fusion" else None
     if costs.flops(module, scope, one):
         return "matmul"
-    if inner and any(costs.kind_of_collective(each.op) for each in inner):
+    inner = module.called(one) if one.op == "fusion" else None
+    if any(costs.kind_of_collective(each.op) for each in (one, *(inner or ()))):
         return "collective"
     if inner:
         return "elementwise"
@@ -115,21 +107,13 @@ def _kind(module: Module, scope: Computation, one: Instruction) -> str:
 def roofline_of(
     compute: float, moved: float, collectives: tuple[Collective, ...], chip: Chip
 ) -> Roofline:
-    """Returns the least time of a step for each part of the machine.
-
-    Args:
-      compute: seconds of the FLOPs at the peak.
-      moved: bytes to and from HBM.
-      collectives: with their seconds.
-      chip: gives the bandwidth.
-    """
-    far = sum(one.seconds for one in collectives if one.slices > 1)
-    return Roofline(
-        compute=compute,
-        memory=moved / chip.bandwidth,
-        interconnect=sum(one.seconds for one in collectives) - far,
-        network=far,
+    """Returns the least time of a step, given seconds of the FLOPs and bytes to and from HBM."""
+    near, far = (
+        sum(one.seconds for one in collectives if (one.slices > 1) is across)
+        for across in (False, True)
     )
+    memory = moved / chip.bandwidth
+    return Roofline(compute=compute, memory=memory, interconnect=near, network=far)
 
 
 def assumed_ends(roofline: Roofline, chip: Chip) -> tuple[float, float]:
@@ -150,18 +134,15 @@ def project(plan: Plan, model_flops: float, fast: float, slow: float) -> Project
     ends = (fast, max(slow, fast))
 
     def rates(amount: float) -> tuple[float, float]:
-        low, high = (amount / seconds for seconds in reversed(ends))
-        return low, high
+        return amount / ends[1], amount / ends[0]
 
-    peak = machine.devices * machine.peak_flops
     hours = tuple(seconds * run.steps / 3600 for seconds in ends)
-    cost = machine.price and machine.price * machine.chips
-    tokens = run.tokens_per_example and rates(run.batch_size * run.tokens_per_example)
+    cost, tokens = (machine.price or 0) * machine.chips, run.tokens_per_example
     return Projection(
         step_seconds=ends,
-        mfu=rates(model_flops / peak),
+        mfu=rates(model_flops / (machine.devices * machine.peak_flops)),
         examples_per_second=rates(run.batch_size),
-        tokens_per_second=tokens or None,
+        tokens_per_second=rates(run.batch_size * tokens) if tokens else None,
         hours=hours,
         usd=tuple(cost * each for each in hours) if cost else None,
     )

@@ -95,9 +95,9 @@ class Instruction:
 
     @property
     def cycles(self) -> int | None:
-        """The compiler's estimate, or None."""
+        """The compiler's estimate; None where it has none, which it may write as 2^63 - 1."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
-        return int(found[1]) if found else None
+        return int(found[1]) if found and int(found[1]) < 2**63 - 1 else None
 
 
 class Computation:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from launch.plan.report import Plan
 
@@ -28,14 +28,14 @@ class Section:
       columns: heads; "" for none.
       rows: cells as text, one for each column.
       notes: lines below.
-      chart: (name, bytes or seconds) of what is drawn.
+      chart: (name, length from 0 to 1, what it says) of bars that are drawn.
     """
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...] = ()
-    notes: tuple[str, ...] = ()
-    chart: tuple[tuple[str, float], ...] = ()
+    rows: Sequence[tuple[str, ...]] = ()
+    notes: Sequence[str] = ()
+    chart: tuple[tuple[str, float, str], ...] = ()
 
     def left(self, column: int) -> bool:
         """Whether a column is of words, not numbers."""
@@ -112,8 +112,13 @@ def _refusal(plan: Plan) -> Section:
             f"needed {amount(refusal.needed)}, available {amount(refusal.available)}: "
             f"{amount(over)} too much on each device"
         )
-    rows = tuple((shape, amount(size)) for size, shape in refusal.largest)
-    return Section("The compiler's reason", ("largest buffers", "size"), rows, tuple(notes))
+    rows = [(shape, amount(size)) for size, shape in refusal.largest]
+    return Section("The compiler's reason", ("largest buffers", "size"), rows, notes)
+
+
+def _bars(parts: Iterable[tuple[str, float]], whole: float, told: Callable[[float], str]):
+    """Returns a chart of (name, value), as shares of `whole`."""
+    return tuple((name, max(value, 0) / (whole or 1), told(value)) for name, value in parts)
 
 
 def _memory(plan: Plan) -> Section:
@@ -128,28 +133,26 @@ def _memory(plan: Plan) -> Section:
         ("activations and temporaries", memory.temporaries),
         ("program", memory.code),
     )
-    rows = [
-        (name, amount(size), f"{size / memory.available:.1%}")
-        for name, size in (*parts, ("total", memory.total))
-    ]
-    rows.append(("available to a program", amount(memory.available), ""))
-    rows.append(("HBM of the device", amount(memory.capacity), ""))
-    if memory.host:
-        rows.append(("in host memory", amount(memory.host), ""))
-    columns = ("kind", "bytes", "of available")
-    return Section("Memory on each device", columns, tuple(rows), chart=parts)
+    around = (
+        ("total", memory.total),
+        ("available to a program", memory.available),
+        ("HBM of the device", memory.capacity),
+        *([("in host memory", memory.host)] if memory.host else []),
+    )
+    rows = [(name, amount(size), f"{size / memory.available:.1%}") for name, size in parts + around]
+    chart = _bars(parts, max(memory.capacity, memory.total), amount)
+    return Section("Memory on each device", ("kind", "bytes", "of available"), rows, chart=chart)
 
 
 def _flops(plan: Plan) -> Section:
     flops = plan.flops
     rows = [
-        ("model", flops.model),
-        ("hardware (recomputed too)", flops.hardware),
-        ("in the compiled program", flops.compiled),
-        *([("in custom calls", flops.unseen)] if flops.unseen else []),
+        ("model", count(flops.model)),
+        ("hardware (recomputed too)", count(flops.hardware)),
+        ("in the compiled program", count(flops.compiled)),
+        *([("in custom calls", count(flops.unseen))] if flops.unseen else []),
     ]
-    texts = tuple((name, count(value)) for name, value in rows)
-    return Section("FLOPs of a step, all devices", ("", "FLOPs"), texts)
+    return Section("FLOPs of a step, all devices", ("", "FLOPs"), rows)
 
 
 def _collectives(plan: Plan) -> Section:
@@ -175,12 +178,12 @@ def _collectives(plan: Plan) -> Section:
         size, time = (sum(getattr(one, name) for one in rest) for name in ("total", "seconds"))
         rows.append((f"{len(rest)} more", "", "", "", "", amount(size), duration(time)))
     columns = ("kind", "axes", "network", "bytes", "times", "total", "time")
-    return Section(title, columns, tuple(rows), tuple(notes))
+    return Section(title, columns, rows, notes)
 
 
 def _operations(plan: Plan) -> Section:
     source = "the compiler's estimate" if plan.basis == "compiled" else "at the chip's peaks"
-    rows = tuple(
+    rows = [
         (
             one.kind,
             f"{one.count:,}",
@@ -190,60 +193,54 @@ def _operations(plan: Plan) -> Section:
             duration(one.seconds),
         )
         for one in plan.operations
-    )
-    notes = [
-        f"not seen by the compiler's estimate: {one.count:,} custom calls with "
-        f"{count(plan.flops.unseen / plan.machine.devices)} FLOPs on each device"
-        for one in plan.operations
-        if one.kind == "custom call"
     ]
+    notes = []
+    if plan.flops.unseen:
+        unseen = count(plan.flops.unseen / plan.machine.devices)
+        notes.append(f"custom calls are not in the compiler's estimate: {unseen} FLOPs")
     if plan.unknown_loops:
         notes.append(f"{plan.unknown_loops} loop(s) of unknown length are counted as one turn")
-    return Section(
-        f"Time of a step by operation, {source}",
-        ("kind", "count", "FLOPs", "HBM", "cycles", "time"),
-        rows,
-        tuple(notes),
-        tuple((one.kind, one.seconds) for one in plan.operations),
-    )
+    parts = [(one.kind, one.seconds) for one in plan.operations]
+    chart = _bars(parts, max((seconds for _, seconds in parts), default=0), duration)
+    columns = ("kind", "count", "FLOPs", "HBM", "cycles", "time")
+    return Section(f"Time of a step by operation, {source}", columns, rows, notes, chart)
 
 
 def _roofline(plan: Plan) -> Section:
-    parts, roof = tuple(vars(plan.roofline).items()), plan.roofline
-    rows = tuple((name, duration(s), f"{s / (roof.least or 1):.1%}") for name, s in parts)
-    columns = ("part", "time", "of the longest")
-    return Section("Roofline of a step", columns, rows, (f"bound by {roof.bound}",), parts)
+    parts, roof = vars(plan.roofline).items(), plan.roofline
+    rows = [(name, duration(s), f"{s / (roof.least or 1):.1%}") for name, s in parts]
+    chart, columns = _bars(parts, roof.least, duration), ("part", "time", "of the longest")
+    return Section("Roofline of a step", columns, rows, (f"bound by {roof.bound}",), chart)
 
 
 def _projection(plan: Plan) -> Section:
     ends, run, machine = plan.projection, plan.run, plan.machine
 
-    def row(name: str, fast: float, slow: float, form: str) -> tuple[str, str, str]:
-        return name, format(fast, form), format(slow, form)
+    def row(name: str, ends: Sequence[float], form: str) -> tuple[str, str, str]:
+        return name, *(format(end, form) for end in ends)
 
-    rows = [("step", *map(duration, ends.step_seconds)), row("MFU", *ends.mfu[::-1], ".1%")]
-    rows.append(row("examples/s", *ends.examples_per_second[::-1], ",.1f"))
+    rows = [("step", *map(duration, ends.step_seconds)), row("MFU", ends.mfu[::-1], ".1%")]
+    rows.append(row("examples/s", ends.examples_per_second[::-1], ",.1f"))
     if ends.tokens_per_second:
-        rows.append(row("tokens/s", *ends.tokens_per_second[::-1], ",.0f"))
+        rows.append(row("tokens/s", ends.tokens_per_second[::-1], ",.0f"))
     form = ",.1f" if ends.hours[0] >= 1 else ".3g"
-    rows.append(row(f"hours of {run.steps:,} steps", *ends.hours, form))
-    notes: Iterable[str] = ()
+    rows.append(row(f"hours of {run.steps:,} steps", ends.hours, form))
+    notes = []
     if ends.usd:
-        rows.append(row("USD", *ends.usd, ",.2f" if ends.usd[0] >= 0.01 else ".2g"))
+        rows.append(row("USD", ends.usd, ",.2f" if ends.usd[0] >= 0.01 else ".2g"))
         price = f"USD {machine.price:g} a chip and hour"
-        notes = (f"{machine.chips} x {price} ({machine.price_source})",)
-    columns = ("", "all overlaps", "nothing overlaps")
-    return Section("Projection", columns, tuple(rows), tuple(notes))
+        notes.append(f"{machine.chips} x {price} ({machine.price_source})")
+    return Section("Projection", ("", "all overlaps", "nothing overlaps"), rows, notes)
 
 
 def _settings(plan: Plan) -> Section:
     run, machine = plan.run, plan.machine
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in plan.compile_seconds.items())
-    rows = (
+    rows = [
         ("config", run.config or "-"),
         *((f"--config.{path}", text) for path, text in run.overrides.items()),
         ("peak of a device", f"{machine.peak_flops:.4g} FLOP/s, bfloat16"),
         ("versions", ", ".join(f"{name} {value}" for name, value in plan.versions.items())),
         ("compiled in", times),
-    )
+    ]
     return Section("Settings", ("setting", "value"), rows)

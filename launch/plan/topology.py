@@ -26,7 +26,7 @@ _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 """What makes one JAX device of a chip's two cores, as on real machines."""
 
 STAND_IN = "v5p"
-"""The TPU that programs for GPUs are compiled for: one device a chip, and memory for large ones."""
+"""The TPU that programs for GPUs are compiled for: one device a chip, and most memory."""
 
 PREALLOCATED = 0.75
 """Share of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says another."""
@@ -65,8 +65,7 @@ class Topology:
       chip: what it is made of, whose figures give times.
       devices: of all slices; `Gpu`s, or TPUs.
       compiled_for: as many TPUs: the devices themselves, or those that stand in for GPUs.
-      lowered_for: platform whose form of the program is compiled; "cpu" is the form without
-        kernels, which is the GPUs', too.
+      lowered_for: platform whose form of the program is compiled: on "cuda" without kernels.
       available: bytes of HBM that a program may have on each device.
       versions: of jax and libtpu.
     """
@@ -108,14 +107,14 @@ def load(name: str, slices: int = 1) -> Topology:
         gpus = tuple(Gpu(n, n // chip.devices_per_host) for n in range(shape[0]))
         tpus = _tpus(_stand_in(len(gpus)), 1, _CHIPS[STAND_IN])[: len(gpus)]
         room = min(int(chip.memory * _share()), available(tpus[0], _CHIPS[STAND_IN]))
-        return Topology(name, 1, chip, gpus, tpus, "cpu", room, versions)
+        return Topology(name, 1, chip, gpus, tpus, "cuda", room, versions)
     tpus = _tpus(name, slices, chip)
     return Topology(name, slices, chip, tpus, tpus, "tpu", available(tpus[0], chip), versions)
 
 
 def _stand_in(count: int) -> str:
     """Returns a topology of at least so many chips, as near to a cube as a slice of them is."""
-    side = next(n for n in (4, 2) if count % n**3 == 0 or n == 2)
+    side = 4 if count % 64 == 0 else 2 if count > 1 else 1
     return f"{STAND_IN}:{side}x{side}x{-(-count // side**2)}"
 
 
