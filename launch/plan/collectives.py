@@ -75,7 +75,9 @@ def find(module: Module, devices: int, switch: bool = False) -> list[Found]:
                 continue
             seen.add(place)
             groups = replica_groups(each.text, devices)
-            size = costs.operand_bytes(scope, each) * (len(groups[0]) if kind == "all-gather" else 1)
+            size = costs.operand_bytes(scope, each) * (
+                len(groups[0]) if kind == "all-gather" else 1
+            )
             if kind == "all-reduce" and (inner or switch):
                 kind = _purpose(module, scope, each, switch)
             overlapped = each.op.endswith("-start") or (
@@ -96,11 +98,11 @@ def _across_slices(scope: Computation, one: Instruction, times: int) -> Found | 
 
 def _purpose(module: Module, scope: Computation, one: Instruction, switch: bool) -> str:
     """Returns what an all-reduce is for: each device keeps a part alone, or has a part alone."""
-    whole = sum(array.bytes for array in one.arrays)
-    if scope.users[one.name] and 2 * costs.read_of(module, scope, one) <= whole:
-        return "reduce-scatter"
-    gathers = switch and all(_padded(module, scope, name) for name in one.operands)
-    return "all-gather" if gathers else "all-reduce"
+    if switch and all(_padded(module, scope, name) for name in one.operands):
+        return "all-gather"
+    whole, users = sum(array.bytes for array in one.arrays), scope.users[one.name]
+    scatters = users and 2 * costs.read_of(module, scope, one) <= whole
+    return "reduce-scatter" if scatters else "all-reduce"
 
 
 def _padded(module: Module, scope: Computation, name: str) -> bool:

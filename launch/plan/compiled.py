@@ -5,19 +5,23 @@ computes, keeps and sends is what the TPU's compiler makes of the same program i
 kernels; how long that takes is reckoned with the GPU's figures (`launch.plan.estimate`).
 """
 
+import contextlib
 import dataclasses
 import re
 import time
+from collections.abc import Iterator
 
 import jax
 
 from launch.plan import collectives, estimate
 from launch.plan.hlo import Module
 from launch.plan.report import Memory, Plan, Refusal, StepFlops
-from launch.plan.request import Request, Shaped, unanswered
+from launch.plan.request import Request, state_bytes, unanswered
 from launch.plan.topology import Topology, bytes_of
 from lsm.cost import hardware_flops
 from lsm.mesh import make_mesh
+from lsm.train import abstract_batch, build
+from lsm.train.program import Program
 from lsm.train.throughput import training_flops
 
 QUICK = {"optimization_level": 9}
@@ -37,27 +41,43 @@ def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
       DataError: the shapes of the data are not known, and it is not there.
       MeshError: the mesh does not fit the devices, the batch or the parameters.
     """
-    mesh = make_mesh(request.experiment.mesh, topology.devices)
-    shaped = Shaped.of(request, topology.compiled_for)
+    experiment = request.experiment
+    mesh = make_mesh(experiment.mesh, topology.devices)
+    batch, horizon = abstract_batch(experiment, request.data_dir)
+    program = build(experiment, horizon, batch, list(topology.compiled_for))
     basis = "quick" if quick else "priced" if topology.gpus else "compiled"
-    base, seconds = unanswered(request, topology, shaped, basis), {}
+    base = unanswered(request, topology, program, horizon.steps, basis)
+    needed = sum(state_bytes(program).values())
+    if quick and needed > topology.available:
+        reason = "State and batch alone do not fit."
+        refused = Refusal("step", reason, needed, topology.available)
+        return dataclasses.replace(base, refusal=refused)
+    seconds: dict[str, float] = {}
     try:
         if basis == "compiled":
-            start = time.monotonic()
-            _compile_init(shaped.program.init.lower())
-            seconds["init"] = time.monotonic() - start
-        traced, start = shaped.program.step.trace(*shaped.arguments), time.monotonic()
-        lowered = traced.lower(lowering_platforms=(topology.lowered_for,))
-        step = lowered.compile(compiler_options=QUICK if quick else None)
-        seconds["step"] = time.monotonic() - start
+            with _timed(seconds, "init"):
+                _compile_init(program.init.lower())
+        traced = program.step.trace(program.abstract_state, program.abstract_batch)
+        with _timed(seconds, "step"):
+            lowered = traced.lower(lowering_platforms=(topology.lowered_for,))
+            step = lowered.compile(compiler_options=QUICK if quick else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        refused = refusal("init" if basis == "compiled" and not seconds else "step", str(error))
+        refused = refusal([*seconds][-1], str(error))
         return dataclasses.replace(base, refusal=refused, compile_seconds=seconds)
-    memory = memory_of(step, shaped, topology)
+    memory = memory_of(step, program, topology)
     base = dataclasses.replace(base, memory=memory, compile_seconds=seconds)
-    return _answered(base, request, shaped, Module.parse(step.as_text()), topology, mesh)
+    return _answered(base, request, program, Module.parse(step.as_text()), topology, mesh)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[name] = time.monotonic() - start
 
 
 def _compile_init(lowered: jax.stages.Lowered) -> None:
@@ -71,9 +91,9 @@ def _compile_init(lowered: jax.stages.Lowered) -> None:
         lowered.compile()
 
 
-def memory_of(step: jax.stages.Compiled, shaped: Shaped, topology: Topology) -> Memory:
+def memory_of(step: jax.stages.Compiled, program: Program, topology: Topology) -> Memory:
     """Returns the compiler's memory analysis, its arguments by what they are."""
-    stats, parts = step.memory_analysis(), shaped.local_bytes
+    stats, parts = step.memory_analysis(), state_bytes(program)
     return Memory(
         **parts,
         padding=stats.argument_size_in_bytes - sum(parts.values()),
@@ -108,7 +128,7 @@ def _bytes_in(found: re.Match | None) -> int | None:
 def _answered(
     base: Plan,
     request: Request,
-    shaped: Shaped,
+    program: Program,
     module: Module,
     topology: Topology,
     mesh: jax.sharding.Mesh,
@@ -117,9 +137,10 @@ def _answered(
     chip, devices = topology.chip, mesh.size
     found = collectives.find(module, devices, switch=topology.gpus)
     sent = collectives.summarise(found, mesh, chip)
-    hardware = hardware_flops(shaped.program.step, *shaped.arguments).total
+    arguments = program.abstract_state, program.abstract_batch
+    hardware = hardware_flops(program.step, *arguments).total
     work = estimate.work_of(module, sent, hardware / devices, chip)
-    model = training_flops(request.experiment.task, *shaped.arguments).total
+    model = training_flops(request.experiment.task, *arguments).total
     compute = max(hardware / devices, work.seen) / chip.flops
     roofline = estimate.roofline_of(compute, work.moved, sent, chip)
     ends = (roofline.least, work.serial)

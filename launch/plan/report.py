@@ -54,7 +54,7 @@ class Memory:
         return self.arguments + self.results + self.temporaries + self.code
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Refusal:
     """The compiler's own "no": the program does not fit.
 

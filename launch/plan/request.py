@@ -1,9 +1,9 @@
-"""What is asked for, as a program for some devices, and what a plan says of it unasked."""
+"""What is asked for, and what a plan says of it unasked."""
 
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,8 +12,6 @@ import numpy as np
 from launch.plan.report import Machine, Plan, Workload
 from launch.plan.topology import Topology
 from lsm.config import Experiment
-from lsm.durations import Horizon
-from lsm.train import abstract_batch, build
 from lsm.train.program import Program
 
 LIST_PRICE = "Google's list price on demand, as of 2025"
@@ -38,54 +36,18 @@ class Request:
     price: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Shaped:
-    """A program whose arguments are shapes with shardings: nothing is allocated, nothing runs.
-
-    Attributes:
-      program: of the experiment.
-      batch: of a step, by column.
-      horizon: length of the run.
-    """
-
-    program: Program
-    batch: Mapping[str, jax.ShapeDtypeStruct]
-    horizon: Horizon
-
-    @classmethod
-    def of(cls, request: Request, devices: Sequence[jax.Device]) -> "Shaped":
-        """Builds the program for `devices`.
-
-        Raises:
-          DataError: the shapes of the data are not known, and it is not there.
-          MeshError: the mesh does not fit the devices, the batch or the parameters.
-        """
-        batch, horizon = abstract_batch(request.experiment, request.data_dir)
-        program = build(request.experiment, horizon, batch, list(devices))
-        batch = {
-            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.batch)
-            for name, x in batch.items()
-        }
-        return cls(program, batch, horizon)
-
-    @property
-    def arguments(self) -> tuple[Any, Any]:
-        """What a step takes: the state and the batch."""
-        return self.program.abstract_state, self.batch
-
-    @property
-    def local_bytes(self) -> dict[str, int]:
-        """Bytes of HBM that the arguments take on each device, unpadded, as `Memory` names them."""
-        state = self.program.abstract_state
-        return {
-            "parameters": local_bytes(state.params),
-            "optimizer_state": local_bytes(state.opt_state),
-            "other_state": local_bytes((state.step, state.model_state)),
-            "batch": local_bytes(self.batch),
-        }
+def state_bytes(program: Program) -> dict[str, int]:
+    """Returns bytes of HBM that a step's arguments take on each device, as `Memory` names them."""
+    state = program.abstract_state
+    return {
+        "parameters": _local_bytes(state.params),
+        "optimizer_state": _local_bytes(state.opt_state),
+        "other_state": _local_bytes((state.step, state.model_state)),
+        "batch": _local_bytes(program.abstract_batch),
+    }
 
 
-def local_bytes(tree: Any) -> int:
+def _local_bytes(tree: Any) -> int:
     """Bytes of HBM that a tree of shapes with shardings takes on each device, unpadded."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
@@ -94,9 +56,11 @@ def local_bytes(tree: Any) -> int:
     )
 
 
-def unanswered(request: Request, topology: Topology, shaped: Shaped, basis: str) -> Plan:
+def unanswered(
+    request: Request, topology: Topology, program: Program, steps: int, basis: str
+) -> Plan:
     """Returns the plan without its answers: the workload and the machine."""
-    experiment, program = request.experiment, shaped.program
+    experiment, batch = request.experiment, program.abstract_batch
     column = getattr(experiment.task, "tokens", None)
     workload = Workload(
         name=experiment.name,
@@ -106,8 +70,8 @@ def unanswered(request: Request, topology: Topology, shaped: Shaped, basis: str)
         parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract_state.params)),
         batch_size=experiment.train.batch_size,
         accumulation=experiment.train.accumulation,
-        tokens_per_example=shaped.batch[column].shape[1] - 1 if column in shaped.batch else None,
-        steps=shaped.horizon.steps,
+        tokens_per_example=batch[column].shape[1] - 1 if column in batch else None,
+        steps=steps,
     )
     chip, price = topology.chip, request.price
     source = "given" if price is not None else LIST_PRICE if chip.price else "unknown; give --price"

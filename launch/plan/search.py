@@ -21,7 +21,7 @@ COMPILED = 4
 """Candidates compiled in full, at most."""
 
 MARGIN = 0.03
-"""What an axis beside data and fsdp has to gain; less is within the error of a quick compilation."""
+"""What an axis beside data and fsdp has to gain; less is within a quick compilation's error."""
 
 _REMAT, _ACCUMULATION = "task.model.transformer.remat", "train.accumulation"
 _SPLITTING = ("tensor", "sequence", "pipeline", "expert")
@@ -216,7 +216,7 @@ class _Search:
                     plan = self._fewest_parts(changes | ({_REMAT: policy} if policy else {}))
                     if plan.fits and (plan.run.accumulation == 1 or policy == "dots"):
                         break
-                    if plan.refusal and plan.refusal.program == "state":
+                    if plan.refusal and not plan.compile_seconds:  # whatever is kept beside it
                         break
             except (MeshError, ConfigError) as failed:
                 error = failed

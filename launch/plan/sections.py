@@ -10,9 +10,9 @@ MOST = 12
 """Rows of collectives shown; the JSON has all."""
 
 _PRICED = (
-    "ESTIMATE: compiled by the TPU's compiler for as many TPUs that stand in. Memory, each device's",
-    "work and what is sent are theirs; times are those of the GPU's figures, and its products are",
-    "assumed to reach a share of its peak: see docs/plan.md, GPUs.",
+    "ESTIMATE: compiled by the TPU's compiler for as many TPUs, which stand in. Memory, work and",
+    "what is sent are theirs; times are by the GPU's figures, and products are taken to reach a",
+    "share of its peak: see docs/plan.md, GPUs.",
 )
 
 _WORDS = frozenset(("", "kind", "part", "axes", "network", "largest buffers", "setting", "value"))

@@ -102,7 +102,6 @@ def test_memory_is_the_compilers_own(v5e, monkeypatch):
         + stats.generated_code_size_in_bytes
     )
     assert memory.arguments == stats.argument_size_in_bytes
-    assert memory.peak <= memory.total
     weights = 4 * (64 * 512 + 512 * 512 + 512 * 10) // 4  # float32, a quarter each
     assert weights <= memory.parameters <= weights + 4 * (512 + 512 + 10)
     assert 2 * memory.parameters <= memory.optimizer_state <= 2 * memory.parameters + 64
