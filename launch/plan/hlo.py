@@ -14,8 +14,7 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{[^}]*?(S\(\d+\))?[^}()]*\})?"
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _COMMENT = re.compile(r"/\*.*?\*/")
-_NAME = re.compile(r"%([\w.\-]+(?:#\d+)?)")
-_ELEMENT = re.compile(r"%([\w.\-]+)#(\d+)")
+_NAME = re.compile(r"%([\w.\-]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +154,8 @@ class Module:
                 name, lines = header[2], []
                 entry = name if header[1] else entry
             elif line == "}" and name:
-                computations[name] = Computation(name, _instructions(lines))
+                found = map(_instruction, lines)
+                computations[name] = Computation(name, {one.name: one for one in found})
                 name = None
             elif _LINE.match(line):
                 lines.append(line)
@@ -171,20 +171,6 @@ class Module:
             one.op in ("call", "call-start") and one.attribute("to_apply")
         )
         return self.computations.get(name) if name else None
-
-
-def _instructions(lines: list[str]) -> dict[str, Instruction]:
-    """Returns instructions by name; `%x#1`, short for an element of a tuple, becomes one too."""
-    found: dict[str, Instruction] = {}
-    for line in lines:
-        for source, index in _ELEMENT.findall(line):
-            shape = list(_ARRAY.finditer(found[source].shape))[int(index)][0]
-            name, text = f"{source}#{index}", f", index={index}"
-            element = Instruction(name, "get-tuple-element", shape, f"%{source}", text, False)
-            found.setdefault(name, element)
-        one = _instruction(line)
-        found[one.name] = one
-    return found
 
 
 def _instruction(line: str) -> Instruction:

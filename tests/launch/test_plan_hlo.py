@@ -220,6 +220,44 @@ def test_replica_groups_in_every_spelling(text, groups):
     assert collectives.replica_groups(text, 4) == groups
 
 
+PARTS = """HloModule m
+
+%pad (p: f32[2,1024], z: f32[8,1024], n: s32[]) -> f32[8,1024] {
+  %p = f32[2,1024]{1,0} parameter(0)
+  %z = f32[8,1024]{1,0} parameter(1)
+  %n = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %dus = f32[8,1024]{1,0} dynamic-update-slice(%z, %p, %n, %zero)
+}
+
+ENTRY %main (a: f32[2,1024], b: f32[8,1024], i: s32[]) -> f32[8,1024] {
+  %a = f32[2,1024]{1,0} parameter(0)
+  %b = f32[8,1024]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %c = s32[] constant(0)
+  %padded = f32[8,1024]{1,0} fusion(%a, %b, %i), kind=kLoop, calls=%pad
+  %whole = f32[8,1024]{1,0} all-reduce(%padded), replica_groups={{0,1,2,3}}, to_apply=%add
+  %summed = f32[8,1024]{1,0} all-reduce(%b), replica_groups={{0,1,2,3}}, to_apply=%add
+  %part = f32[2,1024]{1,0} dynamic-slice(%summed, %i, %c), dynamic_slice_sizes={2,1024}
+  %mean = f32[8,1024]{1,0} all-reduce(%b), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %out = f32[8,1024]{1,0} add(%whole, %mean)
+}
+"""
+
+
+def test_an_all_reduce_of_parts_is_a_gather_or_a_scatter_on_a_switch():
+    module, size = Module.parse(PARTS), 8 * 1024 * 4
+    on_switch = [(one.kind, one.bytes) for one in collectives.find(module, 4, switch=True)]
+    assert on_switch == [("all-gather", size), ("reduce-scatter", size), ("all-reduce", size)]
+    assert {one.kind for one in collectives.find(module, 4)} == {"all-reduce"}
+
+
+def test_cycles_of_no_estimate_are_none():
+    text = 'backend_config={"estimated_cycles":"9223372036854775807"}'
+    assert loop(more=f", {text}").entry["loop"].cycles is None
+    assert loop(more=f", {text.replace('9223372036854775807', '12')}").entry["loop"].cycles == 12
+
+
 def mesh_of(shape, axes, slices=1):
     """A mesh of stand-ins for the devices of `slices` slices 4 x 4 x 4."""
     places = [(x, y, z) for x in range(4) for y in range(4) for z in range(4)]
