@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -190,6 +191,7 @@ def test_published_utilisation_lies_in_the_range(config, changes, published):
     one = plan(flags.load(str(ROOT / path), changes), "a100:64")
     low, high = one.projection.mfu
     assert low < published < high
+    assert math.sqrt(low * high) == pytest.approx(published, rel=0.1)
     assert one.flops.compiled == pytest.approx(one.flops.hardware, rel=0.02)
 
 
