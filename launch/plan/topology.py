@@ -105,17 +105,20 @@ def load(name: str, slices: int = 1) -> Topology:
         jax.config.update("jax_platforms", "cpu")  # constants of the trace are made here
     if chip.clock is None:
         gpus = tuple(Gpu(n, n // chip.devices_per_host) for n in range(shape[0]))
-        tpus = _tpus(_stand_in(len(gpus)), 1, _CHIPS[STAND_IN])[: len(gpus)]
+        tpus = _stand_ins(len(gpus))
         room = min(int(chip.memory * _share()), available(tpus[0], _CHIPS[STAND_IN]))
         return Topology(name, 1, chip, gpus, tpus, "cuda", room, versions)
     tpus = _tpus(name, slices, chip)
     return Topology(name, slices, chip, tpus, tpus, "tpu", available(tpus[0], chip), versions)
 
 
-def _stand_in(count: int) -> str:
-    """Returns a topology of at least so many chips, as near to a cube as a slice of them is."""
-    side = 4 if count % 64 == 0 else 2 if count > 1 else 1
-    return f"{STAND_IN}:{side}x{side}x{-(-count // side**2)}"
+def _stand_ins(count: int) -> tuple[jax.Device, ...]:
+    """Returns so many TPUs: a slice as near to a cube as can be, or a line out of one."""
+    side = 4 if count % 64 == 0 else 2
+    line = count % side**2 != 0
+    depth = count if line else count // side**2
+    tpus = _tpus(f"{STAND_IN}:{side}x{side}x{depth}", 1, _CHIPS[STAND_IN])
+    return tuple(one for one in tpus if not line or one.coords[:2] == [0, 0])
 
 
 def _tpus(name: str, slices: int, chip: Chip) -> tuple[jax.Device, ...]:
