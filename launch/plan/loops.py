@@ -1,11 +1,25 @@
 """How often each instruction of a module runs: loops with their trip counts, calls, branches."""
 
+import functools
+import operator
 import re
 from collections.abc import Callable, Iterator
 
 from launch.plan.hlo import Computation, Instruction, Module
 
-_TRANSPARENT = ("copy", "bitcast", "convert", "reshape", "copy-done")
+LONGEST = 10**5
+"""Turns, from which on a loop counts as one that cannot be read."""
+
+_OPERATIONS = {
+    **dict.fromkeys(("copy", "bitcast", "convert", "reshape", "copy-done"), lambda x: x),
+    "copy-start": lambda x: x,
+    "add": operator.add,
+    "subtract": operator.sub,
+    "LT": operator.lt,
+    "LE": operator.le,
+    "GT": operator.gt,
+    "GE": operator.ge,
+}
 
 
 def executed(
@@ -37,84 +51,51 @@ def _executed(module, computation, times, known, weight):
 def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:
     """Returns how often a while loop turns, or None where it cannot be read.
 
-    XLA's own `known_trip_count` is taken where it is written; else the loop is read: its condition
-    compares a counter with a constant, its body adds a constant, its start is a constant.
+    XLA's own `known_trip_count` is taken where it is written; else the loop's counter is run.
     """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text)
     if known:
         return int(known[1])
-    found = _condition(module, loop)
-    if found is None:
-        return None
-    index, direction, limit = found
-    start = _initial(module, computation, loop, index)
-    limit = limit if isinstance(limit, int) else _initial(module, computation, loop, limit[0])
-    step = _step(module, loop, index)
-    if start is None or limit is None or not step:
-        return None
-    last = {"LT": limit - 1, "LE": limit, "GT": limit + 1, "GE": limit}.get(direction)
-    return None if last is None else max((last - start) // step + 1, 0)
+    start = computation[loop.operands[0]]
+    condition, body = (module.computations[loop.attribute(name)] for name in ("condition", "body"))
 
+    @functools.cache
+    def carried(turn: int, index: int) -> int:
+        """The value of a place in the carry before a turn."""
+        if turn == 0:
+            return _value(module, computation, start.operands[index], _unknown)
+        before = functools.partial(carried, turn - 1)
+        return _value(module, body, body.root.operands[index], before)
 
-def _condition(module: Module, loop: Instruction):
-    """Returns (carry index of the counter, direction, limit: an int or (carry index,))."""
-    condition = module.computations[loop.attribute("condition")]
-    compare, scope, arguments = condition.root, condition, None
-    if compare.op == "fusion":
-        arguments = [_resolve(condition, name) for name in compare.operands]
-        scope = module.called(compare)
-        compare = next((one for one in scope if one.op == "compare"), scope.root)
-    if compare.op != "compare":
-        return None
-    sides = [_resolve(scope, name, arguments) for name in compare.operands]
-    direction = compare.attribute("direction")
-    if isinstance(sides[0], int):
-        sides.reverse()
-        direction = direction.translate(str.maketrans("LG", "GL"))
-    counter, limit = sides
-    if not isinstance(counter, tuple) or limit is None:
-        return None
-    return counter[0], direction, limit
-
-
-def _initial(module: Module, computation: Computation, loop: Instruction, index: int):
-    carry = computation[loop.operands[0]]
-    if carry.op != "tuple":
-        return None
-    value = _resolve(computation, carry.operands[index])
-    return value if isinstance(value, int) else None
-
-
-def _step(module: Module, loop: Instruction, index: int) -> int | None:
-    body = module.computations[loop.attribute("body")]
-    if body.root.op != "tuple":
-        return None
-    one, scope, arguments = body[body.root.operands[index]], body, None
-    while one.op in _TRANSPARENT:
-        one = body[one.operands[0]]
-    if one.op == "fusion" and (inner := module.called(one)):
-        arguments = [_resolve(body, name) for name in one.operands]
-        one, scope = inner.root, inner
-    if one.op not in ("add", "subtract"):
-        return None
-    sides = [_resolve(scope, name, arguments) for name in one.operands]
-    amount = next((side for side in sides if isinstance(side, int)), None)
-    if (index,) not in sides or amount is None:
-        return None
-    return amount if one.op == "add" else -amount
-
-
-def _resolve(scope: Computation, name: str, arguments=None) -> int | tuple[int] | None:
-    """Returns what a scalar is: a constant, (carry index,) of a loop, or None."""
-    one = scope.instructions.get(name)
-    while one is not None and one.op in _TRANSPARENT:
-        one = scope.instructions.get(one.operands[0])
-    if one is None:
-        return None
-    if one.op == "constant":
-        return int(one.literal) if re.fullmatch(r"-?\d+", one.literal) else None
-    if one.op == "get-tuple-element":
-        return (int(one.attribute("index")),)
-    if one.op == "parameter" and arguments:
-        return arguments[int(one.literal)]
+    try:
+        for turn in range(LONGEST):
+            if not _value(module, condition, condition.root.name, functools.partial(carried, turn)):
+                return turn
+    except (LookupError, ValueError):  # it is not made of `_OPERATIONS` and whole numbers alone
+        pass
     return None
+
+
+def _value(module: Module, scope: Computation, name: str, read: Callable[[int], int]) -> int:
+    """Returns what a whole number is; `read` gives those of the carry, or of a fusion's arguments.
+
+    Raises:
+      LookupError: that is not known.
+      ValueError: it is no whole number.
+    """
+    one = scope[name]
+    if one.op == "constant":
+        return int(one.literal)
+    if one.op in ("get-tuple-element", "parameter"):
+        return read(int(one.attribute("index") or one.literal))
+    if one.op == "fusion":
+        inner = module.computations[one.attribute("calls")]
+        return _value(
+            module, inner, inner.root.name, lambda n: _value(module, scope, one.operands[n], read)
+        )
+    values = [_value(module, scope, operand, read) for operand in one.operands]
+    return _OPERATIONS[one.attribute("direction") or one.op](*values)
+
+
+def _unknown(index: int) -> int:
+    raise LookupError(index)
