@@ -25,12 +25,6 @@ HOP = 1e-6
 """Seconds that a message takes to the next chip."""
 
 
-_MEGASCALE = {
-    name.upper().replace("-", "_"): name
-    for name in ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Found:
     """A collective instruction and where it stands.
@@ -92,7 +86,8 @@ def _across_slices(scope: Computation, one: Instruction, times: int) -> Found | 
     transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.text)
     if not transfer:
         return None
-    kind = _MEGASCALE.get(transfer[1], "collective-permute")
+    name = transfer[1].lower().replace("_", "-")
+    kind = kind_of_collective(name) or "collective-permute"
     return Found(kind, scope[one.operands[0]].arrays[0].bytes, (), True, times)
 
 
@@ -231,12 +226,6 @@ def seconds(
     return inside + outside
 
 
-def _one_of_each_slice(mesh: jax.sharding.Mesh) -> tuple[int, ...]:
-    """Returns the partitions that differ from the first in nothing but the slice."""
-    slices = [_home(device) for device in mesh.devices.flat]
-    return tuple(slices.index(n) for n in sorted(set(slices)))
-
-
 def torus_of(
     group: Sequence[int], mesh: jax.sharding.Mesh, chip: Chip
 ) -> tuple[tuple[int, bool], ...]:
@@ -263,8 +252,10 @@ def summarise(
 ) -> tuple[Collective, ...]:
     """Returns the collectives by kind, axes and size, slowest first; `mesh` gives the axes."""
     times = collections.Counter()
+    homes = [_home(device) for device in mesh.devices.flat]
+    across = tuple(homes.index(n) for n in sorted(set(homes)))  # they differ in the slice alone
     for one in found:
-        groups = one.groups or (_one_of_each_slice(mesh),)
+        groups = one.groups or (across,)
         axes, slices = spanned(groups, mesh)
         torus = torus_of(groups[0], mesh, chip) if one.groups else ()
         size = one.bytes * (slices if one.kind == "all-gather" and not one.groups else 1)
