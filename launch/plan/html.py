@@ -53,7 +53,7 @@ def _chart(section: Section) -> str:
         y, wide = i * STEP + 4, BARS * share
         bars.append(
             f'<text x="{NAMES - 10}" y="{y + 15}" text-anchor="end">{escape(name)}</text>'
-            f'<rect class="s0" x="{NAMES}" y="{y}" width="{wide:.2f}" height="20"/>'
+            f'<rect x="{NAMES}" y="{y}" width="{wide:.2f}" height="20"/>'
             f'<text x="{NAMES + wide + 8:.2f}" y="{y + 15}">{text}</text>'
         )
     told = escape(", ".join(f"{name} {text}" for name, _, text in section.chart))

@@ -1,4 +1,4 @@
-"""What a plan says: frozen dataclasses that become JSON, and are printed by `launch.plan.show`.
+"""What a plan says: frozen dataclasses that become JSON, and are shown by `launch.plan.sections`.
 
 Bytes and seconds are those of one device and one step, unless a field says otherwise.
 """
