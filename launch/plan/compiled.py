@@ -54,13 +54,7 @@ def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
         return dataclasses.replace(base, refusal=refused)
     seconds: dict[str, float] = {}
     try:
-        if basis == "compiled":
-            with _timed(seconds, "init"):
-                _compile_init(program.init.lower())
-        traced = program.step.trace(program.abstract_state, program.abstract_batch)
-        with _timed(seconds, "step"):
-            lowered = traced.lower(lowering_platforms=(topology.lowered_for,))
-            step = lowered.compile(compiler_options=QUICK if quick else None)
+        step = _compile(program, topology, basis, seconds)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -69,6 +63,19 @@ def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
     memory = memory_of(step, program, topology)
     base = dataclasses.replace(base, memory=memory, compile_seconds=seconds)
     return _answered(base, request, program, Module.parse(step.as_text()), topology, mesh)
+
+
+def _compile(
+    program: Program, topology: Topology, basis: str, seconds: dict[str, float]
+) -> jax.stages.Compiled:
+    """Returns the step, and puts the seconds that each part takes into `seconds`."""
+    if basis == "compiled":
+        with _timed(seconds, "init"):
+            _compile_init(program.init.lower())
+    with _timed(seconds, "step"):
+        traced = program.step.trace(program.abstract_state, program.abstract_batch)
+        lowered = traced.lower(lowering_platforms=(topology.lowered_for,))
+        return lowered.compile(compiler_options=QUICK if basis == "quick" else None)
 
 
 @contextlib.contextmanager
