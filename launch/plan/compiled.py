@@ -34,8 +34,8 @@ def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
     Args:
       request: what to plan.
       topology: on what.
-      quick: compile the step without optimisation, in a fourth of the time: memory is within a
-        sixth of the final one, and the times are good to compare with each other alone.
+      quick: compile the step without optimisation, in a third to a fifth of the time: memory
+        is within a fifth of the final one, and times are good to compare with each other alone.
 
     Raises:
       DataError: the shapes of the data are not known, and it is not there.
