@@ -171,19 +171,24 @@ class _Search:
         split = {axis: fixed.get(axis, 1) for axis in _SPLITTING}
         rest = len(self.topology.devices) // math.prod(split.values())
         node = math.gcd(rest, self.topology.chip.devices_per_host)
-        for fsdp in dict.fromkeys((rest, node, 1)):
+        for fsdp in dict.fromkeys(self._fsdp(rest, ways) for ways in (rest, node, 1)):
             yield {**split, "fsdp": fsdp, "data": rest // fsdp}
 
     def _split(self, axis: str, ways: int, best: Trial | None) -> Iterator[dict[str, int]]:
         """The mesh of `best` with an axis of so many ways, taken from fsdp, then from data."""
         mesh = dict(best.plan.run.mesh) if best else next(self._plain())
-        fsdp = mesh["fsdp"] // math.gcd(mesh["fsdp"], ways)
         rest = mesh["fsdp"] * mesh["data"] // ways
+        fsdp = self._fsdp(rest, mesh["fsdp"] // math.gcd(mesh["fsdp"], ways))
         yield {**mesh, axis: ways, "fsdp": fsdp, "data": rest // fsdp}
 
     def _fixed(self) -> dict[str, int]:
         given = {axis: self.request.overrides.get(f"mesh.{axis}", "-1") for axis in AXES}
         return {axis: int(text) for axis, text in given.items() if text != "-1"}
+
+    def _fsdp(self, rest: int, wanted: int) -> int:
+        """Ways of fsdp: as it is set, or as data that is set leaves it, or as wanted."""
+        fixed = self._fixed()
+        return fixed.get("fsdp", rest // fixed["data"] if "data" in fixed else wanted) or 1
 
     def _usable(self) -> list[str]:
         """Axes that split layers, which the model makes something of and nobody has set."""

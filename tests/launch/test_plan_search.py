@@ -108,6 +108,15 @@ def test_what_is_on_the_line_stays():
     assert found.best.plan.run.overrides["task.model.transformer.remat"] == "full"
 
 
+@pytest.mark.parametrize("axis", ["data", "fsdp"])
+def test_rows_are_split_as_the_line_says(axis):
+    mlp = experiment(Classification(model=MLP(widths=(256,))), Digits())
+    found = find(mlp, gpus(4), {f"mesh.{axis}": "2", "train.accumulation": "1"})
+    meshes = [one.plan.run.mesh for one in found.tried]
+    assert all(mesh[axis] == 2 and math.prod(mesh.values()) == 4 for mesh in meshes)
+    assert any(mesh["data"] == mesh["fsdp"] == 2 for mesh in meshes)
+
+
 def test_a_model_without_the_policy_has_fewer_candidates():
     mlp = experiment(Classification(model=MLP(widths=(256,))), Digits())
     found = find(mlp, gpus())
