@@ -140,9 +140,7 @@ class Transformer:
         """Returns an empty cache for `length` positions in every block: arrays (L, B, S, G, K)."""
         g, _, k = self.groups
         shape = (self.layers, batch_size, length, g, k)
-        k, v = (
-            jnp.zeros(shape, self.dtype) for _ in range(2)
-        )  # apart, so that they can be donated
+        k, v = (jnp.zeros(shape, self.dtype) for _ in range(2))  # two buffers can be donated
         return Cache(k_BxSxGxK=k, v_BxSxGxK=v, length=jnp.zeros(self.layers, jnp.int32))
 
 
