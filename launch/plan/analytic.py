@@ -119,10 +119,7 @@ def plan(request: Request, topology: Topology, model: float | None = None) -> Pl
         raise ConfigError("mesh.offload: True given; the estimate for GPUs needs False.")
     batch, horizon = abstract_batch(experiment, request.data_dir)
     program = build(experiment, horizon, batch, devices=list(topology.devices))
-    batch = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.batch)
-        for name, x in batch.items()
-    }
+    batch = program.abstract_batch
     work = work_of(program, batch, topology.devices[0].platform)
     state = program.abstract_state
     if model is None:

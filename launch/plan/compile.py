@@ -60,10 +60,7 @@ def plan(request: Request, topology: Topology) -> Plan:
     experiment = request.experiment
     batch, horizon = abstract_batch(experiment, request.data_dir)
     program = build(experiment, horizon, batch, devices=list(topology.devices))
-    batch = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.batch)
-        for name, x in batch.items()
-    }
+    batch = program.abstract_batch
     base = Plan(
         run=run_of(request, program, batch, horizon),
         machine=machine_of(request, topology),

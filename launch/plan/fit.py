@@ -16,7 +16,7 @@ from launch.plan.text import amount, duration
 from launch.plan.topology import PlanError, Topology
 from lsm.config import Experiment, flags
 from lsm.errors import ConfigError, LsmError, MeshError
-from lsm.mesh import AXES, BATCH_AXES, Fsdp, Layout, axis_names
+from lsm.mesh import AXES, BATCH_AXES, Layout, used_axes
 
 COMPILED = 4
 """Candidates compiled, at most."""
@@ -256,10 +256,7 @@ def _usable(experiment: Experiment) -> set[str]:
     """Axes beside data and fsdp that the model makes something of."""
     model = experiment.task.model
     layout = getattr(model, "layout", Layout())
-    used = set(layout.axes)
-    for rule in experiment.mesh.rules or layout.rules:
-        if not isinstance(rule.spec, Fsdp):
-            used.update(axis for entry in rule.spec for axis in axis_names(entry))
+    used = used_axes(experiment.mesh.rules or layout.rules, layout)
     if not getattr(getattr(model, "transformer", None), "experts", None):
         used.discard("expert")
     return used

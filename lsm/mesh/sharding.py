@@ -114,13 +114,19 @@ def _sizes(config: Mesh, devices: Sequence[jax.Device]) -> dict[str, int]:
     return sizes
 
 
-def check_axes(mesh: jax.sharding.Mesh, rules: Sequence[Rule], layout: Layout, model: str) -> None:
-    """Raises MeshError where an axis has several ways that neither the model nor `rules` use."""
-    # Rows are split over these whatever the model is.
-    used = {*BATCH_AXES, *layout.axes}
+def used_axes(rules: Sequence[Rule], layout: Layout) -> set[str]:
+    """Returns the axes that a model uses or its parameters lie over, `BATCH_AXES` or others."""
+    used = set(layout.axes)
     for spec in (spec for rule in rules for spec in (rule.spec, rule.otherwise or ())):
         entries = (spec.axis,) if isinstance(spec, Fsdp) else spec
         used.update(axis for entry in entries for axis in axis_names(entry))
+    return used
+
+
+def check_axes(mesh: jax.sharding.Mesh, rules: Sequence[Rule], layout: Layout, model: str) -> None:
+    """Raises MeshError where an axis has several ways that neither the model nor `rules` use."""
+    # Rows are split over these whatever the model is.
+    used = {*BATCH_AXES, *used_axes(rules, layout)}
     for axis, size in mesh.shape.items():
         if size > 1 and axis not in used:
             able = [name for name in AXES if name in used]
