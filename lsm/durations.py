@@ -14,7 +14,9 @@ from lsm.errors import ConfigError, nearest
 Duration = int | str
 """A number of steps, or a string such as "2 epochs", "50_000 examples", "300 steps", "10%"."""
 
-_FORM = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:e[0-9]+)?)\s*([a-z]+|%)\s*", re.IGNORECASE)
+_FORM = re.compile(
+    r"\s*([0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?(?:e[0-9]+)?)\s*([a-z]+|%)\s*", re.IGNORECASE
+)
 _UNITS = ("steps", "epochs", "examples", "%")
 
 

@@ -78,7 +78,6 @@ class TrainBatches:
             rng = augmentation(self.seed, step)
         for transform in self.augment:
             # Drawn for the whole batch, then cut: any number of processes sees the same.
-            # For the whole batch, so that a row's changes do not depend on who reads it.
             drawn = transform.draw(rng, self.batch_size)
             batch = transform.apply(batch, {name: x[rows] for name, x in drawn.items()})
         return batch if weight is None else _weighed(batch, weight[rows])

@@ -29,6 +29,9 @@ def decode(
     from PIL import Image
 
     with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
+        if image.mode.startswith("I;16"):
+            # The upper 8 of 16 bits, as Pillow takes of colours; of greys it would clip at 255.
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         # Before resizing: Pillow does not interpolate pictures with a palette.
         if image.mode != _MODES[channels]:
             image = image.convert(_MODES[channels])

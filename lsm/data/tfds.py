@@ -111,7 +111,7 @@ def _find(name: str, data_dir: PathLike | None) -> Any:
             f"{data_dir or tfds.core.constants.DATA_DIR}.{hint}"
         ) from None
     except (ValueError, AssertionError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason, *_ = [*str(error).strip().splitlines(), type(error).__name__]  # it may say nothing
         raise DataError(f"dataset {name!r} cannot be opened: {reason}") from None
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,9 +87,9 @@ class Tokenizer:
             return self._ids[name]
         added = self._tokenizer.get_added_tokens_decoder().values()
         special = [token.content for token in added if token.special]
-        bracketed = [token for token in self._ids if token[0] in "<[" and token[-1] in ">]"]
+        bracketed = [token for token in self._ids if re.fullmatch(r"[<\[].+[>\]]", token)]
         # vocab.json does not mark special tokens: then what stands in brackets is a guess.
-        there = special or sorted(token for token in bracketed if len(token) > 2)
+        there = special or sorted(bracketed)
         raise DataError(
             f"tokenizer {self.name} has no token {name!r} to end a document with; its special "
             f"tokens are {listed(there) or 'none'}.{nearest(name, there)} Choose by --eos, or give "

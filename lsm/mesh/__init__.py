@@ -20,7 +20,7 @@ from lsm.mesh.jit import jit
 from lsm.mesh.offload import in_device_memory, in_host_memory, offloaded
 from lsm.mesh.rows import batch_sharding, batch_ways, local_rows, place
 from lsm.mesh.rules import Fsdp, Layout, Rule
-from lsm.mesh.sharding import Mesh, check_axes, make_mesh, replicated, shard, table
+from lsm.mesh.sharding import Mesh, check_axes, make_mesh, replicated, shard, table, used_axes
 
 __all__ = [
     "AXES",
@@ -48,5 +48,6 @@ __all__ = [
     "split_rows",
     "table",
     "unplaced",
+    "used_axes",
     "ways",
 ]

@@ -114,13 +114,19 @@ def _sizes(config: Mesh, devices: Sequence[jax.Device]) -> dict[str, int]:
     return sizes
 
 
+def used_axes(rules: Sequence[Rule], layout: Layout) -> set[str]:
+    """Returns the axes that a model uses or its parameters lie over, `BATCH_AXES` or others."""
+    used = set(layout.axes)
+    for spec in (spec for rule in rules for spec in (rule.spec, rule.otherwise or ())):
+        entries = (spec.axis,) if isinstance(spec, Fsdp) else spec
+        used.update(axis for entry in entries for axis in axis_names(entry))
+    return used
+
+
 def check_axes(mesh: jax.sharding.Mesh, rules: Sequence[Rule], layout: Layout, model: str) -> None:
     """Raises MeshError where an axis has several ways that neither the model nor `rules` use."""
     # Rows are split over these whatever the model is.
-    used = {*BATCH_AXES, *layout.axes}
-    for rule in rules:
-        if not isinstance(rule.spec, Fsdp):
-            used.update(axis for entry in rule.spec for axis in axis_names(entry))
+    used = {*BATCH_AXES, *used_axes(rules, layout)}
     for axis, size in mesh.shape.items():
         if size > 1 and axis not in used:
             able = [name for name in AXES if name in used]
@@ -178,24 +184,26 @@ def _spec(
         patterns = listed(repr(rule.pattern) for rule in rules)
         raise MeshError(f"mesh.rules: no rule matches {path!r}; the patterns are {patterns}.")
     # A state leaf has its parameter's path, but not always its shape (Adafactor, Shampoo).
-    spec, state = rule.spec, path.startswith("opt_state")
-    if isinstance(spec, Fsdp):
-        return spec(shape, mesh)
+    state = path.startswith("opt_state")
     # What does not divide goes where the rule says; state that is no copy of its parameter, to
     # Fsdp; and what is left is checked, for a parameter has to fit.
-    if rule.otherwise is not None and len(spec) == len(shape) and not _divides(spec, shape, mesh):
-        spec = rule.otherwise
-    elif state and not (len(spec) == len(shape) and _divides(spec, shape, mesh)):
-        spec = Fsdp()
+    specs = [rule.spec, *([Fsdp()] if state else [])]
+    if rule.otherwise is not None and not isinstance(rule.spec, Fsdp):
+        specs[1:1] = [rule.otherwise] if len(rule.spec) == len(shape) else []
+    spec = next((spec for spec in specs if _fits(spec, shape, mesh)), specs[-1])
     if isinstance(spec, Fsdp):
         return spec(shape, mesh)
     _check_spec(rule.pattern, spec, path, shape, mesh)
     return PartitionSpec(*spec)
 
 
-def _divides(spec: tuple[Entry, ...], shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> bool:
+def _fits(spec: tuple[Entry, ...] | Fsdp, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> bool:
+    if isinstance(spec, Fsdp):
+        return True
     ways = [math.prod(mesh.shape.get(a, 1) for a in axis_names(entry)) for entry in spec]
-    return all(size % way == 0 for size, way in zip(shape, ways, strict=True))
+    return len(ways) == len(shape) and not any(
+        size % way for size, way in zip(shape, ways, strict=True)
+    )
 
 
 def _check_spec(

@@ -139,8 +139,9 @@ class Transformer:
     def cache(self, batch_size: int, length: int) -> Cache:
         """Returns an empty cache for `length` positions in every block: arrays (L, B, S, G, K)."""
         g, _, k = self.groups
-        empty = jnp.zeros((self.layers, batch_size, length, g, k), self.dtype)
-        return Cache(k_BxSxGxK=empty, v_BxSxGxK=empty, length=jnp.zeros(self.layers, jnp.int32))
+        shape = (self.layers, batch_size, length, g, k)
+        k, v = (jnp.zeros(shape, self.dtype) for _ in range(2))  # two buffers can be donated
+        return Cache(k_BxSxGxK=k, v_BxSxGxK=v, length=jnp.zeros(self.layers, jnp.int32))
 
 
 class Attention(nn.Module):

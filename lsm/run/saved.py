@@ -31,17 +31,19 @@ def checksums(state: Any) -> Any:
 def _checksum(leaf: jax.Array) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # an Optax transform may keep one
         leaf = jax.random.key_data(leaf)
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-    # Which cannot be bitcast.
-    if leaf.dtype == bool:
+    # Three that cannot be bitcast.
+    if jnp.iscomplexobj(leaf):
+        leaf = jnp.stack([leaf.real, leaf.imag], axis=-1)
+    if leaf.dtype in (bool, jnp.int4, jnp.uint4):
         leaf = leaf.astype(jnp.uint8)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)  # of 8, two
     bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
     # The number of each element in C order, modulo 2^32. By iota, which each device makes for its
     # own part of a sharded leaf.
     place, stride = jnp.uint32(0), 1
-    for dim in reversed(range(leaf.ndim)):
-        place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim) * jnp.uint32(stride)
-        stride = stride * leaf.shape[dim] % 2**32  # of larger leaves, uint32() would raise
+    for dim in reversed(range(bits.ndim)):
+        place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dim) * jnp.uint32(stride)
+        stride = stride * bits.shape[dim] % 2**32  # of larger leaves, uint32() would raise
     # Odd: bit b alters the sum by 2^b times an odd number, which is never 0 modulo 2^32.
     return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
 

@@ -126,7 +126,7 @@ class LanguageModelling(Task):
         means = super().summary(totals)
         loss = means["loss"]
         # exp(710) is beyond float64, and raises.
-        return means | {"perplexity": math.exp(loss) if loss < 700 else math.inf}
+        return means | {"perplexity": math.inf if loss >= 700 else math.exp(loss)}
 
     def check(self, batch: Batch) -> None:
         """Raises DataError for a missing column, unknown tokens or too long a sequence."""

@@ -200,6 +200,8 @@ def test_a_field_and_what_is_inside_it_are_not_both_set(paths, message):
         ({"train.batch_size": "0"}, "Train.batch_size: 0 given; allowed: a number in (0, inf)."),
         ({"train.accumulation": "3"}, "3 does not divide train.batch_size=128"),
         ({"checkpoint.every": "2 epocs"}, "'2 epocs' is not a duration.* Did you mean 'epochs'?"),
+        ({"checkpoint.every": "5_ steps"}, "'5_ steps' is not a duration"),
+        ({"checkpoint.every": "1__0 steps"}, "'1__0 steps' is not a duration"),
         ({"optimizer": "Adam"}, "--config.optimizer: 'Adam' given; Optimizer is needed."),
         ({"task.model.widths": "(32, 0)"}, "MLP.widths: (32, 0) given; allowed: 1 or more."),
         ({"train.seed": "4294967296"}, "Train.seed: 4294967296 given; allowed: a number in [0, 4294967296)."),

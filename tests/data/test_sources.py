@@ -174,6 +174,10 @@ def test_text_errors():
         CharText(text_source(train="abc"), 3).open("train")
     with pytest.raises(DataError, match="has no column 'text'; it has words"):
         CharText(Arrays({"words": np.array(["ab"])}), 1).open("train")
+    for text in (b"caf\xe9", "a\ud800b"):  # not UTF-8; half a character
+        source = CharText(Arrays({"text": np.array([text], object)}), 1)
+        with pytest.raises(DataError, match=r"column 'text', is not text: .*can't (de|en)code"):
+            source.open("train")
     with pytest.raises(ConfigError, match=r"CharText.length: 0 is below 1"):
         CharText(length=0)
 
@@ -239,6 +243,13 @@ def test_folder_sees_changed_pictures(tree):
     Image.new("RGB", (30, 30), (0, 255, 0)).save(tree / "val/blue/e.png")
     after = source.open("val").take(np.array([0]))["image"]
     assert before[..., 2].min() == 255 and after[..., 1].min() == 255
+
+
+def test_a_grey_picture_of_16_bits_keeps_its_upper_8(tree):
+    grey = np.array([[0, 255, 256], [32768, 65279, 65535]], np.uint16)
+    Image.fromarray(grey).save(tree / "val/blue/e.png")
+    image = Folder(str(tree), size=(2, 3)).open("val").take(np.array([0]))["image"][0]
+    assert image[..., 0].tolist() == image[..., 2].tolist() == [[0, 0, 1], [128, 254, 255]]
 
 
 def test_folder_errors(tree, tmp_path):

@@ -88,6 +88,15 @@ def test_pictures_that_differ_in_size(tfds_dir):
     assert resized.take(np.arange(4))["image"].shape == (4, 24, 32, 3)
 
 
+def test_an_error_of_tfds_without_words_is_told_by_its_name(monkeypatch, tmp_path):
+    def builder(name, **place):
+        raise AssertionError
+
+    monkeypatch.setattr("tensorflow_datasets.builder", builder)
+    with pytest.raises(DataError, match="'mnist' cannot be opened: AssertionError"):
+        Tfds("mnist").open("train", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("source", "split", "said"),
     [

@@ -231,6 +231,13 @@ def test_a_document_cannot_end_itself(bpe, tmp_path):
         assert tokenizer.decode(ids) == f"one{EOS}two"
 
 
+def test_a_token_of_nothing_is_no_special_one(tmp_path):
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"": 0, "a": 1, "<s>": 2}, "a"))
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match=r"has no token '<\|endoftext\|>' .* special .*<s>"):
+        Tokenizer(tmp_path).eos()
+
+
 def test_no_eos(bpe, tmp_path):
     (tmp_path / "a.txt").write_text("The dog")
     index = tokenize.tokenize([str(tmp_path / "a.txt")], tmp_path / "out", Packing(bpe, eos=None))

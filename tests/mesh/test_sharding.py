@@ -152,6 +152,17 @@ def test_otherwise_is_taken_where_a_dimension_does_not_divide():
     assert specs(tree, mesh, rule)["odd"] == P(None, "fsdp")
     with pytest.raises(MeshError, match="fsdp=4 does not divide dimension 1 of 'odd'"):
         specs(shapes(odd=(7, 5)), mesh, Rule(".*", ("tensor", None), otherwise=(None, "fsdp")))
+    state = {"opt_state": shapes(odd=(7, 1028))}  # of a parameter's rank, and not of its shape
+    rule = Rule(".*", ("tensor", None), otherwise=("fsdp", None))
+    assert specs(state, mesh, rule) == {"opt_state": {"odd": P(None, "fsdp")}}
+
+
+def test_an_axis_of_fsdp_or_otherwise_is_used():
+    mesh = make_mesh(Mesh(data=4, tensor=2))
+    for rule in (Rule(".*", Fsdp(axis="tensor")), Rule("a", (None,), otherwise=("tensor",))):
+        check_axes(mesh, [rule], Layout(), "Net")
+    with pytest.raises(MeshError, match="mesh.tensor: 2 given, but Net makes nothing of this axis"):
+        check_axes(mesh, [Rule(".*")], Layout(), "Net")
 
 
 def test_optimiser_state_follows_its_parameter_or_is_laid_out_by_fsdp():

@@ -140,7 +140,7 @@ def test_cached_logits_are_those_of_the_whole_text(style):
     model, text = STYLES[style], tokens()
     variables = noisy(model, text)
     expected = jax.jit(model.apply)(variables, text)
-    decode = jax.jit(lambda *args: model.apply(*args, method="decode"))
+    decode = jax.jit(lambda *args: model.apply(*args, method="decode"), donate_argnums=2)
     cache, found = model.cache(B, 16), []
     for part in np.split(text, [5, 8, 9, 10, 11], axis=1):
         logits, cache = decode(variables, part, cache)

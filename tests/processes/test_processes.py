@@ -124,11 +124,14 @@ def final_params(config, workdir):
 
 
 def assert_close(config, one, other):
-    """Equal but for the order in which sums are added: gloo's differs from that of one process."""
+    """Equal but for the order in which sums are added: gloo's differs from that of one process.
+
+    AdamW divides a gradient by its own size: where it is rounding, a step of 3e-3 is rounding too.
+    """
     a, b = final_params(config, one), final_params(config, other)
     assert a.keys() == b.keys()
     for path in a:
-        np.testing.assert_allclose(a[path], b[path], rtol=1e-3, atol=1e-5, err_msg=path)
+        np.testing.assert_allclose(a[path], b[path], rtol=1e-3, atol=1e-4, err_msg=path)
     for name in ("loss", "roc_auc"):
         figures = [result(w)["metrics"]["test"][name] for w in (one, other)]
         np.testing.assert_allclose(*figures, rtol=1e-4)
@@ -373,8 +376,9 @@ def test_what_jax_detects_is_joined_and_values_go_round():
 
 
 WAITING = """
-import time
+import signal, time
 from lsm import processes
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 processes.initialize()
 if processes.others().process == 1:
     time.sleep(60)

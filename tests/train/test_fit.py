@@ -271,6 +271,13 @@ def test_checksums_see_any_bit_and_no_layout():
     assert checksums({"w": state["w"][::-1]})["w"] != expected["w"]
 
 
+@pytest.mark.parametrize("dtype", ["bool", "int4", "bfloat16", "complex64"])
+def test_checksums_of_dtypes_that_a_transform_may_keep(dtype):
+    state = jax.numpy.arange(6) - 2  # among others, True and False
+    sums = [checksums(state.at[2].set(value).astype(dtype)) for value in (0, 1)]
+    assert sums[0] != sums[1]
+
+
 def test_fingerprint_is_of_the_last_checkpoint(finished):
     workdir, result = finished
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)

@@ -8,6 +8,7 @@ from lsm import Data, Experiment, Mesh, Train
 from lsm.data import Arrays
 from lsm.durations import Horizon
 from lsm.errors import ConfigError
+from lsm.metrics import Weighted
 from lsm.models import MLP
 from lsm.models.experts import Experts
 from lsm.models.families import gpt2
@@ -121,3 +122,12 @@ def test_errors():
         LanguageModelling(model=MODELS["tied"], chunks=0)
     with pytest.raises(ConfigError, match="task.chunks: 3 does not divide the 16 positions"):
         score(MODELS["tied"], 3, text())
+
+
+@pytest.mark.parametrize(
+    ("loss", "perplexity"), [(1.0, np.e), (700.0, np.inf), (np.inf, np.inf), (np.nan, np.nan)]
+)
+def test_perplexity_of_any_loss(loss, perplexity):
+    task = LanguageModelling(model=gpt2(**SIZES))
+    totals = {"loss": Weighted(2 * loss, 2.0), "accuracy": Weighted(1.0, 2.0)}
+    np.testing.assert_allclose(task.summary(totals)["perplexity"], perplexity)
