@@ -57,8 +57,8 @@ def _act(argv: Sequence[str]) -> int:
 def _plan(given: Flags, overrides: dict[str, str]) -> int:
     experiment = flags.load(given.config, overrides)
     from launch.plan import compiled, topology
+    from launch.plan.compiled import Request
     from launch.plan.html import html_of
-    from launch.plan.request import Request
     from launch.plan.search import search, table_of
     from launch.plan.text import text_of
 

@@ -27,22 +27,15 @@ HOP = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A collective instruction and where it stands.
+    """A collective instruction and where it stands."""
 
-    Attributes:
-      kind: one of `launch.plan.costs.COLLECTIVES`' values.
-      bytes: of the gathered or reduced whole; of what is sent for the other kinds.
-      groups: partition numbers of each group; (source, target) pairs of a permutation; () for
-        what goes from slice to slice.
-      overlapped: it is started here and awaited elsewhere.
-      times: in a step.
-    """
-
-    kind: str
-    bytes: int
+    kind: str  # one of `launch.plan.costs.COLLECTIVES`' values
+    bytes: int  # of the gathered or reduced whole; of what is sent for the other kinds
+    # partition numbers of each group; (source, target) pairs of a permutation; () for what goes
+    # from slice to slice
     groups: tuple[tuple[int, ...], ...]
-    overlapped: bool
-    times: int
+    overlapped: bool  # it is started here and awaited elsewhere
+    times: int  # in a step
 
 
 def find(module: Module, devices: int, switch: bool = False) -> list[Found]:
@@ -57,7 +50,7 @@ def find(module: Module, devices: int, switch: bool = False) -> list[Found]:
       switch: name what an all-reduce does where it gathers or scatters, as a torus is fast at.
     """
     found, seen = [], set()
-    for computation, one, times, _ in executed(module, costs.weight_of(module)):
+    for computation, one, times, _ in executed(module):
         if one.op == "send" and (across := _across_slices(computation, one, times)):
             found.append(across)
         inner = module.called(one) if one.op == "fusion" else None

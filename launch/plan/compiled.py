@@ -7,25 +7,42 @@ kernels; how long that takes is reckoned with the GPU's figures (`launch.plan.es
 
 import contextlib
 import dataclasses
+import math
+import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 
 from launch.plan import collectives, estimate
 from launch.plan.hlo import Module
-from launch.plan.report import Memory, Plan, Refusal, StepFlops
-from launch.plan.request import Request, state_bytes, unanswered
+from launch.plan.report import Machine, Memory, Plan, Refusal, StepFlops, Workload
 from launch.plan.topology import Topology, bytes_of
+from lsm.config import Experiment
 from lsm.cost import hardware_flops
 from lsm.mesh import make_mesh
 from lsm.train import abstract_batch, build
 from lsm.train.program import Program
 from lsm.train.throughput import training_flops
 
+LIST_PRICE = "Google's list price on demand, as of 2025"
+
 QUICK = {"optimization_level": 9}
 """O0 in XLA's numbers; jax 0.10 takes no name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to plan."""
+
+    experiment: Experiment  # what would be trained
+    config: str = ""  # where it came from, for the report
+    overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)  # likewise
+    data_dir: str | os.PathLike | None = None  # where datasets are
+    price: float | None = None  # USD for one chip and hour; None takes the list price
 
 
 def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
@@ -45,33 +62,94 @@ def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
     mesh = make_mesh(experiment.mesh, topology.devices)
     batch, horizon = abstract_batch(experiment, request.data_dir)
     program = build(experiment, horizon, batch, list(topology.compiled_for))
-    basis = "quick" if quick else "priced" if topology.gpus else "compiled"
-    base = unanswered(request, topology, program, horizon.steps, basis)
-    needed = sum(state_bytes(program).values())
+    seconds: dict[str, float] = {}
+    base = Plan(
+        run=_workload(request, program, horizon.steps),
+        machine=_machine(request, topology),
+        basis="quick" if quick else "priced" if topology.gpus else "compiled",
+        versions=topology.versions,
+        compile_seconds=seconds,
+    )
+    needed = sum(_state_bytes(program).values())
     if quick and needed > topology.available:
         reason = "State and batch alone do not fit."
         refused = Refusal("step", reason, needed, topology.available)
         return dataclasses.replace(base, refusal=refused)
-    seconds: dict[str, float] = {}
     try:
-        step = _compile(program, topology, basis, seconds)
+        step = _compile(program, topology, base.basis, seconds)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        refused = refusal([*seconds][-1], str(error))
-        return dataclasses.replace(base, refusal=refused, compile_seconds=seconds)
-    memory = memory_of(step, program, topology)
-    base = dataclasses.replace(base, memory=memory, compile_seconds=seconds)
+        return dataclasses.replace(base, refusal=refusal([*seconds][-1], str(error)))
+    base = dataclasses.replace(base, memory=memory_of(step, program, topology))
     return _answered(base, request, program, Module.parse(step.as_text()), topology, mesh)
+
+
+def _workload(request: Request, program: Program, steps: int) -> Workload:
+    experiment, batch = request.experiment, program.abstract_batch
+    column = getattr(experiment.task, "tokens", None)
+    return Workload(
+        name=experiment.name,
+        config=request.config,
+        overrides=request.overrides,
+        mesh=dict(program.mesh.shape),
+        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract_state.params)),
+        batch_size=experiment.train.batch_size,
+        accumulation=experiment.train.accumulation,
+        tokens_per_example=batch[column].shape[1] - 1 if column in batch else None,
+        steps=steps,
+    )
+
+
+def _machine(request: Request, topology: Topology) -> Machine:
+    chip, price = topology.chip, request.price
+    source = "given" if price is not None else LIST_PRICE if chip.price else "unknown; give --price"
+    return Machine(
+        topology=topology.name,
+        slices=topology.slices,
+        chip=chip.name,
+        chips=len(topology.devices) // chip.devices_per_chip,
+        devices=len(topology.devices),
+        peak_flops=chip.flops,
+        price=chip.price if price is None else price,
+        price_source=source,
+    )
+
+
+def _state_bytes(program: Program) -> dict[str, int]:
+    """Returns bytes of HBM that a step's arguments take on each device, as `Memory` names them."""
+    state = program.abstract_state
+    trees = {
+        "parameters": state.params,
+        "optimizer_state": state.opt_state,
+        "other_state": (state.step, state.model_state),
+        "batch": program.abstract_batch,
+    }
+    return {name: sum(map(_local_bytes, jax.tree.leaves(tree))) for name, tree in trees.items()}
+
+
+def _local_bytes(leaf: Any) -> int:
+    """Bytes of HBM that a shape with a sharding takes on each device, unpadded."""
+    if leaf.sharding.memory_kind == "pinned_host":
+        return 0
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
 
 
 def _compile(
     program: Program, topology: Topology, basis: str, seconds: dict[str, float]
 ) -> jax.stages.Compiled:
-    """Returns the step, and puts the seconds that each part takes into `seconds`."""
+    """Returns the step, and puts the seconds that each part takes into `seconds`.
+
+    What runs once is compiled without optimising, which for random numbers takes a minute; only
+    where that is refused, the compiler gets the time to make it smaller.
+    """
     if basis == "compiled":
         with _timed(seconds, "init"):
-            _compile_init(program.init.lower())
+            lowered = program.init.lower()
+            try:
+                lowered.compile(compiler_options=QUICK)
+            except jax.errors.JaxRuntimeError:
+                lowered.compile()
     with _timed(seconds, "step"):
         traced = program.step.trace(program.abstract_state, program.abstract_batch)
         lowered = traced.lower(lowering_platforms=(topology.lowered_for,))
@@ -87,20 +165,9 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
         seconds[name] = time.monotonic() - start
 
 
-def _compile_init(lowered: jax.stages.Lowered) -> None:
-    """Compiles what runs once: without optimising, which for random numbers takes a minute.
-
-    Only where that is refused, the compiler gets the time to make it smaller.
-    """
-    try:
-        lowered.compile(compiler_options=QUICK)
-    except jax.errors.JaxRuntimeError:
-        lowered.compile()
-
-
 def memory_of(step: jax.stages.Compiled, program: Program, topology: Topology) -> Memory:
     """Returns the compiler's memory analysis, its arguments by what they are."""
-    stats, parts = step.memory_analysis(), state_bytes(program)
+    stats, parts = step.memory_analysis(), _state_bytes(program)
     return Memory(
         **parts,
         padding=stats.argument_size_in_bytes - sum(parts.values()),
@@ -117,19 +184,11 @@ def refusal(program: str, message: str) -> Refusal:
     """Returns what the compiler's RESOURCE_EXHAUSTED says, in figures where it gives them."""
     needed = re.search(r"\(([\d.]+[KMGT])\) exceeds|Used ([\d.]+[KMGT]) of", message)
     limit = re.search(r"available HBM \(([\d.]+[KMGT])\)|of ([\d.]+[KMGT]) hbm", message)
-    first = message.split("\n\n")[0].splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+    needed, limit = (found and bytes_of(found[found.lastindex]) for found in (needed, limit))
     listed = re.findall(r"Size: ([\d.]+[KMGT]).*?Shape: (\S+)", message, re.DOTALL)
-    return Refusal(
-        program=program,
-        reason=re.sub(r"^E\d+: ", "", first),
-        needed=_bytes_in(needed),
-        available=_bytes_in(limit),
-        largest=tuple((bytes_of(size), shape) for size, shape in listed[:10]),
-    )
-
-
-def _bytes_in(found: re.Match | None) -> int | None:
-    return bytes_of(next(filter(None, found.groups()))) if found else None
+    largest = tuple((bytes_of(size), shape) for size, shape in listed[:10])
+    first = message.splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+    return Refusal(program, re.sub(r"^E\d+: ", "", first), needed, limit, largest)
 
 
 def _answered(
@@ -142,23 +201,18 @@ def _answered(
 ) -> Plan:
     """Returns the plan with what the compiled step says."""
     chip, devices = topology.chip, mesh.size
-    found = collectives.find(module, devices, switch=topology.gpus)
-    sent = collectives.summarise(found, mesh, chip)
     arguments = program.abstract_state, program.abstract_batch
     hardware = hardware_flops(program.step, *arguments).total
-    work = estimate.work_of(module, sent, hardware / devices, chip)
     model = training_flops(request.experiment.task, *arguments).total
-    compute = max(hardware / devices, work.seen) / chip.flops
+    sent = collectives.summarise(collectives.find(module, devices, topology.gpus), mesh, chip)
+    work = estimate.work_of(module, sent, hardware / devices, chip)
+    seen, unseen = work.seen * devices, work.unseen * devices
+    flops = StepFlops(model=model, hardware=hardware, compiled=seen, unseen=unseen)
+    compute = max(hardware, seen) / devices / chip.flops
     roofline = estimate.roofline_of(compute, work.moved, sent, chip)
     ends = (roofline.least, work.serial)
     if base.basis != "compiled":
         ends = estimate.assumed_ends(roofline, chip)
-    flops = StepFlops(
-        model=model,
-        hardware=hardware,
-        compiled=work.seen * devices,
-        unseen=work.unseen * devices,
-    )
     return dataclasses.replace(
         base,
         flops=flops,

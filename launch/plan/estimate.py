@@ -24,19 +24,12 @@ _PREFETCH = ("copy-start", "slice-start")
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a device does in a step.
+    """What a device does in a step."""
 
-    Attributes:
-      operations: by kind, slowest first.
-      seen: FLOPs of products.
-      unseen: FLOPs of custom calls, which the compiler does not tell.
-      unknown_loops: while loops whose length could not be read.
-    """
-
-    operations: tuple[Operations, ...]
-    seen: float
-    unseen: float
-    unknown_loops: int
+    operations: tuple[Operations, ...]  # by kind, slowest first
+    seen: float  # FLOPs of products
+    unseen: float  # FLOPs of custom calls, which the compiler does not tell
+    unknown_loops: int  # while loops whose length could not be read
 
     @property
     def moved(self) -> float:
@@ -62,9 +55,9 @@ def work_of(
     """
     sums: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     unknown = 0
-    for scope, one, times, known in executed(module, costs.weight_of(module)):
+    for scope, one, times, known in executed(module):
         unknown += one.op == "while" and known and trip_count(module, scope, one) is None
-        if one.op in costs.FREE:
+        if costs.free(one):
             continue
         kind = _kind(module, scope, one)
         moved, flops = (f(module, scope, one) for f in (costs.traffic, costs.flops))

@@ -19,17 +19,11 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """Shape of a value.
+    """Shape of a value."""
 
-    Attributes:
-      dtype: HLO's name, "bf16".
-      dims: sizes.
-      hbm: in main memory; False in the chip's own (VMEM, SMEM: a layout with S(n)).
-    """
-
-    dtype: str
-    dims: tuple[int, ...]
-    hbm: bool = True
+    dtype: str  # HLO's name, "bf16"
+    dims: tuple[int, ...]  # sizes
+    hbm: bool = True  # in main memory; False in the chip's own (VMEM, SMEM: a layout with S(n))
 
     @property
     def bytes(self) -> int:
@@ -42,23 +36,14 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation.
+    """One line of a computation."""
 
-    Attributes:
-      name: unique in the module.
-      op: opcode, "fusion".
-      shape: text of its result's shape.
-      literal: text between its parentheses.
-      text: what follows: attributes, metadata, backend_config.
-      root: whether it is its computation's result.
-    """
-
-    name: str
-    op: str
-    shape: str
-    literal: str
-    text: str
-    root: bool
+    name: str  # unique in the module
+    op: str  # opcode, "fusion"
+    shape: str  # text of its result's shape
+    literal: str  # text between its parentheses
+    text: str  # what follows: attributes, metadata, backend_config
+    root: bool  # whether it is its computation's result
 
     @functools.cached_property
     def arrays(self) -> tuple[Array, ...]:
@@ -134,15 +119,10 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A parsed module.
+    """A parsed module."""
 
-    Attributes:
-      computations: by name.
-      entry: the one that runs.
-    """
-
-    computations: dict[str, Computation]
-    entry: Computation
+    computations: dict[str, Computation]  # by name
+    entry: Computation  # the one that runs
 
     @classmethod
     def parse(cls, text: str) -> "Module":

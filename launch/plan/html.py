@@ -29,7 +29,7 @@ def html_of(plan: Plan) -> str:
 
 
 def _section(section: Section) -> str:
-    chart = _chart(section) if section.chart else ""
+    chart = _chart(section) if section.bars else ""
     table = _table(section) if section.rows else ""
     notes = "".join(f"<p>{escape(note)}</p>\n" for note in section.notes)
     return f"<section>\n<h2>{escape(section.title)}</h2>\n{chart}{table}{notes}</section>"
@@ -48,16 +48,16 @@ def _table(section: Section) -> str:
 
 def _chart(section: Section) -> str:
     """A bar for each row that the section draws, as long as it says."""
-    bars = []
-    for i, (name, share, text) in enumerate(section.chart):
+    bars, told = [], []
+    for i, (share, (name, text, *_)) in enumerate(zip(section.bars, section.rows, strict=False)):
         y, wide = i * STEP + 4, BARS * share
         bars.append(
             f'<text x="{NAMES - 10}" y="{y + 15}" text-anchor="end">{escape(name)}</text>'
             f'<rect x="{NAMES}" y="{y}" width="{wide:.2f}" height="20"/>'
             f'<text x="{NAMES + wide + 8:.2f}" y="{y + 15}">{text}</text>'
         )
-    told = escape(", ".join(f"{name} {text}" for name, _, text in section.chart))
-    return (
-        f'<figure><svg viewBox="0 0 {WIDTH} {len(bars) * STEP + 4}" role="img">'
-        f"<title>{escape(section.title)}</title><desc>{told}</desc>{''.join(bars)}</svg></figure>\n"
-    )
+        told.append(f"{name} {text}")
+    size = f"0 0 {WIDTH} {len(bars) * STEP + 4}"
+    words = f"<title>{escape(section.title)}</title><desc>{escape(', '.join(told))}</desc>"
+    drawn = words + "".join(bars)
+    return f'<figure><svg viewBox="{size}" role="img">{drawn}</svg></figure>\n'

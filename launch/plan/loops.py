@@ -5,47 +5,43 @@ import operator
 import re
 from collections.abc import Callable, Iterator
 
+from launch.plan.costs import computation_flops
 from launch.plan.hlo import Computation, Instruction, Module
 
 LONGEST = 10**5
 """Turns, from which on a loop counts as one that cannot be read."""
 
+_SAME = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done")
 _OPERATIONS = {
-    **dict.fromkeys(("copy", "bitcast", "convert", "reshape", "copy-done"), lambda x: x),
-    "copy-start": lambda x: x,
-    "add": operator.add,
-    "subtract": operator.sub,
-    "LT": operator.lt,
-    "LE": operator.le,
-    "GT": operator.gt,
-    "GE": operator.ge,
+    **dict.fromkeys(_SAME, lambda x: x),
+    **{"add": operator.add, "subtract": operator.sub},
+    **{"LT": operator.lt, "LE": operator.le, "GT": operator.gt, "GE": operator.ge},
 }
 
 
-def executed(
-    module: Module, weight: Callable[[Computation], float] = lambda _: 0.0
-) -> Iterator[tuple[Computation, Instruction, int, bool]]:
+def executed(module: Module) -> Iterator[tuple[Computation, Instruction, int, bool]]:
     """Yields what runs: (computation, instruction, how often, whether its loop count is known).
 
     Instructions within fusions are not listed: a fusion runs as one. Of a conditional's branches
-    the one with the greatest `weight` runs. What an async-start wraps is listed in its place.
+    the one with most FLOPs runs. What an async-start wraps is listed in its place.
     """
-    yield from _executed(module, module.entry, 1, True, weight)
+    yield from _executed(module, module.entry, 1, True)
 
 
-def _executed(module, computation, times, known, weight):
+def _executed(module, computation, times, known):
     for one in computation:
         yield computation, one, times, known
         if one.op == "while":
             trips = trip_count(module, computation, one)
             turns, sure = (1, False) if trips is None else (trips, known)
             body = module.computations[one.attribute("body")]
-            yield from _executed(module, body, times * turns, sure, weight)
-        elif one.op == "conditional" and one.branches:
-            branch = max((module.computations[name] for name in one.branches), key=weight)
-            yield from _executed(module, branch, times, known, weight)
+            yield from _executed(module, body, times * turns, sure)
+        elif one.op == "conditional":
+            branches = [module.computations[name] for name in one.branches]
+            longest = max(branches, key=lambda branch: computation_flops(module, branch))
+            yield from _executed(module, longest, times, known)
         elif one.op in ("call", "call-start", "async-start") and (inner := module.called(one)):
-            yield from _executed(module, inner, times, known, weight)
+            yield from _executed(module, inner, times, known)
 
 
 def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:
@@ -62,8 +58,8 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     @functools.cache
     def carried(turn: int, index: int) -> int:
         """The value of a place in the carry before a turn."""
-        if turn == 0:
-            return _value(module, computation, start.operands[index], _unknown)
+        if turn == 0:  # what an argument is worth is not known: no place of {}
+            return _value(module, computation, start.operands[index], {}.__getitem__)
         before = functools.partial(carried, turn - 1)
         return _value(module, body, body.root.operands[index], before)
 
@@ -95,7 +91,3 @@ def _value(module: Module, scope: Computation, name: str, read: Callable[[int], 
         )
     values = [_value(module, scope, operand, read) for operand in one.operands]
     return _OPERATIONS[one.attribute("direction") or one.op](*values)
-
-
-def _unknown(index: int) -> int:
-    raise LookupError(index)

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from launch.plan import compiled
+from launch.plan.compiled import Request
 from launch.plan.report import Plan
-from launch.plan.request import Request
 from launch.plan.sections import amount, duration
 from launch.plan.topology import PlanError, Topology
 from lsm.config import Experiment, flags
@@ -30,15 +30,10 @@ _SPLITTING = ("tensor", "sequence", "pipeline", "expert")
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A candidate and what came of it.
+    """A candidate and what came of it."""
 
-    Attributes:
-      changes: what it sets, {"mesh.fsdp": "4", ...}.
-      plan: its plan.
-    """
-
-    changes: Mapping[str, str]
-    plan: Plan
+    changes: Mapping[str, str]  # what it sets, {"mesh.fsdp": "4", ...}
+    plan: Plan  # its plan
 
     @property
     def rank(self) -> float:
@@ -68,17 +63,11 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What a search found.
+    """What a search found."""
 
-    Attributes:
-      best: the fastest that fits, compiled in full.
-      tried: every candidate, compiled quickly, fastest first.
-      flags: what to add to the command, ("--config.mesh.fsdp=4", ...).
-    """
-
-    best: Trial
-    tried: tuple[Trial, ...]
-    flags: tuple[str, ...]
+    best: Trial  # the fastest that fits, compiled in full
+    tried: tuple[Trial, ...]  # every candidate, compiled quickly, fastest first
+    flags: tuple[str, ...]  # what to add to the command, ("--config.mesh.fsdp=4", ...)
 
 
 def search(request: Request, topology: Topology, say: Callable[[str], None]) -> Choice:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from launch.plan.report import Plan
 
@@ -14,28 +14,33 @@ _PRICED = (
     "what is sent are theirs; times are by the GPU's figures, and products are taken to reach a",
     "share of its peak: see docs/plan.md, GPUs.",
 )
-
 _WORDS = frozenset(("", "kind", "part", "axes", "network", "largest buffers", "setting", "value"))
 """Columns of words, set flush left; the others are numbers."""
+
+_NAMES = {
+    "padding": "padding of these",
+    "temporaries": "activations and temporaries",
+    "code": "program",
+    "available": "available to a program",
+    "capacity": "HBM of the device",
+    "host": "in host memory",
+    "hardware": "hardware (recomputed too)",
+    "compiled": "in the compiled program",
+    "unseen": "in custom calls",
+}
+"""Fields of a plan in words, where the name alone does not say it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A table with a title.
+    """A table with a title."""
 
-    Attributes:
-      title: what it is of.
-      columns: heads; "" for none.
-      rows: cells as text, one for each column.
-      notes: lines below.
-      chart: (name, length from 0 to 1, what it says) of bars that are drawn.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]] = ()
-    notes: Sequence[str] = ()
-    chart: tuple[tuple[str, float, str], ...] = ()
+    title: str  # what it is of
+    columns: tuple[str, ...]  # heads; "" for none
+    rows: Sequence[tuple[str, ...]] = ()  # cells as text, one for each column
+    notes: Sequence[str] = ()  # lines below
+    # length from 0 to 1 of bars for the first rows, which say their first two cells
+    bars: Sequence[float] = ()
 
     def left(self, column: int) -> bool:
         """Whether a column is of words, not numbers."""
@@ -67,15 +72,13 @@ def head(plan: Plan) -> tuple[str, ...]:
     run, machine = plan.run, plan.machine
     mesh = " x ".join(f"{axis}={ways}" for axis, ways in run.mesh.items() if ways > 1)
     slices = f"{machine.slices} slices of " if machine.slices > 1 else ""
-    rows = f"batch {run.batch_size:,}"
-    if run.accumulation > 1:
-        rows += f" in {run.accumulation} micro-batches"
-    if run.tokens_per_example:
-        rows += f" x {run.tokens_per_example:,} tokens"
-    devices = f"{machine.devices} device" + "s" * (machine.devices > 1)
+    parts = f" in {run.accumulation} micro-batches" if run.accumulation > 1 else ""
+    tokens = f" x {run.tokens_per_example:,} tokens" if run.tokens_per_example else ""
+    rows, devices = f"batch {run.batch_size:,}{parts}{tokens}", f"{machine.devices} device"
     return (
         f"{run.name}: {run.parameters:,} parameters, {rows}, {run.steps:,} steps",
-        f"on {slices}{machine.topology}: {devices}, mesh {mesh or 'of one'}",
+        f"on {slices}{machine.topology}: {devices}{'s' * (machine.devices > 1)}, "
+        f"mesh {mesh or 'of one'}",
         verdict(plan),
         *(_PRICED if plan.basis == "priced" else ()),
     )
@@ -83,10 +86,9 @@ def head(plan: Plan) -> tuple[str, ...]:
 
 def verdict(plan: Plan) -> str:
     """Returns whether it fits, in a sentence."""
-    memory = plan.memory
-    if memory is None:
+    if plan.refusal:
         return f"DOES NOT FIT: the compiler refuses the {plan.refusal.program}."
-    left = memory.available - memory.total
+    left = plan.memory.available - plan.memory.total
     if left < 0:
         return f"DOES NOT FIT, by {amount(-left)} on each device."
     return f"Fits, with {amount(left)} free on each device."
@@ -96,10 +98,8 @@ def sections(plan: Plan) -> Iterator[Section]:
     """Yields the sections of a plan; what the compiler refused has fewer."""
     if plan.refusal:
         yield _refusal(plan)
-    if plan.memory:
-        yield _memory(plan)
-    if plan.flops:
-        yield from (_flops(plan), _collectives(plan), _operations(plan))
+    else:
+        yield from (_memory(plan), _flops(plan), _collectives(plan), _operations(plan))
         yield from (_roofline(plan), _projection(plan))
     yield _settings(plan)
 
@@ -107,51 +107,33 @@ def sections(plan: Plan) -> Iterator[Section]:
 def _refusal(plan: Plan) -> Section:
     refusal, notes = plan.refusal, [plan.refusal.reason]
     if refusal.needed and refusal.available:
-        over = refusal.needed - refusal.available
-        notes.append(
-            f"needed {amount(refusal.needed)}, available {amount(refusal.available)}: "
-            f"{amount(over)} too much on each device"
-        )
+        over = f"{amount(refusal.needed - refusal.available)} too much on each device"
+        there = f"needed {amount(refusal.needed)}, available {amount(refusal.available)}"
+        notes.append(f"{there}: {over}")
     rows = [(shape, amount(size)) for size, shape in refusal.largest]
     return Section("The compiler's reason", ("largest buffers", "size"), rows, notes)
 
 
-def _bars(parts: Iterable[tuple[str, float]], whole: float, told: Callable[[float], str]):
-    """Returns a chart of (name, value), as shares of `whole`."""
-    return tuple((name, max(value, 0) / (whole or 1), told(value)) for name, value in parts)
+def _words(field: str) -> str:
+    return _NAMES.get(field, field.replace("_", " "))
 
 
 def _memory(plan: Plan) -> Section:
-    memory = plan.memory
-    parts = (
-        ("parameters", memory.parameters),
-        ("optimizer state", memory.optimizer_state),
-        ("other state", memory.other_state),
-        ("batch", memory.batch),
-        ("padding of these", memory.padding),
-        ("results", memory.results),
-        ("activations and temporaries", memory.temporaries),
-        ("program", memory.code),
-    )
-    around = (
-        ("total", memory.total),
-        ("available to a program", memory.available),
-        ("HBM of the device", memory.capacity),
-        *([("in host memory", memory.host)] if memory.host else []),
-    )
-    rows = [(name, amount(size), f"{size / memory.available:.1%}") for name, size in parts + around]
-    chart = _bars(parts, max(memory.capacity, memory.total), amount)
-    return Section("Memory on each device", ("kind", "bytes", "of available"), rows, chart=chart)
+    memory, parts = plan.memory, plan.memory.parts
+    around = {name: getattr(memory, name) for name in ("total", "available", "capacity", "host")}
+    rows = [
+        (_words(name), amount(size), f"{size / memory.available:.1%}")
+        for name, size in {**parts, **around}.items()
+        if size or name != "host"
+    ]
+    whole = max(memory.capacity, memory.total)
+    bars = [max(size, 0) / whole for size in parts.values()]
+    return Section("Memory on each device", ("kind", "bytes", "of available"), rows, bars=bars)
 
 
 def _flops(plan: Plan) -> Section:
-    flops = plan.flops
-    rows = [
-        ("model", count(flops.model)),
-        ("hardware (recomputed too)", count(flops.hardware)),
-        ("in the compiled program", count(flops.compiled)),
-        *([("in custom calls", count(flops.unseen))] if flops.unseen else []),
-    ]
+    flops = vars(plan.flops).items()
+    rows = [(_words(name), count(n)) for name, n in flops if n or name != "unseen"]
     return Section("FLOPs of a step, all devices", ("", "FLOPs"), rows)
 
 
@@ -162,18 +144,11 @@ def _collectives(plan: Plan) -> Section:
     notes = [f"{amount(sum(one.total for one in found))} on each device"]
     if any(one.overlapped for one in found):
         notes.append("* runs beside other work")
-    rows = [
-        (
-            one.kind,
-            ", ".join(one.axes) + (" *" if one.overlapped else ""),
-            one.network,
-            amount(one.bytes),
-            f"{one.times:,}",
-            amount(one.total),
-            duration(one.seconds),
-        )
-        for one in found[:MOST]
-    ]
+    rows = []
+    for one in found[:MOST]:
+        axes = ", ".join(one.axes) + (" *" if one.overlapped else "")
+        sizes = amount(one.bytes), f"{one.times:,}", amount(one.total), duration(one.seconds)
+        rows.append((one.kind, axes, one.network, *sizes))
     if rest := found[MOST:]:
         size, time = (sum(getattr(one, name) for one in rest) for name in ("total", "seconds"))
         rows.append((f"{len(rest)} more", "", "", "", "", amount(size), duration(time)))
@@ -182,65 +157,60 @@ def _collectives(plan: Plan) -> Section:
 
 
 def _operations(plan: Plan) -> Section:
-    source = "the compiler's estimate" if plan.basis == "compiled" else "at the chip's peaks"
-    rows = [
-        (
-            one.kind,
-            f"{one.count:,}",
-            count(one.flops),
-            amount(one.bytes),
-            f"{one.cycles:,}",
-            duration(one.seconds),
-        )
-        for one in plan.operations
-    ]
+    rows = []
+    for one in plan.operations:
+        work = count(one.flops), amount(one.bytes), f"{one.cycles:,}"
+        rows.append((one.kind, duration(one.seconds), f"{one.count:,}", *work))
     notes = []
     if plan.flops.unseen:
         unseen = count(plan.flops.unseen / plan.machine.devices)
         notes.append(f"custom calls are not in the compiler's estimate: {unseen} FLOPs")
     if plan.unknown_loops:
         notes.append(f"{plan.unknown_loops} loop(s) of unknown length are counted as one turn")
-    parts = [(one.kind, one.seconds) for one in plan.operations]
-    chart = _bars(parts, max((seconds for _, seconds in parts), default=0), duration)
-    columns = ("kind", "count", "FLOPs", "HBM", "cycles", "time")
-    return Section(f"Time of a step by operation, {source}", columns, rows, notes, chart)
+    source = "the compiler's estimate" if plan.basis == "compiled" else "at the chip's peaks"
+    title, columns = f"Time of a step by operation, {source}", "kind time count FLOPs HBM cycles"
+    bars = _shares([one.seconds for one in plan.operations])
+    return Section(title, tuple(columns.split()), rows, notes, bars)
+
+
+def _shares(seconds: Sequence[float]) -> list[float]:
+    longest = max(seconds, default=0) or 1
+    return [each / longest for each in seconds]
 
 
 def _roofline(plan: Plan) -> Section:
-    parts, roof = vars(plan.roofline).items(), plan.roofline
-    rows = [(name, duration(s), f"{s / (roof.least or 1):.1%}") for name, s in parts]
-    chart, columns = _bars(parts, roof.least, duration), ("part", "time", "of the longest")
-    return Section("Roofline of a step", columns, rows, (f"bound by {roof.bound}",), chart)
+    parts = vars(plan.roofline)
+    bars = _shares(list(parts.values()))
+    cells = zip(parts.items(), bars, strict=True)
+    rows = [(name, duration(time), f"{share:.1%}") for (name, time), share in cells]
+    columns, notes = ("part", "time", "of the longest"), (f"bound by {plan.roofline.bound}",)
+    return Section("Roofline of a step", columns, rows, notes, bars)
 
 
 def _projection(plan: Plan) -> Section:
     ends, run, machine = plan.projection, plan.run, plan.machine
-
-    def row(name: str, ends: Sequence[float], form: str) -> tuple[str, str, str]:
-        return name, *(format(end, form) for end in ends)
-
-    rows = [("step", *map(duration, ends.step_seconds)), row("MFU", ends.mfu[::-1], ".1%")]
-    rows.append(row("examples/s", ends.examples_per_second[::-1], ",.1f"))
-    if ends.tokens_per_second:
-        rows.append(row("tokens/s", ends.tokens_per_second[::-1], ",.0f"))
-    form = ",.1f" if ends.hours[0] >= 1 else ".3g"
-    rows.append(row(f"hours of {run.steps:,} steps", ends.hours, form))
-    notes = []
-    if ends.usd:
-        rows.append(row("USD", ends.usd, ",.2f" if ends.usd[0] >= 0.01 else ".2g"))
-        price = f"USD {machine.price:g} a chip and hour"
-        notes.append(f"{machine.chips} x {price} ({machine.price_source})")
+    small, cheap = ends.hours[0] < 1, ends.usd and ends.usd[0] < 0.01
+    shown = (
+        ("MFU", ends.mfu[::-1], ".1%"),
+        ("examples/s", ends.examples_per_second[::-1], ",.1f"),
+        ("tokens/s", (ends.tokens_per_second or ())[::-1], ",.0f"),
+        (f"hours of {run.steps:,} steps", ends.hours, ".3g" if small else ",.1f"),
+        ("USD", ends.usd, ".2g" if cheap else ",.2f"),
+    )
+    rows = [("step", *map(duration, ends.step_seconds))]
+    rows += [(name, *(format(end, form) for end in pair)) for name, pair, form in shown if pair]
+    price = f"{machine.chips} x USD {machine.price:g} a chip and hour" if ends.usd else ""
+    notes = (f"{price} ({machine.price_source})",) if ends.usd else ()
     return Section("Projection", ("", "all overlaps", "nothing overlaps"), rows, notes)
 
 
 def _settings(plan: Plan) -> Section:
-    run, machine = plan.run, plan.machine
-    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in plan.compile_seconds.items())
+    run, seconds = plan.run, plan.compile_seconds
     rows = [
         ("config", run.config or "-"),
         *((f"--config.{path}", text) for path, text in run.overrides.items()),
-        ("peak of a device", f"{machine.peak_flops:.4g} FLOP/s, bfloat16"),
+        ("peak of a device", f"{plan.machine.peak_flops:.4g} FLOP/s, bfloat16"),
         ("versions", ", ".join(f"{name} {value}" for name, value in plan.versions.items())),
-        ("compiled in", times),
+        ("compiled in", ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())),
     ]
     return Section("Settings", ("setting", "value"), rows)

@@ -38,46 +38,28 @@ class PlanError(LsmError):
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """Stands for a GPU in a mesh.
+    """Stands for a GPU in a mesh."""
 
-    Attributes:
-      id: its number.
-      node: number of the node that it shares NVLink with.
-      platform: as JAX calls it.
-      device_kind: likewise.
-      process_index: likewise.
-    """
-
-    id: int
-    node: int
-    platform: str = "gpu"
-    device_kind: str = "GPU"
-    process_index: int = 0
+    id: int  # its number
+    node: int  # number of the node that it shares NVLink with
+    platform: str = "gpu"  # as JAX calls it
+    device_kind: str = "GPU"  # likewise
+    process_index: int = 0  # likewise
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices to plan for.
+    """Devices to plan for."""
 
-    Attributes:
-      name: as given, "v5e:4x4" or "h100:8".
-      slices: how many of it.
-      chip: what it is made of, whose figures give times.
-      devices: of all slices; `Gpu`s, or TPUs.
-      compiled_for: as many TPUs: the devices themselves, or those that stand in for GPUs.
-      lowered_for: platform whose form of the program is compiled: on "cuda" without kernels.
-      available: bytes of HBM that a program may have on each device.
-      versions: of jax and libtpu.
-    """
-
-    name: str
-    slices: int
-    chip: Chip
-    devices: tuple[Any, ...]
+    name: str  # as given, "v5e:4x4" or "h100:8"
+    slices: int  # how many of it
+    chip: Chip  # what it is made of, whose figures give times
+    devices: tuple[Any, ...]  # of all slices; `Gpu`s, or TPUs
+    # as many TPUs: the devices themselves, or those that stand in for GPUs
     compiled_for: tuple[jax.Device, ...]
-    lowered_for: str
-    available: int
-    versions: Mapping[str, str]
+    lowered_for: str  # platform whose form of the program is compiled: on "cuda" without kernels
+    available: int  # bytes of HBM that a program may have on each device
+    versions: Mapping[str, str]  # of jax and libtpu
 
     @property
     def chips(self) -> int:

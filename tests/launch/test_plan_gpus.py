@@ -11,7 +11,7 @@ import pytest
 
 from launch.plan import compiled, estimate, topology
 from launch.plan.__main__ import main
-from launch.plan.request import Request
+from launch.plan.compiled import Request
 from launch.plan.text import text_of
 from lsm import Data, Experiment, Mesh, Train
 from lsm.config import flags

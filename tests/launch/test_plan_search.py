@@ -10,7 +10,7 @@ import pytest
 
 from launch.plan import compiled, search, topology
 from launch.plan.__main__ import main
-from launch.plan.request import Request
+from launch.plan.compiled import Request
 from launch.plan.topology import PlanError
 from lsm import Data, Experiment, Mesh, Train
 from lsm.config import flags
