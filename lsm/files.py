@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,20 @@ def plain_json(value: Any) -> Any:
     if hasattr(value, "item"):  # NumPy and JAX scalars
         return plain_json(value.item())
     return float(value) if math.isfinite(value) else None
+
+
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Hides what the process writes to stderr for a while.
+
+    The file descriptor, not `sys.stderr`: native threads write past Python.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -59,15 +59,15 @@ def _plan(given: Flags, overrides: dict[str, str]) -> int:
     from launch.plan import compiled, topology
     from launch.plan.compiled import Request
     from launch.plan.html import html_of
-    from launch.plan.search import search, table_of
-    from launch.plan.text import text_of
+    from launch.plan.search import search
+    from launch.plan.text import text_of, text_of_section
 
     machine = topology.load(given.topology, given.slices)
     request = Request(experiment, given.config, overrides, given.data_dir, given.price)
     if given.fit:
         found = search(request, machine, lambda line: print(line, flush=True))
         result = found.best.plan
-        print("\n" + table_of(found))
+        print(f"\n{text_of_section(found.table())}\n")
     else:
         result = compiled.plan(request, machine)
     if given.json:

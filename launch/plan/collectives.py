@@ -6,7 +6,6 @@ chapters 3 and 5: bandwidth alone, and a microsecond a hop where that is longer.
 
 import collections
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -50,7 +49,7 @@ def find(module: Module, devices: int, switch: bool = False) -> list[Found]:
       switch: name what an all-reduce does where it gathers or scatters, as a torus is fast at.
     """
     found, seen = [], set()
-    for computation, one, times, _ in executed(module):
+    for computation, one, times in executed(module):
         if one.op == "send" and (across := _across_slices(computation, one, times)):
             found.append(across)
         inner = module.called(one) if one.op == "fusion" else None
@@ -102,6 +101,10 @@ def _padded(module: Module, scope: Computation, name: str) -> bool:
     return one.op == "dynamic-update-slice"
 
 
+_RANGE = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+"""A range of numbers, reshaped and transposed."""
+
+
 def replica_groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
     """Returns the groups of a collective, in any of the spellings of HLO.
 
@@ -110,58 +113,44 @@ def replica_groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
     `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}`, and for permutations
     `source_target_pairs={{0,1},{1,0}}`.
     """
-    pairs = re.search(r"(?:source_target_pairs|replica_groups)=\{(\{[\d,{} ]*\})?\}", text)
-    if pairs:
-        groups = re.findall(r"\{([\d, ]+)\}", pairs[1] or "")
-        listed = tuple(tuple(int(n) for n in group.split(",")) for group in groups)
-        return listed or (tuple(range(devices)),)
-    iota = re.search(rf"replica_groups=\[([\d,]+)\]<={_IOTA}", text)
-    if iota:
-        return _rows(_ids(*iota.groups()[1:]).reshape(_ints(iota[1])))
-    named = re.search(
-        rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_IOTA}\))?\s*\{{([^}}]*)\}}", text
-    )
-    if not named:
-        return (tuple(range(devices)),)
-    mesh, source, order, axes = named.groups()
-    shape, chosen = _split(mesh, axes)
-    ids = _ids(source or str(math.prod(shape)), order).reshape(shape)
-    rest = [dim for dim in range(len(shape)) if dim not in chosen]
-    return _rows(ids.transpose(rest + chosen).reshape(-1, math.prod(shape[d] for d in chosen)))
+    mesh = rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_RANGE}\))?\s*\{{([^}}]*)\}}"
+    groups = [range(devices)]
+    if listed := re.search(r"(?:source_target_pairs|replica_groups)=\{(\{[\d,{} ]*\})\}", text):
+        groups = map(_ints, re.findall(r"\{([\d, ]+)\}", listed[1]))
+    elif iota := re.search(rf"replica_groups=\[([\d,]+)\]<={_RANGE}", text):
+        groups = _range(iota[2], iota[3]).reshape(_ints(iota[1])).tolist()
+    elif named := re.search(mesh, text):
+        groups = _along(*named.groups())
+    return tuple(map(tuple, groups))
 
 
-_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
-"""A range, reshaped and transposed."""
+def _ints(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
 
 
-def _ints(text: str | None) -> list[int]:
-    return [int(n) for n in (text or "").split(",") if n]
-
-
-def _ids(source: str, order: str | None) -> np.ndarray:
-    ids = np.arange(math.prod(_ints(source))).reshape(_ints(source))
+def _range(shape: str, order: str | None) -> np.ndarray:
+    ids = np.arange(math.prod(_ints(shape))).reshape(_ints(shape))
     return ids.transpose(_ints(order)) if order else ids
 
 
-def _rows(groups: np.ndarray) -> tuple[tuple[int, ...], ...]:
-    return tuple(map(tuple, groups.tolist()))
+def _along(mesh: str, source: str | None, order: str | None, axes: str) -> Iterable[list[int]]:
+    """Returns the groups along axes of a mesh: devices whose places differ in these alone.
 
-
-def _split(mesh: str, axes: str) -> tuple[list[int], list[int]]:
-    """Returns the sizes of `'a'=2,'b'=4`, and the dimensions along `'b'`.
-
-    `'b':(1)2` are the first 2 ways of b's 4: b becomes two dimensions then.
+    Of `'b'=4`, `'b':(1)2` are the first 2 ways and `'b':(2)2` those within one of them.
     """
-    wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
-    shape, chosen = [], []
-    for name, size in re.findall(r"'([^']+)'=(\d+)", mesh):
-        cuts = [
-            (int(a or 1), int(a or 1) * int(n or size)) for axis, a, n in wanted if axis == name
-        ]
-        for low, high in itertools.pairwise(sorted({1, int(size), *itertools.chain(*cuts)})):
-            chosen += [len(shape)] if any(a <= low and high <= b for a, b in cuts) else []
-            shape.append(high // low)
-    return shape, chosen
+    names, sizes = zip(*re.findall(r"'([^']+)'=(\d+)", mesh), strict=True)
+    shape = [*map(int, sizes)]
+    ids = _range(source, order) if source else np.arange(math.prod(shape))
+    place = np.indices(shape)
+    for name, before, ways in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes):
+        dim = names.index(name)
+        n = int(ways or shape[dim])
+        step = shape[dim] // (int(before or 1) * n)
+        place[dim] -= place[dim] // step % n * step
+    groups = collections.defaultdict(list)
+    for key, one in zip(place.reshape(len(shape), -1).T.tolist(), ids.flat, strict=True):
+        groups[tuple(key)].append(int(one))
+    return groups.values()
 
 
 def spanned(
@@ -173,9 +162,8 @@ def spanned(
     """
     axes, slices = set(), 1
     for group in groups:
-        places = np.array(np.unravel_index(np.array(group), mesh.devices.shape))
-        moving = (places != places[:, :1]).any(axis=1)
-        axes.update(axis for axis, moves in zip(mesh.axis_names, moving, strict=True) if moves)
+        places = np.unravel_index(group, mesh.devices.shape)
+        axes.update(axis for axis, at in zip(mesh.axis_names, places, strict=True) if np.ptp(at))
         slices = max(slices, len({_home(mesh.devices.flat[n]) for n in group}))
     return tuple(axis for axis in mesh.axis_names if axis in axes), slices
 
@@ -230,12 +218,11 @@ def torus_of(
     if not hasattr(devices[0], "coords"):
         return ()
     inside = [d.coords for d in devices if _home(d) == _home(devices[0])]
-    whole = np.array([d.coords for d in mesh.devices.flat]).max(axis=0) + 1
-    spans = np.ptp(np.array(inside), axis=0) + 1
+    whole = np.max([d.coords for d in mesh.devices.flat], axis=0) + 1
     period = 16 if chip.links == 4 else 4
     return tuple(
         (int(span), bool(span == size and size % period == 0))
-        for span, size in zip(spans, whole, strict=True)
+        for span, size in zip(np.ptp(inside, axis=0) + 1, whole, strict=True)
         if span > 1
     )
 
@@ -253,19 +240,11 @@ def summarise(
         torus = torus_of(groups[0], mesh, chip) if one.groups else ()
         size = one.bytes * (slices if one.kind == "all-gather" and not one.groups else 1)
         times[one.kind, axes, len(groups[0]), slices, size, one.overlapped, torus] += one.times
-    rows = [
-        Collective(
-            kind=kind,
-            axes=axes,
-            group=group,
-            slices=slices,
-            network=(("ICI", "DCN") if chip.clock else ("NVLink", "network"))[slices > 1],
-            bytes=size,
-            times=count,
-            overlapped=overlapped,
-            seconds=count * seconds(kind, size, group, slices, torus, chip),
-        )
-        for (kind, axes, group, slices, size, overlapped, torus), count in times.items()
-        if group > 1
-    ]
+    networks = ("ICI", "DCN") if chip.clock else ("NVLink", "network")
+    rows = []
+    for (kind, axes, group, slices, size, overlapped, torus), n in times.items():
+        time = n * seconds(kind, size, group, slices, torus, chip)
+        names = dict(kind=kind, axes=axes, group=group, slices=slices, network=networks[slices > 1])
+        rows.append(Collective(**names, bytes=size, times=n, overlapped=overlapped, seconds=time))
+    rows = [row for row in rows if row.group > 1]
     return tuple(sorted(rows, key=lambda row: (-row.seconds, row.kind, row.axes, row.bytes)))

@@ -205,20 +205,22 @@ def _answered(
     hardware = hardware_flops(program.step, *arguments).total
     model = training_flops(request.experiment.task, *arguments).total
     sent = collectives.summarise(collectives.find(module, devices, topology.gpus), mesh, chip)
-    work = estimate.work_of(module, sent, hardware / devices, chip)
-    seen, unseen = work.seen * devices, work.unseen * devices
-    flops = StepFlops(model=model, hardware=hardware, compiled=seen, unseen=unseen)
+    operations, loops = estimate.operations_of(module, sent, hardware / devices, chip)
+    seen, unseen = (
+        devices * sum(one.flops for one in operations if (one.kind == estimate.KERNELS) is kernels)
+        for kernels in (False, True)
+    )
     compute = max(hardware, seen) / devices / chip.flops
-    roofline = estimate.roofline_of(compute, work.moved, sent, chip)
-    ends = (roofline.least, work.serial)
+    roofline = estimate.roofline_of(compute, operations, sent, chip)
+    ends = roofline.least, estimate.serial(operations)
     if base.basis != "compiled":
         ends = estimate.assumed_ends(roofline, chip)
     return dataclasses.replace(
         base,
-        flops=flops,
+        flops=StepFlops(model=model, hardware=hardware, compiled=seen, unseen=unseen),
         collectives=sent,
-        operations=work.operations,
-        unknown_loops=work.unknown_loops,
+        operations=operations,
+        unknown_loops=loops,
         roofline=roofline,
         projection=estimate.project(base, model, *ends),
     )

@@ -1,7 +1,7 @@
 """From a parsed module to operations by kind, a roofline, and a projection of the run."""
 
 import collections
-import dataclasses
+from collections.abc import Iterable
 
 from launch.plan import costs
 from launch.plan.hlo import Computation, Instruction, Module
@@ -20,32 +20,14 @@ OTHERS = (0.40, 0.60)
 
 _COPIES = ("copy", "transpose", "dynamic-slice", "slice", "concatenate", "pad", "reshape")
 _PREFETCH = ("copy-start", "slice-start")
+KERNELS = "custom call"
+"""Kind of operation that the compiler cannot look into."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What a device does in a step."""
-
-    operations: tuple[Operations, ...]  # by kind, slowest first
-    seen: float  # FLOPs of products
-    unseen: float  # FLOPs of custom calls, which the compiler does not tell
-    unknown_loops: int  # while loops whose length could not be read
-
-    @property
-    def moved(self) -> float:
-        """Bytes to and from HBM."""
-        return sum(one.bytes for one in self.operations)
-
-    @property
-    def serial(self) -> float:
-        """Seconds of everything, one after the other; prefetches always run beside the rest."""
-        return sum(one.seconds for one in self.operations if one.kind != "prefetch")
-
-
-def work_of(
-    module: Module, collectives: tuple[Collective, ...], hardware: float, chip: Chip
-) -> Work:
-    """Returns what a compiled module does on one device.
+def operations_of(
+    module: Module, collectives: Iterable[Collective], hardware: float, chip: Chip
+) -> tuple[tuple[Operations, ...], int]:
+    """Returns what a compiled module does on one device, and its number of loops without a length.
 
     Args:
       module: as compiled.
@@ -55,8 +37,8 @@ def work_of(
     """
     sums: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     unknown = 0
-    for scope, one, times, known in executed(module):
-        unknown += one.op == "while" and known and trip_count(module, scope, one) is None
+    for scope, one, times in executed(module):
+        unknown += one.op == "while" and trip_count(module, scope, one) is None
         if costs.free(one):
             continue
         kind = _kind(module, scope, one)
@@ -70,23 +52,20 @@ def work_of(
             cycles=times * (cycles or 0),
             seconds=times * (peak if cycles is None else cycles / chip.clock),
         )
-    if collectives:
-        sums["collective"]["seconds"] = sum(one.seconds for one in collectives)
-    seen, unseen = sum(one["flops"] for one in sums.values()), 0.0
-    if kernels := sums.get("custom call"):
-        unseen = max(hardware - seen, 0.0)
-        kernels.update(flops=unseen)
-        kernels["seconds"] = max(kernels["seconds"], unseen / chip.flops)
+    if sent := sum(one.seconds for one in collectives):
+        sums["collective"]["seconds"] = sent
+    if kernels := sums.get(KERNELS):
+        kernels["flops"] = max(hardware - sum(one["flops"] for one in sums.values()), 0.0)
+        kernels["seconds"] = max(kernels["seconds"], kernels["flops"] / chip.flops)
     rows = [Operations(kind=kind, **sum_) for kind, sum_ in sums.items()]
-    slowest_first = sorted(rows, key=lambda row: (-row.seconds, row.kind))
-    return Work(tuple(slowest_first), seen, unseen, unknown)
+    return tuple(sorted(rows, key=lambda row: (-row.seconds, row.kind))), unknown
 
 
 def _kind(module: Module, scope: Computation, one: Instruction) -> str:
     if one.op in _PREFETCH:
         return "prefetch"
     if costs.is_kernel(one):
-        return "custom call"
+        return KERNELS
     if costs.flops(module, scope, one):
         return "matmul"
     inner = module.called(one) if one.op == "fusion" else None
@@ -98,15 +77,23 @@ def _kind(module: Module, scope: Computation, one: Instruction) -> str:
 
 
 def roofline_of(
-    compute: float, moved: float, collectives: tuple[Collective, ...], chip: Chip
+    compute: float, operations: Iterable[Operations], sent: Iterable[Collective], chip: Chip
 ) -> Roofline:
-    """Returns the least time of a step, given seconds of the FLOPs and bytes to and from HBM."""
-    near, far = (
-        sum(one.seconds for one in collectives if (one.slices > 1) is across)
-        for across in (False, True)
+    """Returns the least time of a step, whose FLOPs take `compute` seconds."""
+    seconds = collections.Counter()
+    for one in sent:
+        seconds[one.slices > 1] += one.seconds
+    return Roofline(
+        compute=compute,
+        memory=sum(one.bytes for one in operations) / chip.bandwidth,
+        interconnect=seconds[False],
+        network=seconds[True],
     )
-    memory = moved / chip.bandwidth
-    return Roofline(compute=compute, memory=memory, interconnect=near, network=far)
+
+
+def serial(operations: Iterable[Operations]) -> float:
+    """Returns seconds of everything, one after the other; prefetches run beside the rest."""
+    return sum(one.seconds for one in operations if one.kind != "prefetch")
 
 
 def assumed_ends(roofline: Roofline, chip: Chip) -> tuple[float, float]:

@@ -19,29 +19,28 @@ _OPERATIONS = {
 }
 
 
-def executed(module: Module) -> Iterator[tuple[Computation, Instruction, int, bool]]:
-    """Yields what runs: (computation, instruction, how often, whether its loop count is known).
+def executed(module: Module) -> Iterator[tuple[Computation, Instruction, int]]:
+    """Yields what runs: (computation, instruction, how often); loops of unknown length turn once.
 
     Instructions within fusions are not listed: a fusion runs as one. Of a conditional's branches
     the one with most FLOPs runs. What an async-start wraps is listed in its place.
     """
-    yield from _executed(module, module.entry, 1, True)
+    yield from _executed(module, module.entry, 1)
 
 
-def _executed(module, computation, times, known):
+def _executed(module: Module, computation: Computation, times: int):
     for one in computation:
-        yield computation, one, times, known
+        yield computation, one, times
         if one.op == "while":
-            trips = trip_count(module, computation, one)
-            turns, sure = (1, False) if trips is None else (trips, known)
+            turns = trip_count(module, computation, one)
             body = module.computations[one.attribute("body")]
-            yield from _executed(module, body, times * turns, sure)
+            yield from _executed(module, body, times * (1 if turns is None else turns))
         elif one.op == "conditional":
             branches = [module.computations[name] for name in one.branches]
             longest = max(branches, key=lambda branch: computation_flops(module, branch))
-            yield from _executed(module, longest, times, known)
+            yield from _executed(module, longest, times)
         elif one.op in ("call", "call-start", "async-start") and (inner := module.called(one)):
-            yield from _executed(module, inner, times, known)
+            yield from _executed(module, inner, times)
 
 
 def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:

@@ -5,23 +5,27 @@ without optimisation and compared with each other; the best that then fits is co
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from launch.plan import compiled
 from launch.plan.compiled import Request
 from launch.plan.report import Plan
-from launch.plan.sections import amount, duration
+from launch.plan.sections import Section, amount, duration
 from launch.plan.topology import PlanError, Topology
-from lsm.config import Experiment, flags
+from lsm.config import flags
 from lsm.errors import ConfigError, LsmError, MeshError
-from lsm.mesh import AXES, BATCH_AXES, Fsdp, Layout, axis_names
+from lsm.mesh import AXES, BATCH_AXES, Layout, used_axes
 
 COMPILED = 4
 """Candidates compiled in full, at most."""
 
 MARGIN = 0.03
 """What an axis beside data and fsdp has to gain; less is within a quick compilation's error."""
+
+SHOWN = 20
+"""Rows of the table of candidates."""
 
 _REMAT, _ACCUMULATION = "task.model.transformer.remat", "train.accumulation"
 _SPLITTING = ("tensor", "sequence", "pipeline", "expert")
@@ -33,7 +37,7 @@ class Trial:
     """A candidate and what came of it."""
 
     changes: Mapping[str, str]  # what it sets, {"mesh.fsdp": "4", ...}
-    plan: Plan  # its plan
+    plan: Plan
 
     @property
     def rank(self) -> float:
@@ -41,11 +45,10 @@ class Trial:
 
         Infinite where it does not fit.
         """
-        ends, ways = self.plan.projection, self.plan.run.mesh
         if not self.plan.fits:
             return math.inf
-        split = sum(ways[axis] > 1 for axis in _SPLITTING)
-        return math.sqrt(math.prod(ends.step_seconds)) * (1 + MARGIN * split)
+        split = sum(self.plan.run.mesh[axis] > 1 for axis in _SPLITTING)
+        return _middle(self.plan.projection.step_seconds) * (1 + MARGIN * split)
 
     @property
     def needed(self) -> float:
@@ -61,6 +64,10 @@ class Trial:
         return f"{mesh}, remat {self.changes.get(_REMAT, 'as given')}, {run.accumulation} parts"
 
 
+def _middle(ends: tuple[float, float]) -> float:
+    return math.sqrt(math.prod(ends))
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """What a search found."""
@@ -68,6 +75,20 @@ class Choice:
     best: Trial  # the fastest that fits, compiled in full
     tried: tuple[Trial, ...]  # every candidate, compiled quickly, fastest first
     flags: tuple[str, ...]  # what to add to the command, ("--config.mesh.fsdp=4", ...)
+
+    def table(self) -> Section:
+        """Returns the candidates, fastest first, and the flags of the best."""
+        rows = []
+        for one in self.tried[:SHOWN]:
+            plan, size = one.plan, amount(one.needed) if one.needed < math.inf else "-"
+            step, mfu = "-", "-"
+            if ends := plan.projection:
+                step, mfu = duration(_middle(ends.step_seconds)), f"{_middle(ends.mfu):.1%}"
+            rows.append((one.name, size, "yes" if plan.fits else "no", step, mfu))
+        more = [f"and {len(self.tried) - SHOWN} more"] if len(self.tried) > SHOWN else []
+        told = "Add to the command: " + (" ".join(self.flags) or "nothing, it is the best")
+        columns = ("plan", "memory", "fits", "step", "MFU")
+        return Section("Plans tried, the best first", columns, rows, [*more, told])
 
 
 def search(request: Request, topology: Topology, say: Callable[[str], None]) -> Choice:
@@ -88,37 +109,32 @@ def search(request: Request, topology: Topology, say: Callable[[str], None]) -> 
         say(f"compiling {one.name}")
         best = Trial(one.changes, compiled.plan(_changed(request, one.changes), topology))
         if best.plan.fits:
-            return Choice(best, tuple(trials), tuple(_flags(request.experiment, one.changes)))
+            return Choice(best, tuple(trials), tuple(_flags(request, one.changes)))
     raise PlanError(_nothing_fits([best] if fitting else trials, topology))
 
 
-def _flags(experiment: Experiment, changes: Mapping[str, str]) -> Iterator[str]:
+def _changed(request: Request, changes: Mapping[str, str]) -> Request:
+    overrides = {**request.overrides, **changes}
+    experiment = flags.override(request.experiment, changes)
+    return dataclasses.replace(request, experiment=experiment, overrides=overrides)
+
+
+def _flags(request: Request, changes: Mapping[str, str]) -> Iterator[str]:
     """The flags that make the experiment the changed one; what it says already is left out."""
     for path, text in changes.items():
-        now = experiment
-        for name in path.split("."):
-            now = getattr(now, name)
-        if str(now) != text:
+        if str(functools.reduce(getattr, path.split("."), request.experiment)) != text:
             yield f"--config.{path}={text}"
 
 
-def table_of(choice: Choice, most: int = 20) -> str:
-    """Returns the candidates, fastest first, and the flags of the best."""
-    row = "  {:58}{:>12}  {:4}{:>10}{:>8}"
-    lines = ["Plans tried, the best first", row.format("plan", "memory", "fits", "step", "MFU")]
-    for one in choice.tried[:most]:
-        ends = one.plan.projection
-        cells = (
-            amount(one.needed) if one.needed < math.inf else "-",
-            "yes" if one.plan.fits else "no",
-            duration(math.sqrt(math.prod(ends.step_seconds))) if ends else "-",
-            f"{math.sqrt(math.prod(ends.mfu)):.1%}" if ends else "-",
-        )
-        lines.append(row.format(one.name, *cells))
-    if len(choice.tried) > most:
-        lines.append(f"  and {len(choice.tried) - most} more")
-    lines.append("Add to the command: " + (" ".join(choice.flags) or "nothing, it is the best"))
-    return "\n".join(lines) + "\n"
+def _nothing_fits(trials: list[Trial], topology: Topology) -> str:
+    closest = min(trials, key=lambda one: one.needed)
+    shown = ", ".join(f"{k}={v}" for k, v in closest.changes.items() if v != "1")
+    over = f" ({shown}) needs {amount(closest.needed - topology.available)} more on each device"
+    return (
+        f"--fit: none of {len(trials)} plans fits {topology.name}; the closest"
+        f"{over if closest.needed < math.inf else f' is {shown}'}. More chips would help, or "
+        "mesh.offload=True, train.params=bfloat16, or a smaller train.batch_size."
+    )
 
 
 class _Search:
@@ -126,7 +142,10 @@ class _Search:
 
     def __init__(self, request: Request, topology: Topology, say: Callable[[str], None]):
         self.request, self.topology, self.say = request, topology, say
+        given = {axis: request.overrides.get(f"mesh.{axis}", "-1") for axis in AXES}
+        self.fixed = {axis: int(text) for axis, text in given.items() if text != "-1"}
         self.trials: list[Trial] = []
+        self.error: LsmError = MeshError("mesh: no mesh suits the model and the batch.")
 
     def all(self) -> list[Trial]:
         """Plain meshes with every policy that is worth it, then axes that split the best of them.
@@ -134,75 +153,64 @@ class _Search:
         An axis gets more ways as long as that gains, or nothing fits. The host's memory is tried
         only where nothing else fits.
         """
-        experiment, overrides = self.request.experiment, self.request.overrides
-        free = hasattr(experiment.task.model, "transformer") and _REMAT not in overrides
-        error = self._meshes(self._plain(), ("none", "dots", "full") if free else (None,))
+        model, set_already = self.request.experiment.task.model, _REMAT in self.request.overrides
+        free = hasattr(model, "transformer") and not set_already
+        self._try_meshes(self._plain(), ("none", "dots", "full") if free else (None,))
         best = min(self.trials, key=lambda one: (one.rank, one.needed), default=None)
         policy = best.changes.get(_REMAT) if best else "full" if free else None
         for axis in self._usable():
             least = best.rank if best else math.inf
             for ways in (2, 4, 8):
-                before = len(self.trials)
-                error = self._meshes(self._split(axis, ways, best), (policy,)) or error
-                rank = min((one.rank for one in self.trials[before:]), default=math.inf)
+                rank = self._try_meshes([self._split(axis, ways, best)], (policy,))
                 if rank >= least and least < math.inf:
                     break
                 least = rank
         if free and not any(one.plan.fits for one in self.trials):
-            error = self._meshes(self._plain(), ("offload",)) or error
+            self._try_meshes(self._plain(), ("offload",))
         if not self.trials:
-            raise error or MeshError("mesh: no mesh suits the model and the batch.")
+            raise self.error
         return self.trials
 
     def _plain(self) -> Iterator[dict[str, int]]:
         """Meshes of data and fsdp over one device, a node, or all."""
-        fixed = self._fixed()
-        split = {axis: fixed.get(axis, 1) for axis in _SPLITTING}
+        split = {axis: self.fixed.get(axis, 1) for axis in _SPLITTING}
         rest = len(self.topology.devices) // math.prod(split.values())
         node = math.gcd(rest, self.topology.chip.devices_per_host)
         for fsdp in dict.fromkeys(self._fsdp(rest, ways) for ways in (rest, node, 1)):
             yield {**split, "fsdp": fsdp, "data": rest // fsdp}
 
-    def _split(self, axis: str, ways: int, best: Trial | None) -> Iterator[dict[str, int]]:
+    def _split(self, axis: str, ways: int, best: Trial | None) -> dict[str, int]:
         """The mesh of `best` with an axis of so many ways, taken from fsdp, then from data."""
         mesh = dict(best.plan.run.mesh) if best else next(self._plain())
         rest = mesh["fsdp"] * mesh["data"] // ways
         fsdp = self._fsdp(rest, mesh["fsdp"] // math.gcd(mesh["fsdp"], ways))
-        yield {**mesh, axis: ways, "fsdp": fsdp, "data": rest // fsdp}
-
-    def _fixed(self) -> dict[str, int]:
-        given = {axis: self.request.overrides.get(f"mesh.{axis}", "-1") for axis in AXES}
-        return {axis: int(text) for axis, text in given.items() if text != "-1"}
+        return {**mesh, axis: ways, "fsdp": fsdp, "data": rest // fsdp}
 
     def _fsdp(self, rest: int, wanted: int) -> int:
         """Ways of fsdp: as it is set, or as data that is set leaves it, or as wanted."""
-        fixed = self._fixed()
-        return fixed.get("fsdp", rest // fixed["data"] if "data" in fixed else wanted) or 1
+        left = rest // self.fixed["data"] if "data" in self.fixed else wanted
+        return self.fixed.get("fsdp", left) or 1
 
     def _usable(self) -> list[str]:
         """Axes that split layers, which the model makes something of and nobody has set."""
-        experiment, fixed = self.request.experiment, self._fixed()
-        model = experiment.task.model
+        model = self.request.experiment.task.model
         layout = getattr(model, "layout", Layout())
-        used = set(layout.axes)
-        for rule in experiment.mesh.rules or layout.rules:
-            if not isinstance(rule.spec, Fsdp):
-                used.update(axis for entry in rule.spec for axis in axis_names(entry))
+        used = used_axes(self.request.experiment.mesh.rules or layout.rules, layout)
         if not getattr(getattr(model, "transformer", None), "experts", None):
             used.discard("expert")
-        return [axis for axis in _SPLITTING if axis in used and axis not in fixed]
+        return [axis for axis in _SPLITTING if axis in used and axis not in self.fixed]
 
-    def _meshes(
-        self, meshes: Iterator[dict[str, int]], policies: tuple[str | None, ...]
-    ) -> LsmError | None:
+    def _try_meshes(
+        self, meshes: Iterable[dict[str, int]], policies: tuple[str | None, ...]
+    ) -> float:
         """Tries policies on each mesh, until the next would only compute more.
 
-        Returns why a mesh was none, if one was.
+        Returns the least rank of these; keeps why a mesh was none, if one was.
         """
-        error = None
+        before = len(self.trials)
         for mesh in meshes:
-            fits = all(mesh[axis] == n for axis, n in self._fixed().items())
-            if not fits or math.prod(mesh.values()) != len(self.topology.devices):
+            as_set = all(mesh[axis] == n for axis, n in self.fixed.items())
+            if not as_set or math.prod(mesh.values()) != len(self.topology.devices):
                 continue
             changes = {f"mesh.{axis}": str(mesh[axis]) for axis in AXES}
             try:
@@ -213,8 +221,8 @@ class _Search:
                     if plan.refusal and not plan.compile_seconds:  # whatever is kept beside it
                         break
             except (MeshError, ConfigError) as failed:
-                error = failed
-        return error
+                self.error = failed
+        return min((one.rank for one in self.trials[before:]), default=math.inf)
 
     def _fewest_parts(self, changes: dict[str, str]) -> Plan:
         """The plan with the fewest micro-batches that fit, judged by that with the most.
@@ -243,22 +251,3 @@ class _Search:
         told = duration(one.rank) if plan.fits else "does not fit"
         self.say(f"{len(self.trials):3}. {one.name}: {told}")
         return plan
-
-
-def _changed(request: Request, changes: Mapping[str, str]) -> Request:
-    return dataclasses.replace(
-        request,
-        experiment=flags.override(request.experiment, changes),
-        overrides={**request.overrides, **changes},
-    )
-
-
-def _nothing_fits(trials: list[Trial], topology: Topology) -> str:
-    closest = min(trials, key=lambda one: one.needed)
-    shown = ", ".join(f"{k}={v}" for k, v in closest.changes.items() if v != "1")
-    over = f" ({shown}) needs {amount(closest.needed - topology.available)} more on each device"
-    return (
-        f"--fit: none of {len(trials)} plans fits {topology.name}; the closest"
-        f"{over if closest.needed < math.inf else f' is {shown}'}. More chips would help, or "
-        "mesh.offload=True, train.params=bfloat16, or a smaller train.batch_size."
-    )

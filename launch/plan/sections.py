@@ -14,7 +14,9 @@ _PRICED = (
     "what is sent are theirs; times are by the GPU's figures, and products are taken to reach a",
     "share of its peak: see docs/plan.md, GPUs.",
 )
-_WORDS = frozenset(("", "kind", "part", "axes", "network", "largest buffers", "setting", "value"))
+_WORDS = frozenset(
+    ("", "kind", "part", "plan", "axes", "network", "largest buffers", "setting", "value")
+)
 """Columns of words, set flush left; the others are numbers."""
 
 _NAMES = {

@@ -9,16 +9,16 @@ import importlib.metadata
 import math
 import os
 import re
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import SingleDeviceSharding
 
 from lsm.cost import CHIPS, Chip
 from lsm.errors import ConfigError, LsmError, nearest
+from lsm.files import silent_stderr
 
 EXAMPLES = ("v4:4x4x4", "v5e:4x4", "v5p:8x8x8", "v6e:16x16", "tpu7x:4x4x4")
 _CHIPS = {chip.name: chip for chip in CHIPS}
@@ -62,11 +62,6 @@ class Topology:
     versions: Mapping[str, str]  # of jax and libtpu
 
     @property
-    def chips(self) -> int:
-        """Chips over all slices."""
-        return len(self.devices) // self.chip.devices_per_chip
-
-    @property
     def gpus(self) -> bool:
         """Whether it is of GPUs, for which TPUs stand in."""
         return self.chip.clock is None
@@ -85,13 +80,14 @@ def load(name: str, slices: int = 1) -> Topology:
     versions = {"jax": jax.__version__, "libtpu": version()}
     with contextlib.suppress(RuntimeError):  # there are devices already
         jax.config.update("jax_platforms", "cpu")  # constants of the trace are made here
-    if chip.clock is None:
-        gpus = tuple(Gpu(n, n // chip.devices_per_host) for n in range(shape[0]))
-        tpus = _stand_ins(len(gpus))
-        room = min(int(chip.memory * _share()), available(tpus[0], _CHIPS[STAND_IN]))
-        return Topology(name, 1, chip, gpus, tpus, "cuda", room, versions)
-    tpus = _tpus(name, slices, chip)
-    return Topology(name, slices, chip, tpus, tpus, "tpu", available(tpus[0], chip), versions)
+    if chip.clock:
+        tpus = _tpus(name, slices, chip)
+        return Topology(name, slices, chip, tpus, tpus, "tpu", available(tpus[0], chip), versions)
+    gpus = tuple(Gpu(n, n // chip.devices_per_host) for n in range(shape[0]))
+    tpus = _stand_ins(len(gpus))
+    share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", PREALLOCATED))
+    room = min(int(chip.memory * share), available(tpus[0], _CHIPS[STAND_IN]))
+    return Topology(name, 1, chip, gpus, tpus, "cuda", room, versions)
 
 
 def _stand_ins(count: int) -> tuple[jax.Device, ...]:
@@ -111,7 +107,7 @@ def _tpus(name: str, slices: int, chip: Chip) -> tuple[jax.Device, ...]:
     os.environ["TPU_LOG_DIR"] = "disabled"  # else it leaves files in /tmp
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU is taken, so none need be locked
     try:
-        with _silent_stderr():
+        with silent_stderr():  # its C++ tells there of looking for a TPU
             return tuple(topologies.get_topology_desc(name, "tpu", **options).devices)
     except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")
@@ -122,17 +118,16 @@ def check(name: str, slices: int) -> tuple[Chip, tuple[int, ...]]:
     """Returns the chip and the shape; raises ConfigError where it cannot be one."""
     kind, _, shape = name.partition(":")
     if kind not in _CHIPS:
-        gpus = [name for name, chip in _CHIPS.items() if chip.clock is None]
+        tpus, gpus = ([c.name for c in CHIPS if bool(c.clock) is tpu] for tpu in (True, False))
         raise ConfigError(
-            f"--topology: there is no chip {kind!r}; there are "
-            f"{', '.join(name for name in _CHIPS if name not in gpus)}, as in "
+            f"--topology: there is no chip {kind!r}; there are {', '.join(tpus)}, as in "
             f"{', '.join(EXAMPLES)}, and {', '.join(gpus)}, as in h100:8."
             + nearest(kind, list(_CHIPS))
         )
     if slices < 1:
         raise ConfigError(f"--slices: {slices} given; it must be 1 or more.")
     chip = _CHIPS[kind]
-    if chip.clock is None:
+    if not chip.clock:
         return chip, (_number_of_gpus(name, shape, slices, chip),)
     dims, most = (2, 16) if chip.links == 4 else (3, math.inf)
     if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{dims - 1}}}", shape):
@@ -161,14 +156,6 @@ def _number_of_gpus(name: str, number: str, slices: int, chip: Chip) -> int:
     return count
 
 
-def _share() -> float:
-    """Returns the share of a GPU's memory that JAX takes."""
-    try:
-        return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", PREALLOCATED))
-    except ValueError:
-        return PREALLOCATED
-
-
 def version() -> str:
     """Returns libtpu's version; raises PlanError where it is not installed."""
     try:
@@ -185,14 +172,11 @@ def available(device: jax.Device, chip: Chip) -> int:
 
     It does not tell them, except where it refuses: it is asked for a program that cannot fit.
     """
-    mesh = jax.sharding.Mesh([device], ("all",), axis_types=(AxisType.Auto,))
-    whole = NamedSharding(mesh, PartitionSpec())
-    huge = jax.ShapeDtypeStruct((1 << 40,), jax.numpy.int8)
+    huge = jax.ShapeDtypeStruct((1 << 40,), jax.numpy.int8, sharding=SingleDeviceSharding(device))
     try:
-        jax.jit(lambda x: x + 1, in_shardings=whole, out_shardings=whole).lower(huge).compile()
+        jax.jit(lambda x: x + 1).lower(huge).compile()
     except jax.errors.JaxRuntimeError as error:
-        found = re.search(r"available HBM \(([\d.]+[KMGT]?)\)", str(error))
-        if found:
+        if found := re.search(r"available HBM \(([\d.]+[KMGT]?)\)", str(error)):
             return bytes_of(found[1])
     return int(chip.memory)
 
@@ -201,17 +185,3 @@ def bytes_of(text: str) -> int:
     """Returns the bytes of the compiler's "15.75G" (binary units)."""
     number, unit = re.fullmatch(r"([\d.]+)([KMGT]?)i?B?", text).groups()
     return math.floor(float(number) * 2 ** (10 * " KMGT".index(unit or " ")))
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Hides what libtpu's C++ writes to stderr while it looks for a TPU."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import pathlib
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ import jax
 
 from lsm import processes
 from lsm.errors import CheckpointError
+from lsm.files import silent_stderr
 from lsm.mesh import jit, replicated
 from lsm.params import flat, nested, path_name
 from lsm.run import saved
@@ -274,7 +274,8 @@ class Checkpoints:
     @contextlib.contextmanager
     def _reading(self, step: int, item: str = "state") -> Iterator[None]:
         """Turns any failure to read into one CheckpointError, and keeps native threads quiet."""
-        with _quiet():
+        # Where one leaf cannot be read, native threads print a traceback for each of the others.
+        with silent_stderr():
             try:
                 yield
             except Exception as error:
@@ -320,25 +321,6 @@ class Checkpoints:
         for folder in (self.directory, self.directory / CONSTANTS):
             for partial in folder.glob(_TEMPORARY):
                 shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Closes the process's stderr for a while.
-
-    Where one leaf cannot be read, the reads of the others go on and each prints a traceback, from
-    native threads, that its event loop is gone.
-    """
-    sys.stderr.flush()
-    # The file descriptor, not sys.stderr: native threads write past Python.
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _placed(leaf: Any) -> Any:
