@@ -1,34 +1,27 @@
-"""Collectives of a compiled module: over which mesh axes, how many bytes, and how long at least.
-
-The formulas are those of rings and tori in Austin et al., "How to Scale Your Model" (2025),
-chapters 3 and 5: bandwidth alone, and a microsecond a hop where that is longer.
-"""
+"""Collectives of a compiled module: over which mesh axes, how many bytes, and how long at least."""
 
 import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from launch.plan import costs
 from launch.plan.costs import kind_of_collective
-from launch.plan.hlo import Computation, Instruction, Module
+from launch.plan.hlo import Computation, Instruction
 from launch.plan.loops import executed
 from launch.plan.report import Collective
-from lsm.cost import Chip
-
-HOP = 1e-6
-"""Seconds that a message takes to the next chip."""
+from lsm.cost import Chip, collective_seconds
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """A collective instruction and where it stands."""
+class Found(NamedTuple):
+    """A collective instruction."""
 
-    kind: str  # one of `launch.plan.costs.COLLECTIVES`' values
+    kind: str  # as `Collective` has it
     bytes: int  # of the gathered or reduced whole; of what is sent for the other kinds
     # partition numbers of each group; (source, target) pairs of a permutation; () for what goes
     # from slice to slice
@@ -37,67 +30,55 @@ class Found:
     times: int  # in a step
 
 
-def find(module: Module, devices: int, switch: bool = False) -> list[Found]:
-    """Returns every collective that a compiled module runs.
+def find(entry: Computation, devices: int, switch: bool = False) -> Iterator[Found]:
+    """Yields every collective that a compiled module runs on so many devices.
 
     A TPU's asynchronous collective appears in the fusion that starts it, in those that run beside
     it and in the one that awaits it, with one channel: it is counted once in each computation.
-
-    Args:
-      module: as compiled for TPUs.
-      devices: that it runs on.
-      switch: name what an all-reduce does where it gathers or scatters, as a torus is fast at.
+    On a switch an all-reduce is named by what it does where it gathers or scatters, as a torus is
+    fast at.
     """
-    found, seen = [], set()
-    for computation, one, times in executed(module):
-        if one.op == "send" and (across := _across_slices(computation, one, times)):
-            found.append(across)
-        inner = module.called(one) if one.op == "fusion" else None
-        places = [(computation, one)] if inner is None else [(inner, each) for each in inner]
-        for scope, each in places:
+    seen = set()
+    for one, times in executed(entry):
+        if one.op == "send":
+            yield from _across_slices(one, times)
+        for each in costs.parts_of(one):
             kind = kind_of_collective(each.op)
-            place = (computation.name, kind, each.attribute("channel_id") or each.name)
+            place = (one.home.name, kind, each.attribute("channel_id") or each.name)
             if kind is None or place in seen:
                 continue
             seen.add(place)
             groups = replica_groups(each.text, devices)
-            size = costs.operand_bytes(scope, each) * (
-                len(groups[0]) if kind == "all-gather" else 1
-            )
-            if kind == "all-reduce" and (inner or switch):
-                kind = _purpose(module, scope, each, switch)
-            overlapped = each.op.endswith("-start") or (
-                inner is not None and kind != "reduce-scatter"
-            )
-            found.append(Found(kind, size, groups, overlapped, times))
-    return found
+            size = sum(array.bytes for operand in each.operands for array in operand.arrays)
+            if kind == "all-gather":
+                size *= len(groups[0])
+            if kind == "all-reduce" and (one.fused or switch):
+                kind = _purpose(each, switch)
+            started = each.op.endswith("-start")
+            overlapped = started or (bool(one.fused) and kind != "reduce-scatter")
+            yield Found(kind, size, groups, overlapped, times)
 
 
-def _across_slices(scope: Computation, one: Instruction, times: int) -> Found | None:
-    """Returns a collective over the data-centre network: a send to the host's own runtime."""
-    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.text)
-    if not transfer:
-        return None
-    name = transfer[1].lower().replace("_", "-")
-    kind = kind_of_collective(name) or "collective-permute"
-    return Found(kind, scope[one.operands[0]].arrays[0].bytes, (), True, times)
+def _across_slices(one: Instruction, times: int) -> Iterator[Found]:
+    """Yields a collective over the data-centre network: a send to the host's own runtime."""
+    if transfer := re.search(r'_xla_megascale_transfer_type="(\w+)"', one.text):
+        name = transfer[1].lower().replace("_", "-")
+        kind = kind_of_collective(name) or "collective-permute"
+        yield Found(kind, one.operands[0].arrays[0].bytes, (), True, times)
 
 
-def _purpose(module: Module, scope: Computation, one: Instruction, switch: bool) -> str:
+def _purpose(one: Instruction, switch: bool) -> str:
     """Returns what an all-reduce is for: each device keeps a part alone, or has a part alone."""
-    if switch and all(_padded(module, scope, name) for name in one.operands):
+    if switch and all(map(_padded, one.operands)):
         return "all-gather"
-    whole, users = sum(array.bytes for array in one.arrays), scope.users[one.name]
-    scatters = users and 2 * costs.read_of(module, scope, one) <= whole
-    return "reduce-scatter" if scatters else "all-reduce"
+    whole = sum(array.bytes for array in one.arrays)
+    return "reduce-scatter" if one.users and 2 * costs.read_of(one) <= whole else "all-reduce"
 
 
-def _padded(module: Module, scope: Computation, name: str) -> bool:
+def _padded(one: Instruction) -> bool:
     """Whether a value is a device's part of an array, written into zeros."""
-    one = scope[name]
     while one.op in ("bitcast", "copy", "convert", "reshape", "fusion"):
-        inner = module.called(one) if one.op == "fusion" else None
-        scope, one = (inner, inner.root) if inner else (scope, scope[one.operands[0]])
+        one = one.fused.root if one.fused else one.operands[0]
     return one.op == "dynamic-update-slice"
 
 
@@ -173,40 +154,6 @@ def _home(device: jax.Device) -> int:
     return getattr(device, "node", getattr(device, "slice_index", None) or 0)
 
 
-def seconds(
-    kind: str, size: float, group: int, slices: int, torus: tuple[tuple[int, bool], ...], chip: Chip
-) -> float:
-    """Returns how long one collective takes when nothing disturbs it.
-
-    Args:
-      kind: of collective.
-      size: bytes, as in `Found`.
-      group: devices in a group.
-      slices: slices that a group spans.
-      torus: (extent, whether it closes to a ring) of the group along each physical axis.
-      chip: gives the bandwidths.
-    """
-    if group <= 1:
-        return 0.0
-    within = group // slices
-    ways = sum(2 if closed else 1 for _, closed in torus) or 1
-    bandwidth = min(ways, chip.links) * chip.link_bandwidth
-    slowest = chip.dcn_bandwidth if slices > 1 else chip.link_bandwidth
-    longest, closed = max(torus, default=(within, True))
-    if kind == "collective-permute":
-        return size / slowest
-    if kind == "all-to-all" and chip.clock is None:  # a switch: all pairs at once
-        return size * (group - 1) / group / slowest
-    if kind == "all-to-all":
-        inside = size * longest / (4 if closed else 2) / (2 * chip.link_bandwidth)
-        return inside + size * (slices - 1) / slices / chip.dcn_bandwidth
-    rounds = 2 if kind == "all-reduce" else 1
-    inside = rounds * size * (within - 1) / within / bandwidth
-    inside = max(inside, rounds * HOP * (within > 1) * longest / (2 if closed else 1))
-    outside = rounds * size / within * (slices - 1) / slices / chip.dcn_bandwidth
-    return inside + outside
-
-
 def torus_of(
     group: Sequence[int], mesh: jax.sharding.Mesh, chip: Chip
 ) -> tuple[tuple[int, bool], ...]:
@@ -227,24 +174,38 @@ def torus_of(
     )
 
 
-def summarise(
-    found: Iterable[Found], mesh: jax.sharding.Mesh, chip: Chip
+def collectives_of(
+    entry: Computation, mesh: jax.sharding.Mesh, chip: Chip
 ) -> tuple[Collective, ...]:
-    """Returns the collectives by kind, axes and size, slowest first; `mesh` gives the axes."""
+    """Returns the collectives of a module by kind, axes and size, slowest first.
+
+    Args:
+      entry: of the module, compiled for TPUs.
+      mesh: of the devices that it runs on, or that TPUs stand in for.
+      chip: gives the times.
+    """
     times = collections.Counter()
     homes = [_home(device) for device in mesh.devices.flat]
     across = tuple(homes.index(n) for n in sorted(set(homes)))  # they differ in the slice alone
-    for one in found:
-        groups = one.groups or (across,)
-        axes, slices = spanned(groups, mesh)
-        torus = torus_of(groups[0], mesh, chip) if one.groups else ()
-        size = one.bytes * (slices if one.kind == "all-gather" and not one.groups else 1)
-        times[one.kind, axes, len(groups[0]), slices, size, one.overlapped, torus] += one.times
-    networks = ("ICI", "DCN") if chip.clock else ("NVLink", "network")
-    rows = []
-    for (kind, axes, group, slices, size, overlapped, torus), n in times.items():
-        time = n * seconds(kind, size, group, slices, torus, chip)
-        names = dict(kind=kind, axes=axes, group=group, slices=slices, network=networks[slices > 1])
-        rows.append(Collective(**names, bytes=size, times=n, overlapped=overlapped, seconds=time))
-    rows = [row for row in rows if row.group > 1]
+    for kind, size, groups, overlapped, n in find(entry, mesh.size, switch=not chip.clock):
+        torus = torus_of(groups[0], mesh, chip) if groups else ()
+        axes, slices = spanned(groups or [across], mesh)
+        if kind == "all-gather" and not groups:
+            size *= slices
+        group = len(groups[0]) if groups else len(across)
+        one = Collective(
+            kind=kind,
+            axes=axes,
+            group=group,
+            slices=slices,
+            network=(("ICI", "DCN") if chip.clock else ("NVLink", "network"))[slices > 1],
+            bytes=size,
+            overlapped=overlapped,
+            times=1,
+            seconds=collective_seconds(kind, size, group, slices, torus, chip),
+        )
+        times[one] += n if group > 1 else 0
+    rows = [
+        dataclasses.replace(one, times=n, seconds=n * one.seconds) for one, n in times.items() if n
+    ]
     return tuple(sorted(rows, key=lambda row: (-row.seconds, row.kind, row.axes, row.bytes)))

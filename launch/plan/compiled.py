@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from launch.plan import collectives, estimate
-from launch.plan.hlo import Module
+from launch.plan.hlo import Computation, parse
 from launch.plan.report import Machine, Memory, Plan, Refusal, StepFlops, Workload
 from launch.plan.topology import Topology, bytes_of
 from lsm.config import Experiment
@@ -82,7 +82,7 @@ def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
             raise
         return dataclasses.replace(base, refusal=refusal([*seconds][-1], str(error)))
     base = dataclasses.replace(base, memory=memory_of(step, program, topology))
-    return _answered(base, request, program, Module.parse(step.as_text()), topology, mesh)
+    return _answered(base, request, program, parse(step.as_text()), topology, mesh)
 
 
 def _workload(request: Request, program: Program, steps: int) -> Workload:
@@ -195,7 +195,7 @@ def _answered(
     base: Plan,
     request: Request,
     program: Program,
-    module: Module,
+    entry: Computation,
     topology: Topology,
     mesh: jax.sharding.Mesh,
 ) -> Plan:
@@ -204,8 +204,8 @@ def _answered(
     arguments = program.abstract_state, program.abstract_batch
     hardware = hardware_flops(program.step, *arguments).total
     model = training_flops(request.experiment.task, *arguments).total
-    sent = collectives.summarise(collectives.find(module, devices, topology.gpus), mesh, chip)
-    operations, loops = estimate.operations_of(module, sent, hardware / devices, chip)
+    sent = collectives.collectives_of(entry, mesh, chip)
+    operations, loops = estimate.operations_of(entry, sent, hardware / devices, chip)
     seen, unseen = (
         devices * sum(one.flops for one in operations if (one.kind == estimate.KERNELS) is kernels)
         for kernels in (False, True)
@@ -217,7 +217,7 @@ def _answered(
         ends = estimate.assumed_ends(roofline, chip)
     return dataclasses.replace(
         base,
-        flops=StepFlops(model=model, hardware=hardware, compiled=seen, unseen=unseen),
+        flops=StepFlops(model=model, hardware=hardware, compiled=seen, custom_calls=unseen),
         collectives=sent,
         operations=operations,
         unknown_loops=loops,

@@ -8,7 +8,7 @@ counts every loop body once, the caller multiplies by `launch.plan.loops.execute
 import re
 from collections.abc import Iterable, Iterator
 
-from launch.plan.hlo import Array, Computation, Instruction, Module
+from launch.plan.hlo import Array, Computation, Instruction
 from lsm.cost import Window, convolution_flops, dot_flops
 
 _KINDS = {"ragged-all-to-all": "all-to-all", "collective-broadcast": "all-gather"}
@@ -52,23 +52,29 @@ def kind_of_collective(op: str) -> str | None:
     return kind if kind in _COLLECTIVES else None
 
 
-def flops(module: Module, scope: Computation, one: Instruction) -> float:
+def parts_of(one: Instruction) -> list[Instruction]:
+    """Returns the instructions of a fusion, or the one."""
+    return [*one.fused.instructions.values()] if one.fused else [one]
+
+
+def flops(one: Instruction) -> float:
     """Returns the FLOPs of matrix products and convolutions in an instruction."""
-    if one.op == "fusion" and (inner := module.called(one)):
-        return computation_flops(module, inner)
+    if one.fused:
+        return flops_of(one.fused)
     if one.op == "dot":
-        lhs, contracted = scope[one.operands[0]].arrays[0], one.numbers("lhs_contracting_dims")
-        return dot_flops(lhs.dims, contracted, one.arrays[0].dims)
-    return _convolution(scope, one) if one.op == "convolution" else 0.0
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.text)
+        dims = [int(dim) for dim in contracted[1].split(",") if dim] if contracted else []
+        return dot_flops(one.operands[0].arrays[0].dims, dims, one.arrays[0].dims)
+    return _convolution(one) if one.op == "convolution" else 0.0
 
 
-def computation_flops(module: Module, computation: Computation) -> float:
+def flops_of(computation: Computation) -> float:
     """Returns the FLOPs of everything in a computation, loops within it counted once."""
-    return sum(flops(module, computation, one) for one in computation)
+    return sum(map(flops, computation.instructions.values()))
 
 
-def _convolution(scope: Computation, one: Instruction) -> float:
-    lhs, rhs = (scope[name].arrays[0].dims for name in one.operands[:2])
+def _convolution(one: Instruction) -> float:
+    lhs, rhs = (operand.arrays[0].dims for operand in one.operands[:2])
     result = one.arrays[0].dims
     left, right, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.text).groups()
     text = re.search(r"window=\{([^}]*)\}", one.text)
@@ -88,21 +94,15 @@ def _convolution(scope: Computation, one: Instruction) -> float:
     return convolution_flops(features, windows) / int(one.attribute("batch_group_count") or 1)
 
 
-def operand_bytes(scope: Computation, one: Instruction) -> int:
-    """Returns the bytes of what an instruction takes."""
-    return sum(array.bytes for name in one.operands for array in scope[name].arrays)
-
-
-def traffic(module: Module, scope: Computation, one: Instruction) -> float:
+def traffic(one: Instruction) -> float:
     """Returns the bytes that an instruction reads from and writes to HBM."""
     if free(one) or _elsewhere(one):
         return 0.0
     if one.op in ("copy-start", "slice-start"):  # (one side, the other, a flag)
         sides = one.arrays[:2]
         return float(min(side.bytes for side in sides) * sum(side.hbm for side in sides))
-    read = sum(_taken(module, scope, one, name) for name in dict.fromkeys(one.operands))
-    inner = module.called(one) if one.op == "fusion" else None
-    return float(read + (_written(inner, inner.root) if inner else _written(scope, one)))
+    read = sum(_taken(one, operand) for operand in dict.fromkeys(one.operands))
+    return float(read + _written(one.fused.root if one.fused else one))
 
 
 def _elsewhere(one: Instruction) -> bool:
@@ -110,39 +110,38 @@ def _elsewhere(one: Instruction) -> bool:
     return bool(kind_of_collective(one.op)) or _target(one) in _HINTS
 
 
-def read_of(module: Module, scope: Computation, one: Instruction) -> float:
-    """Returns the bytes of `one` that its users read: no more than their slices of it."""
-    taken = sum(_taken(module, scope, user, one.name) for user in scope.users[one.name])
-    return min(taken, _hbm(one.arrays))
+def read_of(one: Instruction) -> float:
+    """Returns the bytes of a value that its users read: no more than their slices of it."""
+    return min(sum(_taken(user, one) for user in one.users), _hbm(one.arrays))
 
 
-def _taken(module: Module, scope: Computation, user: Instruction, name: str) -> float:
-    """Bytes that `user` reads of an operand in HBM."""
-    full = _hbm(scope[name].arrays)
+def _taken(user: Instruction, one: Instruction) -> float:
+    """Bytes that `user` reads of its operand `one` in HBM."""
+    full, first = _hbm(one.arrays), user.operands[0] is one
     if not full or user.op == "tuple" or _elsewhere(user):  # a tuple hands it on
         return 0.0
     if user.op in ("bitcast", "get-tuple-element"):
-        return read_of(module, scope, user)
-    if user.op == "fusion" and (inner := module.called(user)):
-        places = [n for n, operand in enumerate(user.operands) if operand == name]
-        return sum(read_of(module, inner, inner.parameters[n]) for n in places)
-    if user.operands[0] == name and user.op == "dynamic-update-slice":  # in place
+        return read_of(user)
+    if user.fused:
+        places = [n for n, operand in enumerate(user.operands) if operand is one]
+        return sum(read_of(user.fused.parameters[n]) for n in places)
+    if first and user.op == "dynamic-update-slice":  # in place
         return 0.0
-    if user.operands[0] == name and user.op in ("dynamic-slice", "slice", "gather"):
+    if first and user.op in ("dynamic-slice", "slice", "gather"):
         return sum(array.bytes for array in user.arrays)
     return full
 
 
-def _written(scope: Computation, one: Instruction) -> float:
+def _written(one: Instruction) -> float:
     """Bytes that are written for `one`, the root of a fused computation or a part of it."""
     if one.op == "tuple":
-        return sum(_written(scope, scope[name]) for name in one.operands)
+        return sum(map(_written, one.operands))
     if one.op == "bitcast" and _hbm(one.arrays):
-        return _written(scope, scope[one.operands[0]])
+        return _written(one.operands[0])
     if free(one) or _elsewhere(one):
         return 0.0
     if one.op == "dynamic-update-slice":
-        return scope[one.operands[1]].arrays[0].bytes * one.arrays[0].hbm
+        return one.operands[1].arrays[0].bytes * one.arrays[0].hbm
     return _hbm(one.arrays)
 
 

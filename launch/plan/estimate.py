@@ -4,7 +4,7 @@ import collections
 from collections.abc import Iterable
 
 from launch.plan import costs
-from launch.plan.hlo import Computation, Instruction, Module
+from launch.plan.hlo import Computation, Instruction
 from launch.plan.loops import executed, trip_count
 from launch.plan.report import Collective, Operations, Plan, Projection, Roofline
 from lsm.cost import Chip
@@ -25,24 +25,23 @@ KERNELS = "custom call"
 
 
 def operations_of(
-    module: Module, collectives: Iterable[Collective], hardware: float, chip: Chip
+    entry: Computation, collectives: Iterable[Collective], hardware: float, chip: Chip
 ) -> tuple[tuple[Operations, ...], int]:
     """Returns what a compiled module does on one device, and its number of loops without a length.
 
     Args:
-      module: as compiled.
+      entry: of the module.
       collectives: their time comes with them.
       hardware: FLOPs that a device has to do; custom calls do, at the peak, what is not seen.
       chip: gives the rates; the compiler's cycles count where it has the clock.
     """
     sums: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     unknown = 0
-    for scope, one, times in executed(module):
-        unknown += one.op == "while" and trip_count(module, scope, one) is None
+    for one, times in executed(entry):
+        unknown += one.op == "while" and trip_count(one) is None
         if costs.free(one):
             continue
-        kind = _kind(module, scope, one)
-        moved, flops = (f(module, scope, one) for f in (costs.traffic, costs.flops))
+        kind, moved, flops = _kind(one), costs.traffic(one), costs.flops(one)
         cycles = one.cycles if chip.clock and kind != "collective" else None
         peak = max(moved / chip.bandwidth, flops / chip.flops)
         sums[kind].update(
@@ -61,17 +60,16 @@ def operations_of(
     return tuple(sorted(rows, key=lambda row: (-row.seconds, row.kind))), unknown
 
 
-def _kind(module: Module, scope: Computation, one: Instruction) -> str:
+def _kind(one: Instruction) -> str:
     if one.op in _PREFETCH:
         return "prefetch"
     if costs.is_kernel(one):
         return KERNELS
-    if costs.flops(module, scope, one):
+    if costs.flops(one):
         return "matmul"
-    inner = module.called(one) if one.op == "fusion" else None
-    if any(costs.kind_of_collective(each.op) for each in (one, *(inner or ()))):
+    if any(costs.kind_of_collective(each.op) for each in costs.parts_of(one)):
         return "collective"
-    if inner:
+    if one.fused:
         return "elementwise"
     return "copy" if one.op in _COPIES else "other"
 

@@ -62,9 +62,9 @@ class StepFlops:
     hardware: float  # with what rematerialisation computes again
     # matrix products and convolutions in the compiled program, loops multiplied out
     compiled: float
-    # of custom calls (Pallas kernels): what `hardware` has and `compiled` has not. Causal
-    # attention counts in full, though a kernel leaves out half
-    unseen: float = 0.0
+    # of Pallas kernels: what `hardware` has and `compiled` has not. Causal attention counts in
+    # full, though a kernel leaves out half
+    custom_calls: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

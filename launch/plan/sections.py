@@ -19,19 +19,6 @@ _WORDS = frozenset(
 )
 """Columns of words, set flush left; the others are numbers."""
 
-_NAMES = {
-    "padding": "padding of these",
-    "temporaries": "activations and temporaries",
-    "code": "program",
-    "available": "available to a program",
-    "capacity": "HBM of the device",
-    "host": "in host memory",
-    "hardware": "hardware (recomputed too)",
-    "compiled": "in the compiled program",
-    "unseen": "in custom calls",
-}
-"""Fields of a plan in words, where the name alone does not say it."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Section:
@@ -116,15 +103,11 @@ def _refusal(plan: Plan) -> Section:
     return Section("The compiler's reason", ("largest buffers", "size"), rows, notes)
 
 
-def _words(field: str) -> str:
-    return _NAMES.get(field, field.replace("_", " "))
-
-
 def _memory(plan: Plan) -> Section:
     memory, parts = plan.memory, plan.memory.parts
     around = {name: getattr(memory, name) for name in ("total", "available", "capacity", "host")}
     rows = [
-        (_words(name), amount(size), f"{size / memory.available:.1%}")
+        (name.replace("_", " "), amount(size), f"{size / memory.available:.1%}")
         for name, size in {**parts, **around}.items()
         if size or name != "host"
     ]
@@ -135,7 +118,7 @@ def _memory(plan: Plan) -> Section:
 
 def _flops(plan: Plan) -> Section:
     flops = vars(plan.flops).items()
-    rows = [(_words(name), count(n)) for name, n in flops if n or name != "unseen"]
+    rows = [(name.replace("_", " "), count(n)) for name, n in flops if n or name != "custom_calls"]
     return Section("FLOPs of a step, all devices", ("", "FLOPs"), rows)
 
 
@@ -164,8 +147,8 @@ def _operations(plan: Plan) -> Section:
         work = count(one.flops), amount(one.bytes), f"{one.cycles:,}"
         rows.append((one.kind, duration(one.seconds), f"{one.count:,}", *work))
     notes = []
-    if plan.flops.unseen:
-        unseen = count(plan.flops.unseen / plan.machine.devices)
+    if plan.flops.custom_calls:
+        unseen = count(plan.flops.custom_calls / plan.machine.devices)
         notes.append(f"custom calls are not in the compiler's estimate: {unseen} FLOPs")
     if plan.unknown_loops:
         notes.append(f"{plan.unknown_loops} loop(s) of unknown length are counted as one turn")

@@ -9,6 +9,7 @@ from lsm.cost.flops import (
     hardware_flops,
     model_flops,
 )
+from lsm.cost.links import collective_seconds
 
 __all__ = [
     "CHIPS",
@@ -16,6 +17,7 @@ __all__ = [
     "Flops",
     "Window",
     "chip_of",
+    "collective_seconds",
     "convolution_flops",
     "dot_flops",
     "hardware_flops",
