@@ -46,43 +46,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 0 where the plan fits, 2 where it does not, and 1 after one line on stderr for anything
     that the user can mend.
     """
-    return command_line.status(lambda: _act(sys.argv[1:] if argv is None else argv))
+    return command_line.status(lambda: _plan(sys.argv[1:] if argv is None else argv))
 
 
-def _act(argv: Sequence[str]) -> int:
+def _plan(argv: Sequence[str]) -> int:
     rest, overrides = flags.split_overrides(argv)
-    return _plan(command.parse(Flags, rest, __doc__, flags.ADVICE), overrides)
-
-
-def _plan(given: Flags, overrides: dict[str, str]) -> int:
+    given = command.parse(Flags, rest, __doc__, flags.ADVICE)
     experiment = flags.load(given.config, overrides)
-    from launch.plan import compiled, topology
-    from launch.plan.compiled import Request
-    from launch.plan.html import html_of
-    from launch.plan.search import search
-    from launch.plan.text import text_of, text_of_section
+    from launch.plan import compiled, html, search, text, topology
 
     machine = topology.load(given.topology, given.slices)
-    request = Request(experiment, given.config, overrides, given.data_dir, given.price)
+    request = compiled.Request(experiment, given.config, overrides, given.data_dir, given.price)
     if given.fit:
-        found = search(request, machine, lambda line: print(line, flush=True))
-        result = found.best.plan
-        print(f"\n{text_of_section(found.table())}\n")
+        found = search.search(request, machine, lambda line: print(line, flush=True))
+        print(f"\n{text.text_of_section(found.table())}\n")
+        plan = found.best.plan
     else:
-        result = compiled.plan(request, machine)
-    if given.json:
-        _write("json", given.json, result.as_json())
-    if given.html:
-        _write("html", given.html, html_of(result))
-    print(text_of(result), end="", flush=True)
-    return 0 if result.fits else 2
-
-
-def _write(name: str, path: str, content: str) -> None:
+        plan = compiled.plan(request, machine)
+    print(text.text_of(plan), end="", flush=True)  # first: a file may fail
     try:
-        pathlib.Path(path).write_text(content)
+        for path, content in ((given.json, plan.as_json()), (given.html, html.html_of(plan))):
+            if path:
+                pathlib.Path(path).write_text(content)
     except OSError as error:
-        raise ConfigError(f"--{name}: {path}: {error.strerror}.") from error
+        raise ConfigError(f"{path}: it cannot be written: {error.strerror}.") from error
+    return 0 if plan.fits else 2
 
 
 if __name__ == "__main__":

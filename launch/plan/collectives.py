@@ -23,9 +23,7 @@ class Found(NamedTuple):
 
     kind: str  # as `Collective` has it
     bytes: int  # of the gathered or reduced whole; of what is sent for the other kinds
-    # partition numbers of each group; (source, target) pairs of a permutation; () for what goes
-    # from slice to slice
-    groups: tuple[tuple[int, ...], ...]
+    groups: tuple[tuple[int, ...], ...]  # partitions of each, or (from, to); () between slices
     overlapped: bool  # it is started here and awaited elsewhere
     times: int  # in a step
 

@@ -5,25 +5,23 @@ computes, keeps and sends is what the TPU's compiler makes of the same program i
 kernels; how long that takes is reckoned with the GPU's figures (`launch.plan.estimate`).
 """
 
-import contextlib
 import dataclasses
 import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from launch.plan import collectives, estimate
 from launch.plan.hlo import Computation, parse
-from launch.plan.report import Machine, Memory, Plan, Refusal, StepFlops, Workload
+from launch.plan.report import Memory, Plan, Refusal, StepFlops, Workload
 from launch.plan.topology import Topology, bytes_of
 from lsm.config import Experiment
 from lsm.cost import hardware_flops
-from lsm.mesh import make_mesh
+from lsm.mesh import local_bytes, make_mesh
 from lsm.train import abstract_batch, build
 from lsm.train.program import Program
 from lsm.train.throughput import training_flops
@@ -62,27 +60,32 @@ def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
     mesh = make_mesh(experiment.mesh, topology.devices)
     batch, horizon = abstract_batch(experiment, request.data_dir)
     program = build(experiment, horizon, batch, list(topology.compiled_for))
-    seconds: dict[str, float] = {}
+    listed = LIST_PRICE if topology.chip.price else "unknown; give --price"
     base = Plan(
         run=_workload(request, program, horizon.steps),
-        machine=_machine(request, topology),
+        topology=topology,
+        price=topology.chip.price if request.price is None else request.price,
+        price_source=listed if request.price is None else "given",
         basis="quick" if quick else "priced" if topology.gpus else "compiled",
-        versions=topology.versions,
-        compile_seconds=seconds,
     )
     needed = sum(_state_bytes(program).values())
     if quick and needed > topology.available:
         reason = "State and batch alone do not fit."
-        refused = Refusal("step", reason, needed, topology.available)
+        refused = Refusal("state", reason, needed, topology.available)
         return dataclasses.replace(base, refusal=refused)
-    try:
-        step = _compile(program, topology, base.basis, seconds)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return dataclasses.replace(base, refusal=refusal([*seconds][-1], str(error)))
-    base = dataclasses.replace(base, memory=memory_of(step, program, topology))
-    return _answered(base, request, program, parse(step.as_text()), topology, mesh)
+    seconds: dict[str, float] = {}
+    for name in ("init", "step") if base.basis == "compiled" else ("step",):
+        start = time.monotonic()
+        try:
+            compiled = _compile(name, program, topology, quick)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return dataclasses.replace(base, refusal=refusal(name, str(error)))
+        seconds[name] = time.monotonic() - start
+    memory = memory_of(compiled, program, topology)
+    base = dataclasses.replace(base, memory=memory, compile_seconds=seconds)
+    return _answered(base, request, program, parse(compiled.as_text()), mesh)
 
 
 def _workload(request: Request, program: Program, steps: int) -> Workload:
@@ -101,68 +104,37 @@ def _workload(request: Request, program: Program, steps: int) -> Workload:
     )
 
 
-def _machine(request: Request, topology: Topology) -> Machine:
-    chip, price = topology.chip, request.price
-    source = "given" if price is not None else LIST_PRICE if chip.price else "unknown; give --price"
-    return Machine(
-        topology=topology.name,
-        slices=topology.slices,
-        chip=chip.name,
-        chips=len(topology.devices) // chip.devices_per_chip,
-        devices=len(topology.devices),
-        peak_flops=chip.flops,
-        price=chip.price if price is None else price,
-        price_source=source,
-    )
-
-
 def _state_bytes(program: Program) -> dict[str, int]:
     """Returns bytes of HBM that a step's arguments take on each device, as `Memory` names them."""
+
+    def size(tree: Any) -> int:
+        leaves = [x for x in jax.tree.leaves(tree) if x.sharding.memory_kind != "pinned_host"]
+        return sum(local_bytes(leaf, leaf.sharding) for leaf in leaves)
+
     state = program.abstract_state
-    trees = {
-        "parameters": state.params,
-        "optimizer_state": state.opt_state,
-        "other_state": (state.step, state.model_state),
-        "batch": program.abstract_batch,
+    return {
+        "parameters": size(state.params),
+        "optimizer_state": size(state.opt_state),
+        "other_state": size((state.step, state.model_state)),
+        "batch": size(program.abstract_batch),
     }
-    return {name: sum(map(_local_bytes, jax.tree.leaves(tree))) for name, tree in trees.items()}
 
 
-def _local_bytes(leaf: Any) -> int:
-    """Bytes of HBM that a shape with a sharding takes on each device, unpadded."""
-    if leaf.sharding.memory_kind == "pinned_host":
-        return 0
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-
-
-def _compile(
-    program: Program, topology: Topology, basis: str, seconds: dict[str, float]
-) -> jax.stages.Compiled:
-    """Returns the step, and puts the seconds that each part takes into `seconds`.
+def _compile(name: str, program: Program, topology: Topology, quick: bool) -> jax.stages.Compiled:
+    """Returns the compiled "init" or "step" of a program.
 
     What runs once is compiled without optimising, which for random numbers takes a minute; only
     where that is refused, the compiler gets the time to make it smaller.
     """
-    if basis == "compiled":
-        with _timed(seconds, "init"):
-            lowered = program.init.lower()
-            try:
-                lowered.compile(compiler_options=QUICK)
-            except jax.errors.JaxRuntimeError:
-                lowered.compile()
-    with _timed(seconds, "step"):
+    if name == "step":
         traced = program.step.trace(program.abstract_state, program.abstract_batch)
         lowered = traced.lower(lowering_platforms=(topology.lowered_for,))
-        return lowered.compile(compiler_options=QUICK if basis == "quick" else None)
-
-
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = time.monotonic()
+        return lowered.compile(compiler_options=QUICK if quick else None)
+    lowered = program.init.lower()
     try:
-        yield
-    finally:
-        seconds[name] = time.monotonic() - start
+        return lowered.compile(compiler_options=QUICK)
+    except jax.errors.JaxRuntimeError:
+        return lowered.compile()
 
 
 def memory_of(step: jax.stages.Compiled, program: Program, topology: Topology) -> Memory:
@@ -192,24 +164,17 @@ def refusal(program: str, message: str) -> Refusal:
 
 
 def _answered(
-    base: Plan,
-    request: Request,
-    program: Program,
-    entry: Computation,
-    topology: Topology,
-    mesh: jax.sharding.Mesh,
+    base: Plan, request: Request, program: Program, entry: Computation, mesh: jax.sharding.Mesh
 ) -> Plan:
     """Returns the plan with what the compiled step says."""
-    chip, devices = topology.chip, mesh.size
+    chip, devices = base.topology.chip, mesh.size
     arguments = program.abstract_state, program.abstract_batch
     hardware = hardware_flops(program.step, *arguments).total
     model = training_flops(request.experiment.task, *arguments).total
     sent = collectives.collectives_of(entry, mesh, chip)
     operations, loops = estimate.operations_of(entry, sent, hardware / devices, chip)
-    seen, unseen = (
-        devices * sum(one.flops for one in operations if (one.kind == estimate.KERNELS) is kernels)
-        for kernels in (False, True)
-    )
+    kernels = sum(one.flops for one in operations if one.kind == estimate.KERNELS) * devices
+    seen = sum(one.flops for one in operations) * devices - kernels
     compute = max(hardware, seen) / devices / chip.flops
     roofline = estimate.roofline_of(compute, operations, sent, chip)
     ends = roofline.least, estimate.serial(operations)
@@ -217,7 +182,7 @@ def _answered(
         ends = estimate.assumed_ends(roofline, chip)
     return dataclasses.replace(
         base,
-        flops=StepFlops(model=model, hardware=hardware, compiled=seen, custom_calls=unseen),
+        flops=StepFlops(model=model, hardware=hardware, compiled=seen, custom_calls=kernels),
         collectives=sent,
         operations=operations,
         unknown_loops=loops,

@@ -108,17 +108,17 @@ def assumed_ends(roofline: Roofline, chip: Chip) -> tuple[float, float]:
 
 def project(plan: Plan, model_flops: float, fast: float, slow: float) -> Projection:
     """Returns speed, time and money of a plan's run with steps of `fast` to `slow` seconds."""
-    run, machine = plan.run, plan.machine
+    run, topology = plan.run, plan.topology
     ends = (fast, max(slow, fast))
 
     def rates(amount: float) -> tuple[float, float]:
         return amount / ends[1], amount / ends[0]
 
     hours = tuple(seconds * run.steps / 3600 for seconds in ends)
-    cost, tokens = (machine.price or 0) * machine.chips, run.tokens_per_example
+    cost, tokens = (plan.price or 0) * topology.chips, run.tokens_per_example
     return Projection(
         step_seconds=ends,
-        mfu=rates(model_flops / (machine.devices * machine.peak_flops)),
+        mfu=rates(model_flops / (topology.size * topology.chip.flops)),
         examples_per_second=rates(run.batch_size),
         tokens_per_second=rates(run.batch_size * tokens) if tokens else None,
         hours=hours,

@@ -1,12 +1,13 @@
 """A plan as one HTML page: no scripts, nothing from the network, charts as inline SVG."""
 
 import pathlib
+import string
 from html import escape
 
 from launch.plan.report import Plan
 from launch.plan.sections import Section, head, sections
 
-STYLE = pathlib.Path(__file__).with_name("page.css")
+PAGE = string.Template(pathlib.Path(__file__).with_name("page.html").read_text())
 NAMES, BARS, WIDTH, STEP = 200, 400, 720, 28
 """Pixels of a chart: left of the bars, the longest bar, all; from one bar to the next."""
 
@@ -14,17 +15,14 @@ NAMES, BARS, WIDTH, STEP = 200, 400, 720, 28
 def html_of(plan: Plan) -> str:
     """Returns the plan as a page that stands alone; the same plan gives the same page."""
     what, where, verdict, *warning = map(escape, head(plan))
-    note = f'<p class="note" role="note">{" ".join(warning)}</p>\n' if warning else ""
-    title = escape(f"Plan of {plan.run.name} on {plan.machine.topology}")
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{title}</title>\n<style>\n{STYLE.read_text()}</style>\n</head>\n<body>\n<main>\n"
-        f"<header>\n<h1>{title}</h1>\n<p>{what}</p>\n<p>{where}</p>\n"
-        f'<p class="verdict {"good" if plan.fits else "bad"}">{verdict}</p>\n{note}</header>\n'
-        + "\n".join(map(_section, sections(plan)))
-        + "\n</main>\n</body>\n</html>\n"
+    return PAGE.substitute(
+        title=escape(f"Plan of {plan.run.name} on {plan.topology.name}"),
+        what=what,
+        where=where,
+        verdict=verdict,
+        kind="good" if plan.fits else "bad",
+        note=f'<p class="note" role="note">{" ".join(warning)}</p>\n' if warning else "",
+        sections="\n".join(map(_section, sections(plan))),
     )
 
 

@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from launch.plan.topology import Topology
+
 SCHEMA = 2
 """Goes up when a field of `Plan` changes its meaning or goes away."""
 
@@ -21,8 +23,7 @@ class Memory:
     optimizer_state: int  # moments, averages and the like
     other_state: int  # batch statistics and the step count
     batch: int  # one step's rows
-    # what tiles of the hardware add; negative where the program does not read one of these
-    padding: int
+    padding: int  # that the hardware's tiles add; less than 0 where not all of these is read
     results: int  # outputs that take no input's place
     temporaries: int  # activations, gradients, gathered weights: what lives during a step only
     code: int  # the program
@@ -46,7 +47,7 @@ class Memory:
 class Refusal:
     """The compiler's own "no": the program does not fit."""
 
-    program: str  # "init" or "step"
+    program: str  # "init" or "step"; "state" where that alone is too large to compile for
     reason: str  # its message, in one line
     needed: int | None  # bytes on each device, to two decimals of a GiB; None where it names none
     available: int | None  # likewise, what there is
@@ -57,14 +58,10 @@ class Refusal:
 class StepFlops:
     """Floating-point operations of one step over all devices."""
 
-    # that the mathematics needs; nothing computed again is counted. What MFU is made of
-    model: float
+    model: float  # that the mathematics needs: what MFU is made of
     hardware: float  # with what rematerialisation computes again
-    # matrix products and convolutions in the compiled program, loops multiplied out
-    compiled: float
-    # of Pallas kernels: what `hardware` has and `compiled` has not. Causal attention counts in
-    # full, though a kernel leaves out half
-    custom_calls: float = 0.0
+    compiled: float  # products and convolutions in the compiled program, loops multiplied out
+    custom_calls: float = 0.0  # of Pallas kernels: what `hardware` has and `compiled` has not
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +71,7 @@ class Collective:
     kind: str  # all-gather, all-reduce, reduce-scatter, all-to-all or collective-permute
     axes: tuple[str, ...]  # mesh axes that its groups span; () where they follow none
     group: int  # devices in a group
-    # slices (of GPUs: nodes) that a group spans; several are joined by the slow network
-    slices: int
+    slices: int  # slices (of GPUs: nodes) that a group spans
     network: str  # ICI in a slice or DCN across; NVLink in a node or the network
     bytes: int  # of one: the gathered or the reduced whole, or what is sent
     times: int  # in a step
@@ -95,12 +91,9 @@ class Operations:
     # "matmul", "elementwise" (other fusions), "copy", "collective", "custom call" (kernels),
     # "prefetch" (asynchronous copies, which run beside the rest) or "other"
     kind: str
-    # cycles by the clock; without an estimate bytes or FLOPs at the chip's peak, and for
-    # collectives the time of `Collective`
-    seconds: float
+    seconds: float  # cycles by the clock; without an estimate, bytes or FLOPs at the peak
     count: int  # how many run in a step
-    # of matrix products and convolutions; of custom calls, what is not in the others
-    flops: float = 0.0
+    flops: float = 0.0  # of products; of custom calls, what is not in the others
     bytes: float = 0.0  # read from and written to HBM
     cycles: int = 0  # the compiler's estimate, of those that carry one
 
@@ -129,27 +122,12 @@ class Roofline:
 class Projection:
     """What the run will do, between an optimistic and a pessimistic end."""
 
-    # where everything overlaps, to where nothing does; see `launch.plan.estimate`
-    step_seconds: tuple[float, float]
+    step_seconds: tuple[float, float]  # where everything overlaps, to where nothing does
     mfu: tuple[float, float]  # model FLOPs over peak FLOPs
     examples_per_second: tuple[float, float]  # over all devices
     tokens_per_second: tuple[float, float] | None  # likewise; None where the task has no tokens
     hours: tuple[float, float]  # of the whole run without evaluation and saving
     usd: tuple[float, float] | None  # chips x hours x price; None where no price is known
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What is planned for."""
-
-    topology: str  # as given, "v5e:4x4"
-    slices: int  # of it, joined by the data-centre network
-    chip: str  # its name, "v5e"
-    chips: int  # over all slices; what is paid for
-    devices: int  # JAX devices over all slices
-    peak_flops: float  # bfloat16 FLOP/s of a device
-    price: float | None  # USD for one chip and hour; None where unknown
-    price_source: str  # "given", or whose list it is from
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,15 +150,14 @@ class Plan:
     """A training step on a machine that need not be there."""
 
     run: Workload  # what
-    machine: Machine  # on what
+    topology: Topology  # on what
+    price: float | None  # USD for one chip and hour; None where unknown
+    price_source: str  # "given", or whose list it is from
     # "compiled" by the machine's own compiler; "priced": by the TPU's for as many TPUs, with the
     # GPU's figures; "quick": without optimisation, to compare plans
     basis: Literal["compiled", "priced", "quick"]
-    versions: Mapping[str, str]  # of jax and libtpu
-    # of "init" and "step"
-    compile_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    # None where the compiler did not refuse; where it did, all below is missing
-    refusal: Refusal | None = None
+    compile_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)  # by program
+    refusal: Refusal | None = None  # where there is one, all below is missing
     memory: Memory | None = None  # of a device
     flops: StepFlops | None = None  # of a step
     collectives: tuple[Collective, ...] = ()  # slowest first
@@ -202,8 +179,9 @@ class Plan:
 def _plain(value: Any) -> Any:
     """Returns dataclasses as dicts, with their properties."""
     if dataclasses.is_dataclass(value):
+        shown = [field.name for field in dataclasses.fields(value) if field.repr]
         derived = [name for name, x in vars(type(value)).items() if isinstance(x, property)]
-        return {name: _plain(getattr(value, name)) for name in (*vars(value), *derived)}
+        return {name: _plain(getattr(value, name)) for name in (*shown, *derived)}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

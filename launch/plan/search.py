@@ -5,9 +5,9 @@ without optimisation and compared with each other; the best that then fits is co
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
 
 from launch.plan import compiled
 from launch.plan.compiled import Request
@@ -23,9 +23,6 @@ COMPILED = 4
 
 MARGIN = 0.03
 """What an axis beside data and fsdp has to gain; less is within a quick compilation's error."""
-
-SHOWN = 20
-"""Rows of the table of candidates."""
 
 _REMAT, _ACCUMULATION = "task.model.transformer.remat", "train.accumulation"
 _SPLITTING = ("tensor", "sequence", "pipeline", "expert")
@@ -79,16 +76,16 @@ class Choice:
     def table(self) -> Section:
         """Returns the candidates, fastest first, and the flags of the best."""
         rows = []
-        for one in self.tried[:SHOWN]:
-            plan, size = one.plan, amount(one.needed) if one.needed < math.inf else "-"
-            step, mfu = "-", "-"
-            if ends := plan.projection:
-                step, mfu = duration(_middle(ends.step_seconds)), f"{_middle(ends.mfu):.1%}"
-            rows.append((one.name, size, "yes" if plan.fits else "no", step, mfu))
-        more = [f"and {len(self.tried) - SHOWN} more"] if len(self.tried) > SHOWN else []
+        for one in self.tried:
+            size = amount(one.needed) if one.needed < math.inf else "-"
+            if ends := one.plan.projection:
+                speed = duration(_middle(ends.step_seconds)), f"{_middle(ends.mfu):.1%}"
+            rows.append(
+                (one.name, size, "yes" if one.plan.fits else "no", *(speed if ends else "--"))
+            )
         told = "Add to the command: " + (" ".join(self.flags) or "nothing, it is the best")
         columns = ("plan", "memory", "fits", "step", "MFU")
-        return Section("Plans tried, the best first", columns, rows, [*more, told])
+        return Section("Plans tried, the best first", columns, rows, [told])
 
 
 def search(request: Request, topology: Topology, say: Callable[[str], None]) -> Choice:
@@ -109,7 +106,10 @@ def search(request: Request, topology: Topology, say: Callable[[str], None]) -> 
         say(f"compiling {one.name}")
         best = Trial(one.changes, compiled.plan(_changed(request, one.changes), topology))
         if best.plan.fits:
-            return Choice(best, tuple(trials), tuple(_flags(request, one.changes)))
+            now = {path: str(attrgetter(path)(request.experiment)) for path in one.changes}
+            new = [path for path in now if now[path] != one.changes[path]]
+            given = tuple(f"--config.{path}={one.changes[path]}" for path in new)
+            return Choice(best, tuple(trials), given)
     raise PlanError(_nothing_fits([best] if fitting else trials, topology))
 
 
@@ -117,13 +117,6 @@ def _changed(request: Request, changes: Mapping[str, str]) -> Request:
     overrides = {**request.overrides, **changes}
     experiment = flags.override(request.experiment, changes)
     return dataclasses.replace(request, experiment=experiment, overrides=overrides)
-
-
-def _flags(request: Request, changes: Mapping[str, str]) -> Iterator[str]:
-    """The flags that make the experiment the changed one; what it says already is left out."""
-    for path, text in changes.items():
-        if str(functools.reduce(getattr, path.split("."), request.experiment)) != text:
-            yield f"--config.{path}={text}"
 
 
 def _nothing_fits(trials: list[Trial], topology: Topology) -> str:
@@ -218,7 +211,9 @@ class _Search:
                     plan = self._fewest_parts(changes | ({_REMAT: policy} if policy else {}))
                     if plan.fits and (plan.run.accumulation == 1 or policy == "dots"):
                         break
-                    if plan.refusal and not plan.compile_seconds:  # whatever is kept beside it
+                    if (
+                        plan.refusal and plan.refusal.program == "state"
+                    ):  # whatever is kept beside it
                         break
             except (MeshError, ConfigError) as failed:
                 self.error = failed

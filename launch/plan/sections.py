@@ -28,8 +28,7 @@ class Section:
     columns: tuple[str, ...]  # heads; "" for none
     rows: Sequence[tuple[str, ...]] = ()  # cells as text, one for each column
     notes: Sequence[str] = ()  # lines below
-    # length from 0 to 1 of bars for the first rows, which say their first two cells
-    bars: Sequence[float] = ()
+    bars: Sequence[float] = ()  # 0 to 1, of the first rows; they say their first two cells
 
     def left(self, column: int) -> bool:
         """Whether a column is of words, not numbers."""
@@ -58,15 +57,15 @@ def count(value: float) -> str:
 
 def head(plan: Plan) -> tuple[str, ...]:
     """Returns what is planned, on what, whether it fits, and how far to believe it, as lines."""
-    run, machine = plan.run, plan.machine
+    run, topology = plan.run, plan.topology
     mesh = " x ".join(f"{axis}={ways}" for axis, ways in run.mesh.items() if ways > 1)
-    slices = f"{machine.slices} slices of " if machine.slices > 1 else ""
+    slices = f"{topology.slices} slices of " if topology.slices > 1 else ""
     parts = f" in {run.accumulation} micro-batches" if run.accumulation > 1 else ""
     tokens = f" x {run.tokens_per_example:,} tokens" if run.tokens_per_example else ""
-    rows, devices = f"batch {run.batch_size:,}{parts}{tokens}", f"{machine.devices} device"
+    rows, devices = f"batch {run.batch_size:,}{parts}{tokens}", f"{topology.size} device"
     return (
         f"{run.name}: {run.parameters:,} parameters, {rows}, {run.steps:,} steps",
-        f"on {slices}{machine.topology}: {devices}{'s' * (machine.devices > 1)}, "
+        f"on {slices}{topology.name}: {devices}{'s' * (topology.size > 1)}, "
         f"mesh {mesh or 'of one'}",
         verdict(plan),
         *(_PRICED if plan.basis == "priced" else ()),
@@ -148,7 +147,7 @@ def _operations(plan: Plan) -> Section:
         rows.append((one.kind, duration(one.seconds), f"{one.count:,}", *work))
     notes = []
     if plan.flops.custom_calls:
-        unseen = count(plan.flops.custom_calls / plan.machine.devices)
+        unseen = count(plan.flops.custom_calls / plan.topology.size)
         notes.append(f"custom calls are not in the compiler's estimate: {unseen} FLOPs")
     if plan.unknown_loops:
         notes.append(f"{plan.unknown_loops} loop(s) of unknown length are counted as one turn")
@@ -173,7 +172,7 @@ def _roofline(plan: Plan) -> Section:
 
 
 def _projection(plan: Plan) -> Section:
-    ends, run, machine = plan.projection, plan.run, plan.machine
+    ends, run = plan.projection, plan.run
     small, cheap = ends.hours[0] < 1, ends.usd and ends.usd[0] < 0.01
     shown = (
         ("MFU", ends.mfu[::-1], ".1%"),
@@ -184,18 +183,20 @@ def _projection(plan: Plan) -> Section:
     )
     rows = [("step", *map(duration, ends.step_seconds))]
     rows += [(name, *(format(end, form) for end in pair)) for name, pair, form in shown if pair]
-    price = f"{machine.chips} x USD {machine.price:g} a chip and hour" if ends.usd else ""
-    notes = (f"{price} ({machine.price_source})",) if ends.usd else ()
+    notes = []
+    if ends.usd:
+        price = f"{plan.topology.chips} x USD {plan.price:g} a chip and hour"
+        notes.append(f"{price} ({plan.price_source})")
     return Section("Projection", ("", "all overlaps", "nothing overlaps"), rows, notes)
 
 
 def _settings(plan: Plan) -> Section:
-    run, seconds = plan.run, plan.compile_seconds
+    run, times, versions = plan.run, plan.compile_seconds, plan.topology.versions
     rows = [
         ("config", run.config or "-"),
         *((f"--config.{path}", text) for path, text in run.overrides.items()),
-        ("peak of a device", f"{plan.machine.peak_flops:.4g} FLOP/s, bfloat16"),
-        ("versions", ", ".join(f"{name} {value}" for name, value in plan.versions.items())),
-        ("compiled in", ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())),
+        ("peak of a device", f"{plan.topology.chip.flops:.4g} FLOP/s, bfloat16"),
+        ("versions", ", ".join(f"{name} {value}" for name, value in versions.items())),
+        ("compiled in", ", ".join(f"{name} {value:.1f} s" for name, value in times.items())),
     ]
     return Section("Settings", ("setting", "value"), rows)

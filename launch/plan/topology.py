@@ -54,12 +54,21 @@ class Topology:
     name: str  # as given, "v5e:4x4" or "h100:8"
     slices: int  # how many of it
     chip: Chip  # what it is made of, whose figures give times
-    devices: tuple[Any, ...]  # of all slices; `Gpu`s, or TPUs
-    # as many TPUs: the devices themselves, or those that stand in for GPUs
-    compiled_for: tuple[jax.Device, ...]
+    devices: tuple[Any, ...] = dataclasses.field(repr=False)  # of all slices; `Gpu`s, or TPUs
+    compiled_for: tuple[jax.Device, ...] = dataclasses.field(repr=False)  # the same, or stand-ins
     lowered_for: str  # platform whose form of the program is compiled: on "cuda" without kernels
     available: int  # bytes of HBM that a program may have on each device
     versions: Mapping[str, str]  # of jax and libtpu
+
+    @property
+    def size(self) -> int:
+        """Number of JAX devices over all slices."""
+        return len(self.devices)
+
+    @property
+    def chips(self) -> int:
+        """Number of chips, which is what is paid for."""
+        return self.size // self.chip.devices_per_chip
 
     @property
     def gpus(self) -> bool:
@@ -76,14 +85,14 @@ def load(name: str, slices: int = 1) -> Topology:
       ConfigError: there is no such chip or shape.
       PlanError: libtpu is not installed.
     """
-    chip, shape = check(name, slices)
+    chip, sizes = check(name, slices)
     versions = {"jax": jax.__version__, "libtpu": version()}
     with contextlib.suppress(RuntimeError):  # there are devices already
         jax.config.update("jax_platforms", "cpu")  # constants of the trace are made here
     if chip.clock:
         tpus = _tpus(name, slices, chip)
         return Topology(name, slices, chip, tpus, tpus, "tpu", available(tpus[0], chip), versions)
-    gpus = tuple(Gpu(n, n // chip.devices_per_host) for n in range(shape[0]))
+    gpus = tuple(Gpu(n, n // chip.devices_per_host) for n in range(sizes[0]))
     tpus = _stand_ins(len(gpus))
     share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", PREALLOCATED))
     room = min(int(chip.memory * share), available(tpus[0], _CHIPS[STAND_IN]))
@@ -127,33 +136,29 @@ def check(name: str, slices: int) -> tuple[Chip, tuple[int, ...]]:
     if slices < 1:
         raise ConfigError(f"--slices: {slices} given; it must be 1 or more.")
     chip = _CHIPS[kind]
-    if not chip.clock:
-        return chip, (_number_of_gpus(name, shape, slices, chip),)
-    dims, most = (2, 16) if chip.links == 4 else (3, math.inf)
-    if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{dims - 1}}}", shape):
+    dims, most = {1: (1, math.inf), 4: (2, 16), 6: (3, math.inf)}[chip.links]
+    sizes = (
+        tuple(map(int, shape.split("x"))) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) else ()
+    )
+    node = chip.devices_per_host
+    if not chip.clock and (len(sizes) != 1 or (sizes[0] > node and sizes[0] % node)):
+        raise ConfigError(
+            f"--topology: {name!r} given; {kind} needs a number of GPUs, 1 to {node} or whole "
+            f"nodes of {node}, as in {kind}:8, {kind}:64."
+        )
+    if not chip.clock and slices > 1:
+        raise ConfigError(f"--slices: {slices} given; GPUs have none: give their total number.")
+    if len(sizes) != dims:
         raise ConfigError(
             f"--topology: {name!r} given; {kind} needs {dims} sizes, as in "
             f"{kind}:{'x'.join(['4'] * dims)}; other examples: {', '.join(EXAMPLES)}."
         )
-    sizes = tuple(map(int, shape.split("x")))
     if max(sizes) > most and kind != "v3":
         raise ConfigError(
             f"--topology: {name!r} given; a slice of {kind} is at most {most}x{most}; "
             "--slices=N joins several."
         )
     return chip, sizes
-
-
-def _number_of_gpus(name: str, number: str, slices: int, chip: Chip) -> int:
-    count, node = int(number) if re.fullmatch(r"[1-9]\d{0,5}", number) else 0, chip.devices_per_host
-    if not count or (count > node and count % node):
-        raise ConfigError(
-            f"--topology: {name!r} given; {chip.name} needs a number of GPUs, 1 to {node} or whole "
-            f"nodes of {node}, as in {chip.name}:8, {chip.name}:64."
-        )
-    if slices != 1:
-        raise ConfigError(f"--slices: {slices} given; GPUs have none: give their total number.")
-    return count
 
 
 def version() -> str:

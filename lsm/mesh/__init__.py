@@ -20,7 +20,16 @@ from lsm.mesh.jit import jit
 from lsm.mesh.offload import in_device_memory, in_host_memory, offloaded
 from lsm.mesh.rows import batch_sharding, batch_ways, local_rows, place
 from lsm.mesh.rules import Fsdp, Layout, Rule
-from lsm.mesh.sharding import Mesh, check_axes, make_mesh, replicated, shard, table, used_axes
+from lsm.mesh.sharding import (
+    Mesh,
+    check_axes,
+    local_bytes,
+    make_mesh,
+    replicated,
+    shard,
+    table,
+    used_axes,
+)
 
 __all__ = [
     "AXES",
@@ -38,6 +47,7 @@ __all__ = [
     "in_device_memory",
     "in_host_memory",
     "jit",
+    "local_bytes",
     "local_rows",
     "make_mesh",
     "offloaded",

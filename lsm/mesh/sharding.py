@@ -159,10 +159,16 @@ def table(tree: Any, shardings: Any) -> list[tuple[str, tuple[int, ...], str, st
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     rows = []
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
-        local = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         spec = _spelled(sharding.spec, sharding.mesh)
-        rows.append((path_name(path), leaf.shape, str(leaf.dtype), spec, local))
+        rows.append(
+            (path_name(path), leaf.shape, str(leaf.dtype), spec, local_bytes(leaf, sharding))
+        )
     return rows
+
+
+def local_bytes(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> int:
+    """Returns the bytes of an array, or of the shape of one, on each device."""
+    return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def _spelled(spec: PartitionSpec, mesh: jax.sharding.Mesh) -> str:
