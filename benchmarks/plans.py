@@ -117,22 +117,24 @@ def table(names: Sequence[str]) -> str:
 def line(name: str) -> str:
     """Returns the two lines of a plan for the header of a config."""
     _, chips, memory, _, step, mfu, tokens, _ = _row(name)
-    libtpu = json.loads((RECORDS / f"{name}.json").read_text())["versions"]["libtpu"]
+    libtpu = json.loads((RECORDS / f"{name}.json").read_text())["topology"]["versions"]["libtpu"]
     what = f"Planned ({name}): on {chips} chips {memory} each, a step of {step},"
     return f"{what}\n  {mfu} MFU, {tokens} tokens/s, by libtpu {libtpu}; not trained here.\n"
 
 
 def _row(name: str) -> list[str]:
     plan = json.loads((RECORDS / f"{name}.json").read_text())
-    title, chips = CASES[name].title, f"{plan['machine']['chips']} {plan['machine']['chip']}"
+    title, chips = (
+        CASES[name].title,
+        f"{plan['topology']['chips']} {plan['topology']['chip']['name']}",
+    )
     if plan["refusal"]:
         needed = plan["refusal"]["needed"]
         return [title, chips, f"does not fit: {_bytes(needed)}" if needed else "does not fit"] + [
             "-"
         ] * 5
     memory, projection = plan["memory"], plan["projection"]
-    total = sum(value for key, value in memory.items() if key in _PARTS)
-    sent = sum(one["bytes"] * one["times"] for one in plan["collectives"])
+    sent = sum(one["total"] for one in plan["collectives"])
     fast, slow = projection["step_seconds"]
     mfu = [f"{100 * value:.0f}" for value in projection["mfu"]]
     tokens = [f"{value:,.0f}" for value in projection["tokens_per_second"]]
@@ -140,25 +142,13 @@ def _row(name: str) -> list[str]:
     return [
         title,
         chips,
-        f"{_bytes(total)} of {_bytes(memory['available'])}",
+        f"{_bytes(memory['total'])} of {_bytes(memory['available'])}",
         _bytes(sent),
         f"{fast:.3g} to {slow:.3g} s",
         f"{mfu[1]} to {mfu[0]} %",
         f"{tokens[1]} to {tokens[0]}",
         f"{usd[0]} to {usd[1]}" if usd else "-",
     ]
-
-
-_PARTS = (
-    "parameters",
-    "optimizer_state",
-    "other_state",
-    "batch",
-    "padding",
-    "results",
-    "temporaries",
-    "code",
-)
 
 
 def _bytes(count: float) -> str:

@@ -210,7 +210,7 @@ def test_numbers_of_gpus_that_no_slice_has():
     for count in (1, 3):
         mlp = experiment(Classification(model=MLP(widths=(64,))), Digits(), 3 * 8)
         one = plan(mlp, f"a100:{count}")
-        assert one.machine.devices == count and one.fits
+        assert one.topology.size == count and one.fits
 
 
 def test_jax_takes_three_quarters_of_a_gpu(monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from launch.plan.collectives import find, spanned
-from launch.plan.hlo import Module
+from launch.plan.hlo import parse
 from lsm import Data, Experiment, Mesh, Train
 from lsm.data import Arrays
 from lsm.errors import MeshError
@@ -97,7 +97,7 @@ def on_one_device(model):
 
 def collectives(hlo, mesh):
     """Returns [(kind, mesh axes, bytes)] of a compiled step."""
-    found = find(Module.parse(hlo), mesh.size)
+    found = find(parse(hlo), mesh.size)
     return [(one.kind, spanned(one.groups, mesh)[0], one.bytes) for one in found]
 
 
