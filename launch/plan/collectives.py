@@ -177,10 +177,7 @@ def collectives_of(
 ) -> tuple[Collective, ...]:
     """Returns the collectives of a module by kind, axes and size, slowest first.
 
-    Args:
-      entry: of the module, compiled for TPUs.
-      mesh: of the devices that it runs on, or that TPUs stand in for.
-      chip: gives the times.
+    `mesh` is of the devices that it runs on, or that TPUs stand in for; `chip` gives the times.
     """
     times = collections.Counter()
     homes = [_home(device) for device in mesh.devices.flat]

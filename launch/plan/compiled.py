@@ -16,8 +16,8 @@ from typing import Any
 import jax
 
 from launch.plan import collectives, estimate
-from launch.plan.hlo import Computation, parse
-from launch.plan.report import Memory, Plan, Refusal, StepFlops, Workload
+from launch.plan.hlo import parse
+from launch.plan.report import Memory, Plan, Refusal, Workload
 from launch.plan.topology import Topology, bytes_of
 from lsm.config import Experiment
 from lsm.cost import hardware_flops
@@ -85,7 +85,11 @@ def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
         seconds[name] = time.monotonic() - start
     memory = memory_of(compiled, program, topology)
     base = dataclasses.replace(base, memory=memory, compile_seconds=seconds)
-    return _answered(base, request, program, parse(compiled.as_text()), mesh)
+    entry, arguments = parse(compiled.as_text()), (program.abstract_state, program.abstract_batch)
+    sent = collectives.collectives_of(entry, mesh, topology.chip)
+    hardware = hardware_flops(program.step, *arguments).total
+    model = training_flops(experiment.task, *arguments).total
+    return estimate.answered(base, entry, sent, hardware, model)
 
 
 def _workload(request: Request, program: Program, steps: int) -> Workload:
@@ -161,31 +165,3 @@ def refusal(program: str, message: str) -> Refusal:
     largest = tuple((bytes_of(size), shape) for size, shape in listed[:10])
     first = message.splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
     return Refusal(program, re.sub(r"^E\d+: ", "", first), needed, limit, largest)
-
-
-def _answered(
-    base: Plan, request: Request, program: Program, entry: Computation, mesh: jax.sharding.Mesh
-) -> Plan:
-    """Returns the plan with what the compiled step says."""
-    chip, devices = base.topology.chip, mesh.size
-    arguments = program.abstract_state, program.abstract_batch
-    hardware = hardware_flops(program.step, *arguments).total
-    model = training_flops(request.experiment.task, *arguments).total
-    sent = collectives.collectives_of(entry, mesh, chip)
-    operations, loops = estimate.operations_of(entry, sent, hardware / devices, chip)
-    kernels = sum(one.flops for one in operations if one.kind == estimate.KERNELS) * devices
-    seen = sum(one.flops for one in operations) * devices - kernels
-    compute = max(hardware, seen) / devices / chip.flops
-    roofline = estimate.roofline_of(compute, operations, sent, chip)
-    ends = roofline.least, estimate.serial(operations)
-    if base.basis != "compiled":
-        ends = estimate.assumed_ends(roofline, chip)
-    return dataclasses.replace(
-        base,
-        flops=StepFlops(model=model, hardware=hardware, compiled=seen, custom_calls=kernels),
-        collectives=sent,
-        operations=operations,
-        unknown_loops=loops,
-        roofline=roofline,
-        projection=estimate.project(base, model, *ends),
-    )

@@ -1,12 +1,13 @@
 """From a parsed module to operations by kind, a roofline, and a projection of the run."""
 
 import collections
+import dataclasses
 from collections.abc import Iterable
 
 from launch.plan import costs
 from launch.plan.hlo import Computation, Instruction
 from launch.plan.loops import executed, trip_count
-from launch.plan.report import Collective, Operations, Plan, Projection, Roofline
+from launch.plan.report import Collective, Operations, Plan, Projection, Roofline, StepFlops
 from lsm.cost import Chip
 
 EFFICIENCY = {"a100": (0.55, 0.75), "a100-40gb": (0.55, 0.75)}
@@ -24,16 +25,46 @@ KERNELS = "custom call"
 """Kind of operation that the compiler cannot look into."""
 
 
-def operations_of(
-    entry: Computation, collectives: Iterable[Collective], hardware: float, chip: Chip
-) -> tuple[tuple[Operations, ...], int]:
-    """Returns what a compiled module does on one device, and its number of loops without a length.
+def answered(
+    plan: Plan, entry: Computation, sent: tuple[Collective, ...], hardware: float, model: float
+) -> Plan:
+    """Returns a plan with what its compiled step says, and what follows for speed and money.
 
-    Args:
-      entry: of the module.
-      collectives: their time comes with them.
-      hardware: FLOPs that a device has to do; custom calls do, at the peak, what is not seen.
-      chip: gives the rates; the compiler's cycles count where it has the clock.
+    `hardware` and `model` are FLOPs of a step over all devices, as `lsm.cost` counts them.
+    """
+    chip, devices = plan.topology.chip, plan.topology.size
+    operations, loops = operations_of(entry, sent, hardware / devices, chip)
+    kernels = sum(one.flops for one in operations if one.kind == KERNELS) * devices
+    seen = sum(one.flops for one in operations) * devices - kernels
+    roofline = Roofline(
+        compute=max(hardware, seen) / devices / chip.flops,
+        memory=sum(one.bytes for one in operations) / chip.bandwidth,
+        interconnect=sum(one.seconds for one in sent if one.slices == 1),
+        network=sum(one.seconds for one in sent if one.slices > 1),
+    )
+    if plan.basis == "compiled":  # prefetches run beside the rest, whatever overlaps
+        slow = sum(one.seconds for one in operations if one.kind != "prefetch")
+        ends = roofline.least, max(roofline.least, slow)
+    else:
+        ends = assumed_ends(roofline, chip)
+    return dataclasses.replace(
+        plan,
+        flops=StepFlops(model=model, hardware=hardware, compiled=seen, custom_calls=kernels),
+        collectives=sent,
+        operations=operations,
+        unknown_loops=loops,
+        roofline=roofline,
+        projection=_projection(plan, model, ends),
+    )
+
+
+def operations_of(
+    entry: Computation, sent: Iterable[Collective], hardware: float, chip: Chip
+) -> tuple[tuple[Operations, ...], int]:
+    """Returns what a module does on one device, and its number of loops without a length.
+
+    The compiler's cycles count where `chip` has the clock. Collectives take the time of `sent`, and
+    custom calls do, at the peak, what of the `hardware` FLOPs is not seen elsewhere.
     """
     sums: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     unknown = 0
@@ -51,8 +82,8 @@ def operations_of(
             cycles=times * (cycles or 0),
             seconds=times * (peak if cycles is None else cycles / chip.clock),
         )
-    if sent := sum(one.seconds for one in collectives):
-        sums["collective"]["seconds"] = sent
+    if time := sum(one.seconds for one in sent):
+        sums["collective"]["seconds"] = time
     if kernels := sums.get(KERNELS):
         kernels["flops"] = max(hardware - sum(one["flops"] for one in sums.values()), 0.0)
         kernels["seconds"] = max(kernels["seconds"], kernels["flops"] / chip.flops)
@@ -74,26 +105,6 @@ def _kind(one: Instruction) -> str:
     return "copy" if one.op in _COPIES else "other"
 
 
-def roofline_of(
-    compute: float, operations: Iterable[Operations], sent: Iterable[Collective], chip: Chip
-) -> Roofline:
-    """Returns the least time of a step, whose FLOPs take `compute` seconds."""
-    seconds = collections.Counter()
-    for one in sent:
-        seconds[one.slices > 1] += one.seconds
-    return Roofline(
-        compute=compute,
-        memory=sum(one.bytes for one in operations) / chip.bandwidth,
-        interconnect=seconds[False],
-        network=seconds[True],
-    )
-
-
-def serial(operations: Iterable[Operations]) -> float:
-    """Returns seconds of everything, one after the other; prefetches run beside the rest."""
-    return sum(one.seconds for one in operations if one.kind != "prefetch")
-
-
 def assumed_ends(roofline: Roofline, chip: Chip) -> tuple[float, float]:
     """Returns the time of a step where there are no cycles: products at a share of the peak.
 
@@ -106,16 +117,15 @@ def assumed_ends(roofline: Roofline, chip: Chip) -> tuple[float, float]:
     return fast, max(roofline.compute / low, roofline.memory) + sent
 
 
-def project(plan: Plan, model_flops: float, fast: float, slow: float) -> Projection:
-    """Returns speed, time and money of a plan's run with steps of `fast` to `slow` seconds."""
+def _projection(plan: Plan, model_flops: float, ends: tuple[float, float]) -> Projection:
+    """Returns speed, time and money of a plan's run, from the ends of the seconds of a step."""
     run, topology = plan.run, plan.topology
-    ends = (fast, max(slow, fast))
+    cost, tokens = (plan.price or 0) * topology.chips, run.tokens_per_example
 
     def rates(amount: float) -> tuple[float, float]:
         return amount / ends[1], amount / ends[0]
 
     hours = tuple(seconds * run.steps / 3600 for seconds in ends)
-    cost, tokens = (plan.price or 0) * topology.chips, run.tokens_per_example
     return Projection(
         step_seconds=ends,
         mfu=rates(model_flops / (topology.size * topology.chip.flops)),

@@ -1,22 +1,14 @@
 """How often each instruction of a module runs: loops with their trip counts, calls, branches."""
 
-import functools
-import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from launch.plan.costs import flops_of
 from launch.plan.hlo import Computation, Instruction
 
-LONGEST = 10**5
-"""Turns, from which on a loop counts as one that cannot be read."""
-
 _SAME = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done")
-_OPERATIONS = {
-    **dict.fromkeys(_SAME, lambda x: x),
-    **{"add": operator.add, "subtract": operator.sub},
-    **{"LT": operator.lt, "LE": operator.le, "GT": operator.gt, "GE": operator.ge},
-}
+_ENDS = {"LT": 0, "LE": 1, "GT": 0, "GE": -1}
+"""How far behind the limit a counter stops that is compared with it so."""
 
 
 def executed(computation: Computation, times: int = 1) -> Iterator[tuple[Instruction, int]]:
@@ -40,41 +32,34 @@ def executed(computation: Computation, times: int = 1) -> Iterator[tuple[Instruc
 def trip_count(loop: Instruction) -> int | None:
     """Returns how often a while loop turns, or None where it cannot be read.
 
-    XLA's own `known_trip_count` is taken where it is written; else the loop's counter is run.
+    XLA's own `known_trip_count` is taken where it is written; else the counter's start, its step
+    and what it is compared with are numbers in the text.
     """
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text)
-    if known:
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text):
         return int(known[1])
-    condition, body = loop.computation("condition").root, loop.computation("body").root
-
-    @functools.cache
-    def carried(turn: int, index: int) -> int:
-        """The value of a place in the carry before a turn."""
-        if turn == 0:  # what an argument is worth is not known: no place of {}
-            return _value(loop.operands[0].operands[index], {}.__getitem__)
-        return _value(body.operands[index], functools.partial(carried, turn - 1))
-
+    condition, body = (loop.computation(name).root for name in ("condition", "body"))
     try:
-        for turn in range(LONGEST):
-            if not _value(condition, functools.partial(carried, turn)):
-                return turn
-    except (LookupError, ValueError):  # it is not made of `_OPERATIONS` and whole numbers alone
-        pass
-    return None
+        if condition.fused:
+            condition = condition.fused.root
+        (place, offset), (_, limit) = map(_sum, condition.operands)
+        start, step = _sum(loop.operands[0].operands[place]), _sum(body.operands[place])
+        if start[0] is not None or step[0] != place:
+            return None
+        stop = limit - offset + _ENDS[condition.attribute("direction")]
+        return len(range(start[1], stop, step[1]))
+    except (LookupError, TypeError, ValueError):  # not made of sums of whole numbers
+        return None
 
 
-def _value(one: Instruction, read: Callable[[int], int]) -> int:
-    """Returns what a whole number is; `read` gives those of the carry, or of a fusion's arguments.
-
-    Raises:
-      LookupError: that is not known.
-      ValueError: it is no whole number.
-    """
+def _sum(one: Instruction) -> tuple[int | None, int]:
+    """Returns (place in the carry or None, number) where a value is the sum of these."""
     if one.op == "constant":
-        return int(one.literal)
-    if one.op in ("get-tuple-element", "parameter"):
-        return read(int(one.attribute("index") or one.literal))
-    if one.fused:
-        return _value(one.fused.root, lambda n: _value(one.operands[n], read))
-    values = [_value(operand, read) for operand in one.operands]
-    return _OPERATIONS[one.attribute("direction") or one.op](*values)
+        return None, int(one.literal)
+    if one.op == "get-tuple-element":
+        return int(one.attribute("index")), 0
+    if one.op in _SAME:
+        return _sum(one.operands[0])
+    if one.op != "add":
+        raise ValueError(one.op)
+    (place, x), (other, y) = map(_sum, one.operands)
+    return (other if place is None else place), x + y

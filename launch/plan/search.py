@@ -6,7 +6,7 @@ without optimisation and compared with each other; the best that then fits is co
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 
 from launch.plan import compiled
@@ -154,7 +154,9 @@ class _Search:
         for axis in self._usable():
             least = best.rank if best else math.inf
             for ways in (2, 4, 8):
-                rank = self._try_meshes([self._split(axis, ways, best)], (policy,))
+                whole = best.plan.run.mesh["fsdp"] if best else len(self.topology.devices)
+                mesh = self._mesh({**self.fixed, axis: ways}, max(whole // ways, 1))
+                rank = self._try_meshes([mesh], (policy,))
                 if rank >= least and least < math.inf:
                     break
                 least = rank
@@ -164,25 +166,19 @@ class _Search:
             raise self.error
         return self.trials
 
-    def _plain(self) -> Iterator[dict[str, int]]:
+    def _plain(self) -> list[dict[str, int]]:
         """Meshes of data and fsdp over one device, a node, or all."""
-        split = {axis: self.fixed.get(axis, 1) for axis in _SPLITTING}
-        rest = len(self.topology.devices) // math.prod(split.values())
-        node = math.gcd(rest, self.topology.chip.devices_per_host)
-        for fsdp in dict.fromkeys(self._fsdp(rest, ways) for ways in (rest, node, 1)):
-            yield {**split, "fsdp": fsdp, "data": rest // fsdp}
+        rest, node = len(self.topology.devices), self.topology.chip.devices_per_host
+        meshes = [self._mesh(self.fixed, ways) for ways in (rest, node, 1)]
+        return [mesh for i, mesh in enumerate(meshes) if mesh not in meshes[:i]]
 
-    def _split(self, axis: str, ways: int, best: Trial | None) -> dict[str, int]:
-        """The mesh of `best` with an axis of so many ways, taken from fsdp, then from data."""
-        mesh = dict(best.plan.run.mesh) if best else next(self._plain())
-        rest = mesh["fsdp"] * mesh["data"] // ways
-        fsdp = self._fsdp(rest, mesh["fsdp"] // math.gcd(mesh["fsdp"], ways))
-        return {**mesh, axis: ways, "fsdp": fsdp, "data": rest // fsdp}
-
-    def _fsdp(self, rest: int, wanted: int) -> int:
-        """Ways of fsdp: as it is set, or as data that is set leaves it, or as wanted."""
-        left = rest // self.fixed["data"] if "data" in self.fixed else wanted
-        return self.fixed.get("fsdp", left) or 1
+    def _mesh(self, split: Mapping[str, int], most: int) -> dict[str, int]:
+        """The mesh with so many ways of other axes, and of fsdp what is set, or `most`."""
+        mesh = dict.fromkeys(AXES, 1) | split
+        rest = len(self.topology.devices) // math.prod(mesh[axis] for axis in _SPLITTING)
+        left = rest // self.fixed["data"] if "data" in self.fixed else math.gcd(rest, most)
+        fsdp = self.fixed.get("fsdp", left) or 1
+        return {**mesh, "fsdp": fsdp, "data": rest // fsdp}
 
     def _usable(self) -> list[str]:
         """Axes that split layers, which the model makes something of and nobody has set."""

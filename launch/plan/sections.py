@@ -14,10 +14,6 @@ _PRICED = (
     "what is sent are theirs; times are by the GPU's figures, and products are taken to reach a",
     "share of its peak: see docs/plan.md, GPUs.",
 )
-_WORDS = frozenset(
-    ("", "kind", "part", "plan", "axes", "network", "largest buffers", "setting", "value")
-)
-"""Columns of words, set flush left; the others are numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +27,8 @@ class Section:
     bars: Sequence[float] = ()  # 0 to 1, of the first rows; they say their first two cells
 
     def left(self, column: int) -> bool:
-        """Whether a column is of words, not numbers."""
-        return self.columns[column] in _WORDS
+        """Whether a column is of words, not numbers, as its first cell tells."""
+        return not self.rows[0][column][:1].isdigit()
 
 
 def amount(value: float) -> str:
@@ -44,10 +40,8 @@ def amount(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """Returns seconds as "1.23 ms"."""
-    for factor, unit in ((1, "s"), (1e3, "ms")):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
+    factor, unit = (1, "s") if seconds >= 1 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "us")
+    return f"{seconds * factor:.3g} {unit}"
 
 
 def count(value: float) -> str:
@@ -62,18 +56,17 @@ def head(plan: Plan) -> tuple[str, ...]:
     slices = f"{topology.slices} slices of " if topology.slices > 1 else ""
     parts = f" in {run.accumulation} micro-batches" if run.accumulation > 1 else ""
     tokens = f" x {run.tokens_per_example:,} tokens" if run.tokens_per_example else ""
-    rows, devices = f"batch {run.batch_size:,}{parts}{tokens}", f"{topology.size} device"
+    rows = f"batch {run.batch_size:,}{parts}{tokens}"
+    devices = f"{topology.size} device{'s' * (topology.size > 1)}"
     return (
         f"{run.name}: {run.parameters:,} parameters, {rows}, {run.steps:,} steps",
-        f"on {slices}{topology.name}: {devices}{'s' * (topology.size > 1)}, "
-        f"mesh {mesh or 'of one'}",
-        verdict(plan),
+        f"on {slices}{topology.name}: {devices}, mesh {mesh or 'of one'}",
+        _verdict(plan),
         *(_PRICED if plan.basis == "priced" else ()),
     )
 
 
-def verdict(plan: Plan) -> str:
-    """Returns whether it fits, in a sentence."""
+def _verdict(plan: Plan) -> str:
     if plan.refusal:
         return f"DOES NOT FIT: the compiler refuses the {plan.refusal.program}."
     left = plan.memory.available - plan.memory.total
@@ -93,12 +86,11 @@ def sections(plan: Plan) -> Iterator[Section]:
 
 
 def _refusal(plan: Plan) -> Section:
-    refusal, notes = plan.refusal, [plan.refusal.reason]
-    if refusal.needed and refusal.available:
-        over = f"{amount(refusal.needed - refusal.available)} too much on each device"
-        there = f"needed {amount(refusal.needed)}, available {amount(refusal.available)}"
-        notes.append(f"{there}: {over}")
-    rows = [(shape, amount(size)) for size, shape in refusal.largest]
+    no, notes = plan.refusal, [plan.refusal.reason]
+    if no.needed and no.available:
+        there = f"needed {amount(no.needed)}, available {amount(no.available)}"
+        notes.append(f"{there}: {amount(no.needed - no.available)} too much on each device")
+    rows = [(shape, amount(size)) for size, shape in no.largest]
     return Section("The compiler's reason", ("largest buffers", "size"), rows, notes)
 
 

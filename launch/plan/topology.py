@@ -135,24 +135,20 @@ def check(name: str, slices: int) -> tuple[Chip, tuple[int, ...]]:
         )
     if slices < 1:
         raise ConfigError(f"--slices: {slices} given; it must be 1 or more.")
-    chip = _CHIPS[kind]
-    dims, most = {1: (1, math.inf), 4: (2, 16), 6: (3, math.inf)}[chip.links]
-    sizes = (
-        tuple(map(int, shape.split("x"))) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) else ()
-    )
-    node = chip.devices_per_host
-    if not chip.clock and (len(sizes) != 1 or (sizes[0] > node and sizes[0] % node)):
-        raise ConfigError(
-            f"--topology: {name!r} given; {kind} needs a number of GPUs, 1 to {node} or whole "
-            f"nodes of {node}, as in {kind}:8, {kind}:64."
-        )
+    chip, whole = _CHIPS[kind], re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", shape)
+    sizes, node = tuple(map(int, shape.split("x"))) if whole else (), chip.devices_per_host
+    if chip.clock:
+        dims, most = (2, 16) if chip.links == 4 else (3, math.inf)
+        wrong = len(sizes) != dims
+        form = "x".join(["4"] * dims)
+        needs = f"{dims} sizes, as in {kind}:{form}; other examples: {', '.join(EXAMPLES)}"
+    else:
+        wrong, most = len(sizes) != 1 or (sizes[0] > node and sizes[0] % node), math.inf
+        needs = f"a number of GPUs, 1 to {node} or whole nodes of {node}, as in {kind}:8, {kind}:64"
+    if wrong:
+        raise ConfigError(f"--topology: {name!r} given; {kind} needs {needs}.")
     if not chip.clock and slices > 1:
         raise ConfigError(f"--slices: {slices} given; GPUs have none: give their total number.")
-    if len(sizes) != dims:
-        raise ConfigError(
-            f"--topology: {name!r} given; {kind} needs {dims} sizes, as in "
-            f"{kind}:{'x'.join(['4'] * dims)}; other examples: {', '.join(EXAMPLES)}."
-        )
     if max(sizes) > most and kind != "v3":
         raise ConfigError(
             f"--topology: {name!r} given; a slice of {kind} is at most {most}x{most}; "

@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from launch.plan import collectives, compiled, topology
 from launch.plan.__main__ import main
-from launch.plan.hlo import parse
 from launch.plan.compiled import Request
+from launch.plan.hlo import parse
 from launch.plan.sections import amount, count, duration
 from launch.plan.text import text_of
 from lsm import Data, Experiment, Mesh, Train

@@ -10,9 +10,9 @@ import pytest
 
 from launch.plan import compiled, topology
 from launch.plan.__main__ import main
+from launch.plan.compiled import Request
 from launch.plan.html import BARS, html_of
 from launch.plan.report import Memory, Plan, Refusal
-from launch.plan.compiled import Request
 from launch.plan.sections import amount, count, duration
 from lsm import Data, Experiment, Mesh, Train
 from lsm.data import Digits
