@@ -5,7 +5,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,19 +17,43 @@ from launch.plan.report import Collective
 from lsm.cost import Chip, collective_seconds
 
 
-class Found(NamedTuple):
-    """A collective instruction."""
+def collectives_of(
+    entry: Computation, mesh: jax.sharding.Mesh, chip: Chip
+) -> tuple[Collective, ...]:
+    """Returns the collectives of a module by kind, axes and size, slowest first.
 
-    kind: str  # as `Collective` has it
-    bytes: int  # of the gathered or reduced whole; of what is sent for the other kinds
-    groups: tuple[tuple[int, ...], ...]  # partitions of each, or (from, to); () between slices
-    overlapped: bool  # it is started here and awaited elsewhere
-    times: int  # in a step
+    `mesh` is of the devices that it runs on, or that TPUs stand in for; `chip` gives the times.
+    """
+    times = collections.Counter()
+    homes = [_home(device) for device in mesh.devices.flat]
+    across = tuple(homes.index(n) for n in sorted(set(homes)))  # they differ in the slice alone
+    for kind, size, groups, overlapped, n in _found(entry, mesh.size, switch=not chip.clock):
+        torus = torus_of(groups[0], mesh, chip) if groups else ()
+        if kind == "all-gather" and not groups:
+            size *= len(across)
+        groups = groups or (across,)
+        axes, slices = spanned(groups, mesh)
+        one = Collective(
+            kind=kind,
+            axes=axes,
+            group=len(groups[0]),
+            slices=slices,
+            network=(("ICI", "DCN") if chip.clock else ("NVLink", "network"))[slices > 1],
+            bytes=size,
+            overlapped=overlapped,
+            times=1,
+            seconds=collective_seconds(kind, size, len(groups[0]), slices, torus, chip),
+        )
+        times[one] += n
+    rows = [dataclasses.replace(one, times=n, seconds=n * one.seconds) for one, n in times.items()]
+    rows = [row for row in rows if row.group > 1]
+    return tuple(sorted(rows, key=lambda row: (-row.seconds, row.kind, row.axes, row.bytes)))
 
 
-def find(entry: Computation, devices: int, switch: bool = False) -> Iterator[Found]:
-    """Yields every collective that a compiled module runs on so many devices.
+def _found(entry: Computation, devices: int, switch: bool) -> Iterator[tuple]:
+    """Yields (kind, bytes, groups of partitions, overlapped, times) of what a module runs.
 
+    There are no groups of what goes from slice to slice, and (from, to) of a permutation.
     A TPU's asynchronous collective appears in the fusion that starts it, in those that run beside
     it and in the one that awaits it, with one channel: it is counted once in each computation.
     On a switch an all-reduce is named by what it does where it gathers or scatters, as a torus is
@@ -54,15 +77,15 @@ def find(entry: Computation, devices: int, switch: bool = False) -> Iterator[Fou
                 kind = _purpose(each, switch)
             started = each.op.endswith("-start")
             overlapped = started or (bool(one.fused) and kind != "reduce-scatter")
-            yield Found(kind, size, groups, overlapped, times)
+            yield kind, size, groups, overlapped, times
 
 
-def _across_slices(one: Instruction, times: int) -> Iterator[Found]:
+def _across_slices(one: Instruction, times: int) -> Iterator[tuple]:
     """Yields a collective over the data-centre network: a send to the host's own runtime."""
     if transfer := re.search(r'_xla_megascale_transfer_type="(\w+)"', one.text):
         name = transfer[1].lower().replace("_", "-")
         kind = kind_of_collective(name) or "collective-permute"
-        yield Found(kind, one.operands[0].arrays[0].bytes, (), True, times)
+        yield kind, one.operands[0].arrays[0].bytes, (), True, times
 
 
 def _purpose(one: Instruction, switch: bool) -> str:
@@ -80,8 +103,8 @@ def _padded(one: Instruction) -> bool:
     return one.op == "dynamic-update-slice"
 
 
+# A range of numbers, reshaped and transposed.
 _RANGE = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
-"""A range of numbers, reshaped and transposed."""
 
 
 def replica_groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
@@ -170,37 +193,3 @@ def torus_of(
         for span, size in zip(np.ptp(inside, axis=0) + 1, whole, strict=True)
         if span > 1
     )
-
-
-def collectives_of(
-    entry: Computation, mesh: jax.sharding.Mesh, chip: Chip
-) -> tuple[Collective, ...]:
-    """Returns the collectives of a module by kind, axes and size, slowest first.
-
-    `mesh` is of the devices that it runs on, or that TPUs stand in for; `chip` gives the times.
-    """
-    times = collections.Counter()
-    homes = [_home(device) for device in mesh.devices.flat]
-    across = tuple(homes.index(n) for n in sorted(set(homes)))  # they differ in the slice alone
-    for kind, size, groups, overlapped, n in find(entry, mesh.size, switch=not chip.clock):
-        torus = torus_of(groups[0], mesh, chip) if groups else ()
-        axes, slices = spanned(groups or [across], mesh)
-        if kind == "all-gather" and not groups:
-            size *= slices
-        group = len(groups[0]) if groups else len(across)
-        one = Collective(
-            kind=kind,
-            axes=axes,
-            group=group,
-            slices=slices,
-            network=(("ICI", "DCN") if chip.clock else ("NVLink", "network"))[slices > 1],
-            bytes=size,
-            overlapped=overlapped,
-            times=1,
-            seconds=collective_seconds(kind, size, group, slices, torus, chip),
-        )
-        times[one] += n if group > 1 else 0
-    rows = [
-        dataclasses.replace(one, times=n, seconds=n * one.seconds) for one, n in times.items() if n
-    ]
-    return tuple(sorted(rows, key=lambda row: (-row.seconds, row.kind, row.axes, row.bytes)))

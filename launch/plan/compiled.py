@@ -27,9 +27,7 @@ from lsm.train.program import Program
 from lsm.train.throughput import training_flops
 
 LIST_PRICE = "Google's list price on demand, as of 2025"
-
-QUICK = {"optimization_level": 9}
-"""O0 in XLA's numbers; jax 0.10 takes no name."""
+QUICK = {"optimization_level": 9}  # O0 in XLA's numbers; jax 0.10 takes no name
 
 
 @dataclasses.dataclass(frozen=True)

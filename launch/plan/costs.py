@@ -15,20 +15,15 @@ _KINDS = {"ragged-all-to-all": "all-to-all", "collective-broadcast": "all-gather
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 """Kinds of collectives, which are opcodes; each may have the suffix -start."""
 
-_FREE = frozenset(
-    (
-        "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "partition-id",
-        "replica-id", "after-all", "domain", "opt-barrier", "add-dependency", "while",
-        "conditional", "call", "call-start", "async-start", "send", "recv",
-    )
-)  # fmt: skip
-_HINTS = frozenset(
-    (
-        "AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveDone",
-        "AsyncCollectiveStart", "ConcatBitcast", "GatherScatterIndicesBitpacked", "ZeroCrop",
-    )
-)  # fmt: skip
-"""Targets of custom calls that only tell the compiler something."""
+_FREE = {
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "partition-id", "replica-id",
+    "after-all", "domain", "opt-barrier", "add-dependency", "while", "conditional", "call",
+    "call-start", "async-start", "send", "recv",
+}  # fmt: skip
+_HINTS = {  # targets of custom calls that only tell the compiler something
+    "AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveDone", "AsyncCollectiveStart",
+    "ConcatBitcast", "GatherScatterIndicesBitpacked", "ZeroCrop",
+}  # fmt: skip
 
 
 def free(one: Instruction) -> bool:

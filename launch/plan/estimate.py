@@ -21,8 +21,7 @@ OTHERS = (0.40, 0.60)
 
 _COPIES = ("copy", "transpose", "dynamic-slice", "slice", "concatenate", "pad", "reshape")
 _PREFETCH = ("copy-start", "slice-start")
-KERNELS = "custom call"
-"""Kind of operation that the compiler cannot look into."""
+KERNELS = "custom call"  # the kind of operation that the compiler cannot look into
 
 
 def answered(

@@ -9,7 +9,6 @@ import itertools
 import math
 import re
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{[^}]*?(S\(\d+\))?[^}()]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$", re.MULTILINE)
 _START = re.compile(r"^ +(?:ROOT )?%?[\w.\-]+ = ", re.MULTILINE)
@@ -31,9 +30,8 @@ class Array:
     @property
     def bytes(self) -> int:
         """Size without the padding of tiles."""
-        bits = _BITS.get(self.dtype)
-        if bits is None:
-            bits = int(re.search(r"\d+", self.dtype)[0])
+        width = re.search(r"\d+", self.dtype)  # none of "pred", a byte, and "token", nothing
+        bits = int(width[0]) if width else 8 * (self.dtype == "pred")
         return -(-math.prod(self.dims) * bits // 8)
 
 
@@ -79,8 +77,7 @@ class Instruction:
     @property
     def called(self) -> "Computation | None":
         """The computation that a fusion, a call or an async-start runs."""
-        call = self.op in ("call", "call-start")
-        return self.computation("calls") or (self.computation("to_apply") if call else None)
+        return self.computation("calls") or self.computation("to_apply")
 
     @property
     def fused(self) -> "Computation | None":

@@ -37,11 +37,10 @@ def _table(section: Section) -> str:
     def line(tag: str, cells: tuple[str, ...]) -> str:
         kinds = ["" if section.left(i) else ' class="n"' for i in range(len(cells))]
         texts = zip(kinds, map(escape, cells), strict=True)
-        return "<tr>" + "".join(f"<{tag}{kind}>{text}</{tag}>" for kind, text in texts) + "</tr>\n"
+        return "<tr>" + "".join(f"<{tag}{kind}>{text}</{tag}>" for kind, text in texts) + "</tr>"
 
-    body = "".join(line("td", row) for row in section.rows)
-    head = line("th", section.columns)
-    return f"<table>\n<thead>\n{head}</thead>\n<tbody>\n{body}</tbody>\n</table>\n"
+    head, body = line("th", section.columns), "\n".join(line("td", row) for row in section.rows)
+    return f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
 
 
 def _chart(section: Section) -> str:

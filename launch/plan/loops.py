@@ -39,8 +39,6 @@ def trip_count(loop: Instruction) -> int | None:
         return int(known[1])
     condition, body = (loop.computation(name).root for name in ("condition", "body"))
     try:
-        if condition.fused:
-            condition = condition.fused.root
         (place, offset), (_, limit) = map(_sum, condition.operands)
         start, step = _sum(loop.operands[0].operands[place]), _sum(body.operands[place])
         if start[0] is not None or step[0] != place:
@@ -59,7 +57,7 @@ def _sum(one: Instruction) -> tuple[int | None, int]:
         return int(one.attribute("index")), 0
     if one.op in _SAME:
         return _sum(one.operands[0])
-    if one.op != "add":
-        raise ValueError(one.op)
     (place, x), (other, y) = map(_sum, one.operands)
+    if one.op != "add" or None not in (place, other):
+        raise ValueError(one.text)
     return (other if place is None else place), x + y

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from launch.plan.topology import Topology
 
-SCHEMA = 2
-"""Goes up when a field of `Plan` changes its meaning or goes away."""
+SCHEMA = 2  # goes up when a field of `Plan` changes its meaning or goes away
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,15 +18,12 @@ from lsm.config import flags
 from lsm.errors import ConfigError, LsmError, MeshError
 from lsm.mesh import AXES, BATCH_AXES, Layout, used_axes
 
-COMPILED = 4
-"""Candidates compiled in full, at most."""
-
-MARGIN = 0.03
-"""What an axis beside data and fsdp has to gain; less is within a quick compilation's error."""
+COMPILED = 4  # candidates compiled in full, at most
+MARGIN = 0.03  # what other axes than data and fsdp have to gain; less is within the error
 
 _REMAT, _ACCUMULATION = "task.model.transformer.remat", "train.accumulation"
+# Axes that split single layers or the stack of them; 2, 4 and 8 ways are tried.
 _SPLITTING = ("tensor", "sequence", "pipeline", "expert")
-"""Axes that split single layers or the stack of them; 2, 4 and 8 ways are tried."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,36 +143,33 @@ class _Search:
         An axis gets more ways as long as that gains, or nothing fits. The host's memory is tried
         only where nothing else fits.
         """
-        model, set_already = self.request.experiment.task.model, _REMAT in self.request.overrides
-        free = hasattr(model, "transformer") and not set_already
-        self._try_meshes(self._plain(), ("none", "dots", "full") if free else (None,))
+        model = self.request.experiment.task.model
+        free = hasattr(model, "transformer") and _REMAT not in self.request.overrides
+        # Of data and fsdp: over all devices, a node, or one.
+        most = self.topology.size, self.topology.chip.devices_per_host, 1
+        plain = [*{str(mesh): mesh for mesh in (self._mesh(self.fixed, n) for n in most)}.values()]
+        self._try_meshes(plain, ("none", "dots", "full") if free else (None,))
         best = min(self.trials, key=lambda one: (one.rank, one.needed), default=None)
         policy = best.changes.get(_REMAT) if best else "full" if free else None
         for axis in self._usable():
             least = best.rank if best else math.inf
+            whole = best.plan.run.mesh["fsdp"] if best else self.topology.size
             for ways in (2, 4, 8):
-                whole = best.plan.run.mesh["fsdp"] if best else len(self.topology.devices)
                 mesh = self._mesh({**self.fixed, axis: ways}, max(whole // ways, 1))
                 rank = self._try_meshes([mesh], (policy,))
                 if rank >= least and least < math.inf:
                     break
                 least = rank
         if free and not any(one.plan.fits for one in self.trials):
-            self._try_meshes(self._plain(), ("offload",))
+            self._try_meshes(plain, ("offload",))
         if not self.trials:
             raise self.error
         return self.trials
 
-    def _plain(self) -> list[dict[str, int]]:
-        """Meshes of data and fsdp over one device, a node, or all."""
-        rest, node = len(self.topology.devices), self.topology.chip.devices_per_host
-        meshes = [self._mesh(self.fixed, ways) for ways in (rest, node, 1)]
-        return [mesh for i, mesh in enumerate(meshes) if mesh not in meshes[:i]]
-
     def _mesh(self, split: Mapping[str, int], most: int) -> dict[str, int]:
         """The mesh with so many ways of other axes, and of fsdp what is set, or `most`."""
         mesh = dict.fromkeys(AXES, 1) | split
-        rest = len(self.topology.devices) // math.prod(mesh[axis] for axis in _SPLITTING)
+        rest = self.topology.size // math.prod(mesh[axis] for axis in _SPLITTING)
         left = rest // self.fixed["data"] if "data" in self.fixed else math.gcd(rest, most)
         fsdp = self.fixed.get("fsdp", left) or 1
         return {**mesh, "fsdp": fsdp, "data": rest // fsdp}
@@ -199,17 +193,14 @@ class _Search:
         before = len(self.trials)
         for mesh in meshes:
             as_set = all(mesh[axis] == n for axis, n in self.fixed.items())
-            if not as_set or math.prod(mesh.values()) != len(self.topology.devices):
+            if not as_set or math.prod(mesh.values()) != self.topology.size:
                 continue
             changes = {f"mesh.{axis}": str(mesh[axis]) for axis in AXES}
             try:
                 for policy in policies:
                     plan = self._fewest_parts(changes | ({_REMAT: policy} if policy else {}))
-                    if plan.fits and (plan.run.accumulation == 1 or policy == "dots"):
-                        break
-                    if (
-                        plan.refusal and plan.refusal.program == "state"
-                    ):  # whatever is kept beside it
+                    whole = plan.fits and (plan.run.accumulation == 1 or policy == "dots")
+                    if whole or (plan.refusal and plan.refusal.program == "state"):
                         break
             except (MeshError, ConfigError) as failed:
                 self.error = failed

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from launch.plan.report import Plan
 
-MOST = 12
-"""Rows of collectives shown; the JSON has all."""
-
+MOST = 12  # rows of collectives shown; the JSON has all
 _PRICED = (
     "ESTIMATE: compiled by the TPU's compiler for as many TPUs, which stand in. Memory, work and",
     "what is sent are theirs; times are by the GPU's figures, and products are taken to reach a",

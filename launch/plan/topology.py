@@ -22,14 +22,9 @@ from lsm.files import silent_stderr
 
 EXAMPLES = ("v4:4x4x4", "v5e:4x4", "v5p:8x8x8", "v6e:16x16", "tpu7x:4x4x4")
 _CHIPS = {chip.name: chip for chip in CHIPS}
-_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
-"""What makes one JAX device of a chip's two cores, as on real machines."""
-
-STAND_IN = "v5p"
-"""The TPU that programs for GPUs are compiled for: one device a chip, and most memory."""
-
-PREALLOCATED = 0.75
-"""Share of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says another."""
+_OPTIONS = {"v4": {"chip_config_name": "megacore"}}  # one device of two cores, as on real machines
+STAND_IN = "v5p"  # what programs for GPUs are compiled for: one device a chip, and most memory
+PREALLOCATED = 0.75  # share of a GPU's memory that JAX takes, as XLA_PYTHON_CLIENT_MEM_FRACTION
 
 
 class PlanError(LsmError):
@@ -40,11 +35,11 @@ class PlanError(LsmError):
 class Gpu:
     """Stands for a GPU in a mesh."""
 
-    id: int  # its number
+    id: int
     node: int  # number of the node that it shares NVLink with
-    platform: str = "gpu"  # as JAX calls it
-    device_kind: str = "GPU"  # likewise
-    process_index: int = 0  # likewise
+    platform: str = "gpu"  # this and the next as JAX has them
+    device_kind: str = "GPU"
+    process_index: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +81,13 @@ def load(name: str, slices: int = 1) -> Topology:
       PlanError: libtpu is not installed.
     """
     chip, sizes = check(name, slices)
-    versions = {"jax": jax.__version__, "libtpu": version()}
+    try:
+        versions = {"jax": jax.__version__, "libtpu": importlib.metadata.version("libtpu")}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise PlanError(
+            "--topology: libtpu, which holds the TPU's compiler, is not installed: "
+            "pip install 'lsm[plan]' (Linux; no TPU is needed)."
+        ) from error
     with contextlib.suppress(RuntimeError):  # there are devices already
         jax.config.update("jax_platforms", "cpu")  # constants of the trace are made here
     if chip.clock:
@@ -133,8 +134,6 @@ def check(name: str, slices: int) -> tuple[Chip, tuple[int, ...]]:
             f"{', '.join(EXAMPLES)}, and {', '.join(gpus)}, as in h100:8."
             + nearest(kind, list(_CHIPS))
         )
-    if slices < 1:
-        raise ConfigError(f"--slices: {slices} given; it must be 1 or more.")
     chip, whole = _CHIPS[kind], re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", shape)
     sizes, node = tuple(map(int, shape.split("x"))) if whole else (), chip.devices_per_host
     if chip.clock:
@@ -155,17 +154,6 @@ def check(name: str, slices: int) -> tuple[Chip, tuple[int, ...]]:
             "--slices=N joins several."
         )
     return chip, sizes
-
-
-def version() -> str:
-    """Returns libtpu's version; raises PlanError where it is not installed."""
-    try:
-        return importlib.metadata.version("libtpu")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise PlanError(
-            "--topology: libtpu, which holds the TPU's compiler, is not installed: "
-            "pip install 'lsm[plan]' (Linux; no TPU is needed)."
-        ) from error
 
 
 def available(device: jax.Device, chip: Chip) -> int:

@@ -13,7 +13,7 @@ from launch.plan.loops import executed, trip_count
 from lsm.cost import CHIPS, collective_seconds
 from lsm.cost.links import HOP
 
-V5P = next(chip for chip in CHIPS if chip.name == "v5p")
+V5P, H100 = (next(chip for chip in CHIPS if chip.name == name) for name in ("v5p", "h100"))
 
 LOOP = """HloModule loop, is_scheduled=true
 
@@ -65,6 +65,7 @@ def trips(entry):
         ({"limit": 5, "direction": "LE"}, 6),
         ({"begin": 7, "limit": 0, "stride": -1, "direction": "GT"}, 7),
         ({"limit": 0}, 0),
+        ({"begin": 7, "limit": 2, "stride": -2, "direction": "GE"}, 3),  # 7, 5, 3
         ({"direction": "NE"}, None),
         ({"more": ', backend_config={"known_trip_count":{"n":"12"}}'}, 12),
     ],
@@ -242,10 +243,15 @@ ENTRY %main (a: f32[2,1024], b: f32[8,1024], i: s32[]) -> f32[8,1024] {
 
 
 def test_an_all_reduce_of_parts_is_a_gather_or_a_scatter_on_a_switch():
+    """On a torus it is what it is written as; three of them are one row then."""
     entry, size = parse(PARTS), 8 * 1024 * 4
-    on_switch = [(one.kind, one.bytes) for one in collectives.find(entry, 4, switch=True)]
-    assert on_switch == [("all-gather", size), ("reduce-scatter", size), ("all-reduce", size)]
-    assert {one.kind for one in collectives.find(entry, 4)} == {"all-reduce"}
+    devices = np.array([types.SimpleNamespace(id=n) for n in range(4)])
+    mesh = types.SimpleNamespace(devices=devices, axis_names=("data",), size=4)
+    on_switch = collectives.collectives_of(entry, mesh, H100)
+    kinds = {"all-gather", "reduce-scatter", "all-reduce"}
+    assert {(one.kind, one.bytes, one.times) for one in on_switch} == {(k, size, 1) for k in kinds}
+    (row,) = collectives.collectives_of(entry, mesh, V5P)
+    assert (row.kind, row.axes, row.bytes, row.times) == ("all-reduce", ("data",), size, 3)
 
 
 def test_cycles_of_no_estimate_are_none():

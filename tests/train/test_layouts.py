@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from launch.plan.collectives import find, spanned
+from launch.plan.collectives import collectives_of
 from launch.plan.hlo import parse
 from lsm import Data, Experiment, Mesh, Train
+from lsm.cost import CHIPS
 from lsm.data import Arrays
 from lsm.errors import MeshError
 from lsm.models import CNN, MLP
@@ -97,8 +98,7 @@ def on_one_device(model):
 
 def collectives(hlo, mesh):
     """Returns [(kind, mesh axes, bytes)] of a compiled step."""
-    found = find(parse(hlo), mesh.size)
-    return [(one.kind, spanned(one.groups, mesh)[0], one.bytes) for one in found]
+    return [(one.kind, one.axes, one.bytes) for one in collectives_of(parse(hlo), mesh, CHIPS[0])]
 
 
 @pytest.mark.parametrize(("model", "layout"), CASES)
