@@ -70,6 +70,7 @@ def plans(v5e):
     }
 
 
+@pytest.mark.slow
 @libtpu
 @pytest.mark.parametrize("name", ["mlp", "gpt"])
 def test_flops_agree_with_the_analytic_count(plans, name):
@@ -78,6 +79,7 @@ def test_flops_agree_with_the_analytic_count(plans, name):
     assert flops.custom_calls == 0 and plans[name].unknown_loops == 0
 
 
+@pytest.mark.slow
 @libtpu
 def test_flops_of_the_mlp_by_hand(plans):
     """64 -> 512 -> 512 -> 10; the first layer's input needs no gradient."""
@@ -85,6 +87,7 @@ def test_flops_of_the_mlp_by_hand(plans):
     assert plans["mlp"].flops.model == 2 * 64 * (3 * sum(layers) - layers[0])
 
 
+@pytest.mark.slow
 @libtpu
 def test_memory_is_the_compilers_own(v5e, monkeypatch):
     """The parts add up, to the byte, to what the compiler says of the very same program."""
@@ -109,6 +112,7 @@ def test_memory_is_the_compilers_own(v5e, monkeypatch):
     assert 2 * memory.parameters <= memory.optimizer_state <= 2 * memory.parameters + 64
 
 
+@pytest.mark.slow
 @libtpu
 def test_a_plan_says_the_same_twice(v5e, plans):
     again = compiled.plan(Request(gpt()), v5e)
@@ -117,6 +121,7 @@ def test_a_plan_says_the_same_twice(v5e, plans):
     )
 
 
+@pytest.mark.slow
 @libtpu
 def test_json_holds_what_the_text_says(plans):
     for plan in plans.values():
@@ -140,6 +145,7 @@ def test_numbers_are_readable():
     assert [count(n) for n in (0, 1440, 1.12e14)] == ["0", "1,440", "1.120e+14"]
 
 
+@pytest.mark.slow
 @libtpu
 def test_projection_is_arithmetic(plans):
     plan = plans["gpt"]
@@ -151,6 +157,7 @@ def test_projection_is_arithmetic(plans):
     assert plan.projection.usd[1] == pytest.approx(slow * 1000 / 3600 * 4 * plan.price)
 
 
+@pytest.mark.slow
 @libtpu
 def test_gradients_are_summed_over_the_data_axes(plans):
     """The MLP's gradients meet once over "data", each device holding half of each matrix."""
@@ -194,6 +201,7 @@ def gathered_product(mesh):
     ]
 
 
+@pytest.mark.slow
 @libtpu
 @pytest.mark.parametrize(
     ("program", "kind", "size"),
@@ -216,6 +224,7 @@ def test_collectives_of_sharded_products(v5e, program, kind, size):
     assert (row.bytes, row.times, row.total) == (size, 6, 6 * size)
 
 
+@pytest.mark.slow
 @libtpu
 def test_what_the_compiler_refuses_is_a_plan(v5e):
     wide = experiment(
@@ -246,12 +255,14 @@ def test_refusals_in_both_forms_of_the_compiler():
     assert old.largest == ((10 * 2**30, "f32[2621440,1024]{1,0}"),)
 
 
+@pytest.mark.slow
 @libtpu
 def test_a_mesh_that_does_not_fit_is_an_error(v5e):
     with pytest.raises(MeshError, match="does not fit 4 tpu"):
         compiled.plan(Request(mlp(mesh=Mesh(data=3))), v5e)
 
 
+@pytest.mark.slow
 @libtpu
 def test_several_slices_and_the_network_between_them():
     two = topology.load("v5e:2x2", slices=2)
@@ -292,6 +303,7 @@ def test_errors_are_one_line(arguments, message, capsys, monkeypatch):
     assert printed.err.startswith("error: ") and message in printed.err
 
 
+@pytest.mark.slow
 @libtpu
 def test_a_shape_that_libtpu_refuses_is_one_line():
     with pytest.raises(ConfigError, match=r"--topology: 'v5e:3x4': libtpu refuses it"):
@@ -313,6 +325,7 @@ def run(*command):
     )
 
 
+@pytest.mark.slow
 @libtpu
 def test_the_command_prints_a_plan_and_nothing_else(tmp_path):
     path = tmp_path / "plan.json"
@@ -337,6 +350,7 @@ print(sorted(set(os.environ) - set(before) - ours), jax.config.jax_platforms)
     assert done.stdout.split("\n")[:2] == ["[]", f"[] {jax.config.jax_platforms}"], done.stderr
 
 
+@pytest.mark.slow
 @libtpu
 @pytest.mark.skipif(bool(glob.glob("/dev/accel*")), reason="there is a TPU here")
 def test_ordinary_runs_do_not_load_libtpu(monkeypatch):

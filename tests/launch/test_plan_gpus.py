@@ -23,9 +23,12 @@ from lsm.tasks import Classification, LanguageModelling
 
 ROOT = pathlib.Path(__file__).parents[2]
 B, T, D, F, LAYERS = 64, 128, 256, 1024, 3
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'lsm[plan]'"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'lsm[plan]'"
+    ),
+]
 
 
 def experiment(task, source, batch_size=B, accumulation=1, **fields):

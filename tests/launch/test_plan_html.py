@@ -20,9 +20,12 @@ from lsm.models import MLP
 from lsm.optim import Adam
 from lsm.tasks import Classification
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'lsm[plan]'"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'lsm[plan]'"
+    ),
+]
 ROOT = pathlib.Path(__file__).parents[2]
 
 

@@ -20,9 +20,12 @@ from lsm.optim import Adam
 from lsm.tasks import Classification, LanguageModelling
 
 ROOT = pathlib.Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'lsm[plan]'"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'lsm[plan]'"
+    ),
+]
 
 
 def experiment(task, source, batch_size=16, **fields):
