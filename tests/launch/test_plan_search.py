@@ -143,7 +143,7 @@ def test_the_command_prints_progress_table_and_plan(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("  1. ")
     assert "Plans tried, the best first" in lines
-    assert any(line.startswith("Add to the command: ") for line in lines)
+    assert any(line.startswith("  Add to the command: ") for line in lines)
     assert any(line.startswith("digits: 65,834 parameters") for line in lines)
     assert max(map(len, lines)) <= 110
 
