@@ -75,11 +75,10 @@ class Choice:
         rows = []
         for one in self.tried:
             size = amount(one.needed) if one.needed < math.inf else "-"
-            if ends := one.plan.projection:
-                speed = duration(_middle(ends.step_seconds)), f"{_middle(ends.mfu):.1%}"
-            rows.append(
-                (one.name, size, "yes" if one.plan.fits else "no", *(speed if ends else "--"))
-            )
+            ends, fits = one.plan.projection, "yes" if one.plan.fits else "no"
+            step = duration(_middle(ends.step_seconds)) if ends else "-"
+            mfu = f"{_middle(ends.mfu):.1%}" if ends else "-"
+            rows.append((one.name, size, fits, step, mfu))
         told = "Add to the command: " + (" ".join(self.flags) or "nothing, it is the best")
         columns = ("plan", "memory", "fits", "step", "MFU")
         return Section("Plans tried, the best first", columns, rows, [told])
