@@ -39,15 +39,16 @@ def fit(
     On several processes (`lsm.processes.initialize`) every one of them calls this, with the same
     experiment; `workdir` must be on a disk that they share.
 
-    Writes `config.json`, `checkpoints/`, what the writers write (`metrics.jsonl`, ...), and at the
-    end `result.json` and `curves.png`. Killed at any moment and called again with the same
-    experiment, it ends with the same parameters, to the last bit.
+    Writes `config.json`, `data.json`, `checkpoints/`, what the writers write (`metrics.jsonl`,
+    ...), and at the end `result.json` and `curves.png`. Killed at any moment and called again with
+    the same experiment, it ends with the same parameters, to the last bit.
 
     Args:
       experiment: what to run.
       workdir: folder of this run, made where needed.
       data_dir: where datasets are prepared; None is TFDS's own place.
-      allow_config_change: continue although the experiment differs from `config.json`.
+      allow_config_change: continue although the experiment differs from `config.json`, or the data
+        from `data.json`.
       profile: "FIRST:LAST" steps to trace into `workdir/profile`.
 
     Returns:
@@ -65,7 +66,7 @@ def fit(
     with contextlib.ExitStack() as opened:
         with clock("startup"):
             trainer = Trainer.of(experiment, data_dir)
-            config = opened.enter_context(claimed(workdir, experiment, allow_config_change))
+            config = opened.enter_context(claimed(workdir, trainer, allow_config_change))
             keep, checksums = experiment.checkpoint.keep, trainer.program.checksums
             checkpoints = Checkpoints(workdir / "checkpoints", keep, checksums=checksums)
             opened.callback(checkpoints.close)

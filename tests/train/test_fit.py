@@ -11,7 +11,7 @@ import pytest
 import lsm
 from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Train
 from lsm.config import schema
-from lsm.data import Arrays, Digits, TrainBatches
+from lsm.data import Arrays, Digits, Source, TrainBatches
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError, TrainingError
 from lsm.mesh import Fsdp, Rule, make_mesh, shard
 from lsm.models import MLP
@@ -52,7 +52,8 @@ def finished(tmp_path_factory):
 def test_what_a_run_leaves(finished):
     workdir, result = finished
     names = {path.name for path in workdir.iterdir()}
-    assert names == {"checkpoints", "config.json", "curves.png", "metrics.jsonl", "result.json"}
+    files = {"config.json", "data.json", "result.json", "metrics.jsonl", "curves.png"}
+    assert names == files | {"checkpoints"}
     saved = json.loads((workdir / "result.json").read_text())
     assert saved["fingerprint"] == result.fingerprint and saved["step"] == 30
     assert saved["stopped"] == "completed" and saved["seed"] == 0
@@ -137,9 +138,9 @@ def test_evaluation_uses_the_moving_average(tmp_path):
     assert result.metrics != plain.metrics  # but their average is measured
 
 
-def arrays(bad=()):
+def arrays(bad=(), rows=256):
     random = np.random.default_rng(0)
-    x = random.normal(size=(256, 4)).astype(np.float32)
+    x = random.normal(size=(rows, 4)).astype(np.float32)
     x[list(bad)] = np.nan
     columns = {"image": x, "label": (x[:, 0] > 0).astype(np.int32)}
     return Data(source=Arrays(train=columns), train="train", test=None)
@@ -234,6 +235,56 @@ def test_a_run_of_an_earlier_version_goes_on(finished, tmp_path):
     path.write_text(json.dumps(saved))
     with pytest.raises(ConfigError, match="another config: train.seed: 1 -> 0. Use"):
         lsm.fit(experiment(), tmp_path / "run")
+
+
+def go_on(finished, tmp_path, change=None, **changes):
+    """Starts a copy of a finished run again, its files changed; returns the line of the refusal."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    if change:
+        change(tmp_path / "run")
+    with pytest.raises(ConfigError) as caught:
+        lsm.fit(experiment(**changes), tmp_path / "run")
+    return str(caught.value)
+
+
+def test_checkpoints_without_their_config_are_refused(finished, tmp_path):
+    told = go_on(finished, tmp_path, lambda run: (run / "config.json").unlink())
+    assert "run holds a run of another config: its config.json is not there. Use another" in told
+    assert lsm.fit(experiment(), tmp_path / "run", allow_config_change=True).step == 30
+
+
+@pytest.mark.parametrize("file", ["config.json", "data.json"])
+def test_a_damaged_record_of_a_run_is_one_line(file, finished, tmp_path):
+    told = go_on(finished, tmp_path, lambda run: (run / file).write_bytes(b"{\xff"))
+    assert f"run/{file} is damaged (" in told and "\n" not in told
+
+
+def test_a_run_that_did_not_say_what_its_data_was_goes_on(finished, tmp_path):
+    """Those of earlier versions."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run/data.json").unlink()
+    lsm.fit(experiment(), tmp_path / "run")
+    assert json.loads((tmp_path / "run/data.json").read_text()) == {
+        "train": {"examples": 1150}, "validation": {"examples": 287}, "test": {"examples": 360}
+    }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(Source):
+    """A user's own source, which says nothing of what tells its data."""
+
+    size: int = dataclasses.field(default=256, metadata={"alters_run": False})
+
+    def open(self, split, data_dir=None):
+        return arrays(rows=self.size).source.open("train", data_dir)
+
+
+def test_of_a_user_s_own_source_the_length_is_compared(tmp_path):
+    small = {"task": Classification(model=MLP(outputs=2)), "train": Train(steps=2, batch_size=64)}
+    small["evaluation"] = Evaluation(every=10)
+    lsm.fit(experiment(data=Data(source=Counting(), test=None), **small), tmp_path)
+    with pytest.raises(ConfigError, match="of another config: data.train.examples: 256 -> 300. U"):
+        lsm.fit(experiment(data=Data(source=Counting(300), test=None), **small), tmp_path)
 
 
 def test_only_the_latest_and_the_best_are_kept(tmp_path):
