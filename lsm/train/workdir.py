@@ -1,9 +1,7 @@
 """The workdir of a run: of one run at a time, one config and one data, seen by all processes."""
 
 import contextlib
-import fcntl
 import json
-import os
 import pathlib
 import secrets
 from collections.abc import Iterator
@@ -12,7 +10,7 @@ from typing import Any
 from lsm import processes
 from lsm.config import Experiment, schema
 from lsm.errors import ConfigError, ProcessError, TrainingError
-from lsm.files import atomic_write
+from lsm.files import atomic_write, exclusive
 from lsm.train.trainer import Trainer
 
 CONFIG, DATA, RESULT = "config.json", "data.json", "result.json"
@@ -34,14 +32,18 @@ def claimed(
       ProcessError: this process has another config or data than process 0.
       TrainingError: the folder cannot be written, is another run's, or is not shared.
     """
-    handle = _opened(workdir)
     try:
+        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"--workdir: cannot write to {workdir}: {error.strerror}.") from error
+    with contextlib.ExitStack() as held:
         # Made once a start: every array that the experiment holds is hashed for it.
         config = schema.to_json(trainer.experiment)
         records = {CONFIG: config, DATA: trainer.data}
         _check_same_everywhere(records)
         if processes.is_first():
-            _lock(handle, workdir)
+            taken = TrainingError(f"--workdir: another run is in progress in {workdir}.")
+            held.enter_context(exclusive(workdir / ".lock", taken))
             changes = _changes(workdir, records, schema.free_fields(trainer.experiment))
             if changes and not allow_config_change:
                 raise ConfigError(
@@ -54,17 +56,6 @@ def claimed(
                 atomic_write(workdir / name, json.dumps(record, indent=2).encode())
         _check_shared(workdir)
         yield config
-    finally:
-        os.close(handle)
-
-
-def _opened(workdir: pathlib.Path) -> int:
-    """Makes the folder where needed, and opens it, to be locked."""
-    try:
-        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        return os.open(workdir, os.O_RDONLY)
-    except OSError as error:
-        raise TrainingError(f"--workdir: cannot write to {workdir}: {error.strerror}.") from error
 
 
 def _check_same_everywhere(records: dict[str, Any]) -> None:
@@ -75,13 +66,6 @@ def _check_same_everywhere(records: dict[str, Any]) -> None:
         if changes:
             raise ProcessError(f"not the {what} of process 0: {'; '.join(changes)}.")
     processes.wait_for_all("the comparison of configs")  # nothing is written before
-
-
-def _lock(handle: int, workdir: pathlib.Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise TrainingError(f"--workdir: another run is in progress in {workdir}.") from error
 
 
 def _changes(workdir: pathlib.Path, records: dict[str, Any], free: tuple[str, ...]) -> list[str]:

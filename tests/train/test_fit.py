@@ -52,7 +52,7 @@ def finished(tmp_path_factory):
 def test_what_a_run_leaves(finished):
     workdir, result = finished
     names = {path.name for path in workdir.iterdir()}
-    files = {"config.json", "data.json", "result.json", "metrics.jsonl", "curves.png"}
+    files = {".lock", "config.json", "data.json", "result.json", "metrics.jsonl", "curves.png"}
     assert names == files | {"checkpoints"}
     saved = json.loads((workdir / "result.json").read_text())
     assert saved["fingerprint"] == result.fingerprint and saved["step"] == 30
