@@ -22,7 +22,7 @@ from lsm.train.progress import Progress
 from lsm.train.start import begin
 from lsm.train.state import TrainState
 from lsm.train.trainer import Trainer, keep_compiled
-from lsm.train.workdir import claimed
+from lsm.train.workdir import RESULT, claimed
 from lsm.writers import RunInfo, Writers, read_metrics
 
 
@@ -41,7 +41,8 @@ def fit(
 
     Writes `config.json`, `data.json`, `checkpoints/`, what the writers write (`metrics.jsonl`,
     ...), and at the end `result.json` and `curves.png`. Killed at any moment and called again with
-    the same experiment, it ends with the same parameters, to the last bit.
+    the same experiment, it ends with the same parameters, to the last bit. A run that is done is
+    left as it is.
 
     Args:
       experiment: what to run.
@@ -71,6 +72,8 @@ def fit(
             checkpoints = Checkpoints(workdir / "checkpoints", keep, checksums=checksums)
             opened.callback(checkpoints.close)
             state, progress = _first_state(trainer, checkpoints, workdir, clock)
+            if result := _made(trainer, state, progress, workdir):
+                return result
             writers = _writers(trainer, config, workdir, int(state.step))
             opened.callback(writers.close)
             loop = Loop(trainer, checkpoints, writers, tracer, progress, clock)
@@ -103,7 +106,21 @@ def _first_state(
         clock.add(progress.goodput)
     steps, seconds = undone(read_metrics(workdir), int(state.step))
     clock.add(Goodput(lost=seconds))
+    stopping = trainer.experiment.evaluation.early_stopping
+    progress = progress.asked((trainer.horizon.steps, stopping and stopping.patience))
     return state, dataclasses.replace(progress, replayed=progress.replayed + steps)
+
+
+def _made(
+    trainer: Trainer, state: TrainState, progress: Progress, workdir: pathlib.Path
+) -> Result | None:
+    """Returns the result that is here, where nothing is left to do; one that is of before goes."""
+    done = progress.stopped or int(state.step) >= trainer.horizon.steps
+    if processes.share("the result", done and (workdir / RESULT).exists()):
+        return Result.load(workdir)
+    if processes.is_first():
+        (workdir / RESULT).unlink(missing_ok=True)
+    return None
 
 
 def _writers(trainer: Trainer, config: dict[str, Any], workdir: pathlib.Path, step: int) -> Writers:

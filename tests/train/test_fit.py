@@ -115,7 +115,17 @@ def test_early_stopping_restores_the_best(tmp_path):
     assert result.step == result.best_step == best_step
     assert values[-1][1] == best_step + 2 * 5
     assert result.metrics["validation"]["loss"] == pytest.approx(best)
-    assert lsm.fit(config, tmp_path) == dataclasses.replace(result, wall_time=pytest.approx(result.wall_time, abs=5))  # fmt: skip
+    assert lsm.fit(config, tmp_path) == result
+    patient = dataclasses.replace(stopping, patience=3)
+    for more in (
+        {"train": Train(steps=500, batch_size=64)},
+        {"evaluation": Evaluation(every=5, monitor="loss", early_stopping=patient)},
+    ):
+        config = dataclasses.replace(config, **more)
+        last = rows(tmp_path, "train")[-1]["step"]
+        further = lsm.fit(config, tmp_path, allow_config_change=True)
+        assert rows(tmp_path, "train")[-1]["step"] > last
+        assert further.stopped == "early stopping" and lsm.fit(config, tmp_path) == further
 
 
 @pytest.mark.parametrize(
@@ -128,6 +138,44 @@ def test_patience_and_min_delta(values, stale, best_step, stopped):
     for step, value in enumerate(values, 1):
         progress = progress.after(step, value, config)
     assert (progress.stale, progress.best_step, progress.stopped) == (stale, best_step, stopped)
+
+
+def files(workdir):
+    return {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_left_as_it_is(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    before = files(workdir)
+    assert lsm.fit(experiment(name="other", writers=()), workdir) == finished[1]
+    changed = {path.name for path, content in files(workdir).items() if before[path] != content}
+    assert changed == {"config.json"} and set(files(workdir)) == set(before)
+
+
+def test_an_interrupted_extension_has_no_result(finished, tmp_path, monkeypatch):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    longer = experiment(train=Train(steps=40, batch_size=64, log_every=10))
+    monkeypatch.setattr("lsm.train.interrupt.Interrupt.stops_after", lambda self, step: True)
+    assert lsm.fit(longer, workdir, allow_config_change=True).stopped == "interrupted"
+    assert not (workdir / "result.json").exists()
+    monkeypatch.undo()
+    assert lsm.fit(longer, workdir).step == 40 and (workdir / "result.json").exists()
+
+
+def test_a_result_without_its_checkpoints_is_made_anew(finished, tmp_path, monkeypatch):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    for step in (workdir / "checkpoints").glob("[0-9]*"):
+        shutil.rmtree(step)
+    monkeypatch.setattr("lsm.train.interrupt.Interrupt.stops_after", lambda self, step: True)
+    assert lsm.fit(experiment(), workdir).stopped == "interrupted"
+    assert not (workdir / "result.json").exists()
+
+
+def test_a_finished_run_of_another_config_is_measured_again(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    config = experiment(data=Data(source=Digits(), train="train[:80%]", test=None))
+    again = lsm.fit(config, workdir, allow_config_change=True)
+    assert again.fingerprint == finished[1].fingerprint and "test" not in again.metrics
 
 
 def test_evaluation_uses_the_moving_average(tmp_path):
@@ -290,12 +338,32 @@ def test_of_a_user_s_own_source_the_length_is_compared(tmp_path):
 def test_only_the_latest_and_the_best_are_kept(tmp_path):
     state = {"w": jax.numpy.arange(4.0)}
     checkpoints = Checkpoints(tmp_path, keep=2)
-    for step, score in enumerate([0.1, 0.9, None, 0.5, None, 0.2], 1):
-        checkpoints.save(step, state, {"step": step}, score)
+    for step, best in enumerate([1, 2, 2, 2, 2, 2], 1):
+        checkpoints.save(step, state, {"step": step, "best_step": best})
     checkpoints.wait()
     assert checkpoints.steps() == [2, 5, 6]
-    assert checkpoints.progress(2) == {"step": 2}
+    assert checkpoints.progress(2) == {"step": 2, "best_step": 2}
     checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, keep=2)  # a run that goes on
+    checkpoints.restore(state, 6)
+    for step, best in ((7, 2), (8, 2), (9, 9), (10, None)):
+        checkpoints.save(step, state, {"best_step": best})
+        checkpoints.wait()
+        assert checkpoints.steps() == {7: [2, 6, 7], 8: [2, 7, 8], 9: [8, 9], 10: [9, 10]}[step]
+    checkpoints.close()
+
+
+def test_a_run_that_goes_on_keeps_its_best_checkpoint(tmp_path):
+    """Its best evaluation lies before the kill, and further back than the latest that are kept."""
+    config = experiment(
+        optimizer=Adam(learning_rate=1.0),  # soon goes nowhere
+        train=Train(steps=60, batch_size=64),
+        evaluation=Evaluation(every=5, monitor="loss"),
+    )
+    for steps in (40, 60):
+        config = dataclasses.replace(config, train=Train(steps=steps, batch_size=64))
+        result = lsm.fit(config, tmp_path, allow_config_change=True)
+    assert result.best_step < 40 and lsm.evaluate_run(config, tmp_path)[0] == result.best_step
 
 
 def test_restoring_refuses_another_dtype(tmp_path):
