@@ -438,6 +438,10 @@ def test_clusters_are_found_by_their_environment_variables():
     assert detect(given | SLURM) == Cluster("10.0.0.1:99", 4, 2)
     assert detect(SLURM) == Cluster(f"node007:{61440 + 5001 - 4096}", 16, 3)
     lone = SLURM | {"SLURM_STEP_NODELIST": "a-1,b2"}
+    assert Cluster("[::1]:7", 2, 0).address == ("::1", 7)
+    assert [detect(of).secret for of in (given, SLURM)] == ["", "5001.0.0"]
+    assert {detect(of | {"LSM_SECRET": "s"}).secret for of in (given, SLURM)} == {"s"}
+    assert "hidden" not in repr(detect(given | {"LSM_SECRET": "hidden"}))
     assert detect(lone).address == ("a-1", 61440 + 5001 - 4096)
     assert detect(SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) is None
     assert detect({"OMPI_COMM_WORLD_SIZE": "2"}) == Cluster("auto")
