@@ -51,7 +51,7 @@ class Dataset(abc.ABC):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells these examples from others, as JSON: saved by a run, compared when it goes on.
+        """What tells these examples from others: saved as JSON, compared when a run goes on.
 
         Made of names, sizes and checksums that are at hand; the data itself is not read for it. By
         default the number of examples.

@@ -153,8 +153,10 @@ class Hub(socketserver.ThreadingTCPServer):
                     return True
             return False
 
-        ended = listen(request, _HELLO, hear)
-        self._places.release()
+        try:
+            ended = listen(request, _HELLO, hear)
+        finally:
+            self._places.release()
         with self._lock:
             if process is not None and len(self._left) < self._count:
                 self._stop(process, f"process {process} of {self._count} {ended}; {AGAIN}")

@@ -39,7 +39,7 @@ def claimed(
     with contextlib.ExitStack() as held:
         # Made once a start: every array that the experiment holds is hashed for it.
         config = schema.to_json(trainer.experiment)
-        records = {CONFIG: config, DATA: trainer.data}
+        records = {CONFIG: config, DATA: schema.to_json(trainer.data)}
         _check_same_everywhere(records)
         if processes.is_first():
             taken = TrainingError(f"--workdir: another run is in progress in {workdir}.")

@@ -225,6 +225,15 @@ def test_arrays_are_told_apart_by_content(array):
     refused(array, rf"config: an array .*{re.escape(str(array.dtype))}, .* checksum")
 
 
+def test_one_number_of_a_large_array_is_seen():
+    x = np.zeros((5000, 3))
+    old, new = (schema.to_json(Arrays(train={"x": array})) for array in (x, x.copy()))
+    assert schema.differences(old, new) == []
+    x[2500, 1] = 1e-300
+    (line,) = schema.differences(old, schema.to_json(Arrays(train={"x": x})))
+    assert line.startswith("train.x.sha256: ")
+
+
 def test_a_changed_array_is_seen():
     old = Arrays(train={"x": np.arange(2.0), "ragged": np.array([np.ones(2), "a"], object)})
     new = Arrays(train={"x": np.arange(2.0), "ragged": np.array([np.ones(2), "b"], object)})

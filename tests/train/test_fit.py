@@ -11,7 +11,7 @@ import pytest
 import lsm
 from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Train
 from lsm.config import schema
-from lsm.data import Arrays, Digits, Source, TrainBatches
+from lsm.data import ArrayDataset, Arrays, Digits, Source, TrainBatches
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError, TrainingError
 from lsm.mesh import Fsdp, Rule, make_mesh, shard
 from lsm.models import MLP
@@ -323,8 +323,11 @@ class Counting(Source):
 
     size: int = dataclasses.field(default=256, metadata={"alters_run": False})
 
+    identity: dict | None = dataclasses.field(default=None, metadata={"alters_run": False})
+
     def open(self, split, data_dir=None):
-        return arrays(rows=self.size).source.open("train", data_dir)
+        data = arrays(rows=self.size).source.open("train", data_dir)
+        return ArrayDataset(data.columns, identity=self.identity)
 
 
 def test_of_a_user_s_own_source_the_length_is_compared(tmp_path):
@@ -333,6 +336,13 @@ def test_of_a_user_s_own_source_the_length_is_compared(tmp_path):
     lsm.fit(experiment(data=Data(source=Counting(), test=None), **small), tmp_path)
     with pytest.raises(ConfigError, match="of another config: data.train.examples: 256 -> 300. U"):
         lsm.fit(experiment(data=Data(source=Counting(300), test=None), **small), tmp_path)
+    told = {"files": ("a", 1), "seen": np.arange(3)}  # as JSON, so that they compare
+    for source in (Counting(identity=told), Counting(identity=told)):
+        config = experiment(data=Data(source=source, test=None), **small)
+        lsm.fit(config, tmp_path / "told")
+    source = Counting(identity=told | {"files": ("a", 2)})
+    with pytest.raises(ConfigError, match="of another config: data.train.files.1: 1 -> 2. U"):
+        lsm.fit(experiment(data=Data(source=source, test=None), **small), tmp_path / "told")
 
 
 def test_only_the_latest_and_the_best_are_kept(tmp_path):
