@@ -116,16 +116,32 @@ def test_early_stopping_restores_the_best(tmp_path):
     assert values[-1][1] == best_step + 2 * 5
     assert result.metrics["validation"]["loss"] == pytest.approx(best)
     assert lsm.fit(config, tmp_path) == result
-    patient = dataclasses.replace(stopping, patience=3)
-    for more in (
-        {"train": Train(steps=500, batch_size=64)},
-        {"evaluation": Evaluation(every=5, monitor="loss", early_stopping=patient)},
-    ):
-        config = dataclasses.replace(config, **more)
-        last = rows(tmp_path, "train")[-1]["step"]
-        further = lsm.fit(config, tmp_path, allow_config_change=True)
-        assert rows(tmp_path, "train")[-1]["step"] > last
-        assert further.stopped == "early stopping" and lsm.fit(config, tmp_path) == further
+    # Asked for more, it goes on, and still has what was the best before.
+    longer = dataclasses.replace(config, train=Train(steps=500, batch_size=64))
+    last = rows(tmp_path, "train")[-1]["step"]
+    further = lsm.fit(longer, tmp_path, allow_config_change=True)
+    assert rows(tmp_path, "train")[-1]["step"] > last
+    assert further.stopped == "early stopping" and further.step == further.best_step
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "goes_on"),
+    [
+        ((400, 2), (400, 2), False),
+        ((400, 2), (500, 2), True),
+        ((400, 2), (400, 3), True),
+        ((400, 2), (400, None), True),
+        (None, (400, 2), False),  # of an earlier version, which did not say
+    ],
+)
+def test_what_an_early_stop_holds_for(before, now, goes_on):
+    saved = json.loads(
+        json.dumps(dataclasses.asdict(Progress(stale=2, stopped=True, within=before)))
+    )
+    progress = Progress.of(saved).asked(now)
+    assert (progress.stopped, progress.stale) == ((False, 0) if goes_on else (True, 2))
+    running = Progress(stale=1, within=before).asked(now)
+    assert (running.stopped, running.stale, running.within) == (False, 1, now)
 
 
 @pytest.mark.parametrize(
@@ -361,19 +377,6 @@ def test_only_the_latest_and_the_best_are_kept(tmp_path):
         checkpoints.wait()
         assert checkpoints.steps() == {7: [2, 6, 7], 8: [2, 7, 8], 9: [8, 9], 10: [9, 10]}[step]
     checkpoints.close()
-
-
-def test_a_run_that_goes_on_keeps_its_best_checkpoint(tmp_path):
-    """Its best evaluation lies before the kill, and further back than the latest that are kept."""
-    config = experiment(
-        optimizer=Adam(learning_rate=1.0),  # soon goes nowhere
-        train=Train(steps=60, batch_size=64),
-        evaluation=Evaluation(every=5, monitor="loss"),
-    )
-    for steps in (40, 60):
-        config = dataclasses.replace(config, train=Train(steps=steps, batch_size=64))
-        result = lsm.fit(config, tmp_path, allow_config_change=True)
-    assert result.best_step < 40 and lsm.evaluate_run(config, tmp_path)[0] == result.best_step
 
 
 def test_restoring_refuses_another_dtype(tmp_path):
