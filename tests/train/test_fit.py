@@ -346,19 +346,23 @@ class Counting(Source):
         return ArrayDataset(data.columns, identity=self.identity)
 
 
-def test_of_a_user_s_own_source_the_length_is_compared(tmp_path):
-    small = {"task": Classification(model=MLP(outputs=2)), "train": Train(steps=2, batch_size=64)}
-    small["evaluation"] = Evaluation(every=10)
-    lsm.fit(experiment(data=Data(source=Counting(), test=None), **small), tmp_path)
-    with pytest.raises(ConfigError, match="of another config: data.train.examples: 256 -> 300. U"):
-        lsm.fit(experiment(data=Data(source=Counting(300), test=None), **small), tmp_path)
-    told = {"files": ("a", 1), "seen": np.arange(3)}  # as JSON, so that they compare
-    for source in (Counting(identity=told), Counting(identity=told)):
-        config = experiment(data=Data(source=source, test=None), **small)
-        lsm.fit(config, tmp_path / "told")
-    source = Counting(identity=told | {"files": ("a", 2)})
-    with pytest.raises(ConfigError, match="of another config: data.train.files.1: 1 -> 2. U"):
-        lsm.fit(experiment(data=Data(source=source, test=None), **small), tmp_path / "told")
+def test_what_a_user_s_own_source_tells_is_compared_and_else_its_length(tmp_path):
+    def run(**told):
+        data = Data(source=Counting(**told), test=None)
+        task = Classification(model=MLP(outputs=2))
+        return lsm.fit(
+            experiment(data=data, task=task, train=Train(steps=2, batch_size=64)), tmp_path
+        )
+
+    told = {"files": ("a", 1), "seen": np.arange(3)}
+    assert run(identity=told) == run(identity=told)  # compared as JSON, which has no tuples
+    for changes, line in (
+        ({"size": 300, "identity": told}, "data.train.examples: 256 -> 300"),
+        ({"identity": told | {"files": ("a", 2)}}, "data.train.files.1: 1 -> 2"),
+        ({"identity": None}, r"data.train.files.0: 'a' -> \(absent\); .*"),
+    ):
+        with pytest.raises(ConfigError, match=f"holds a run of another config: {line}. Use"):
+            run(**changes)
 
 
 def test_only_the_latest_and_the_best_are_kept(tmp_path):
