@@ -89,7 +89,7 @@ def _saved(path: pathlib.Path) -> Any:
     """Returns the JSON that an earlier start wrote, or None."""
     try:
         return json.loads(path.read_text()) if path.exists() else None
-    except ValueError as error:  # not JSON, or not text
+    except (OSError, ValueError) as error:  # a folder; not text; not JSON
         raise ConfigError(f"{path} is damaged ({error}); remove it to continue.") from error
 
 

@@ -323,6 +323,14 @@ def test_a_damaged_record_of_a_run_is_one_line(file, finished, tmp_path):
     assert f"run/{file} is damaged (" in told and "\n" not in told
 
 
+def test_a_folder_in_the_place_of_a_record_is_one_line(finished, tmp_path):
+    def change(run):
+        (run / "config.json").unlink()
+        (run / "config.json").mkdir()
+
+    assert "run/config.json is damaged (" in go_on(finished, tmp_path, change)
+
+
 def test_a_run_that_did_not_say_what_its_data_was_goes_on(finished, tmp_path):
     """Those of earlier versions."""
     shutil.copytree(finished[0], tmp_path / "run")
