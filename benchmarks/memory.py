@@ -124,11 +124,10 @@ def _row(name: str, changed: dict[str, Any], found: dict[str, float]) -> str:
     return "| " + " | ".join([what, *figures]) + " |"
 
 
-def write(record: dict[str, Any]) -> None:
-    """Fills the tables of docs/memory.md."""
+def filled(record: dict[str, Any]) -> str:
+    """Returns the text of docs/memory.md with every table as the record has it."""
     text = PAGE.read_text()
-    filled = _TABLE.sub(lambda place: place[1] + table(place[2], record) + place[3], text)
-    atomic_write(PAGE, filled.encode())
+    return _TABLE.sub(lambda place: place[1] + table(place[2], record) + place[3], text)
 
 
 def measured(names: list[str], record: dict[str, Any]) -> dict[str, Any]:
@@ -165,7 +164,7 @@ def _act(_: flags.FlagValues, names: list[str]) -> None:
     if "write" not in names:
         record = measured(names, record)
         atomic_write(RECORD, (json.dumps(record, indent=2) + "\n").encode())
-    write(record)
+    atomic_write(PAGE, filled(record).encode())
 
 
 if __name__ == "__main__":

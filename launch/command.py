@@ -42,6 +42,18 @@ _DEFINE = {
 _ADVICE = "the command that is launched goes after `--`"
 
 
+def install(extra: str) -> list[str]:
+    """Returns shell commands that install the lsm of this folder into .venv, with `lsm[EXTRA]`.
+
+    Machines' own Python may be older than lsm needs; uv brings one.
+    """
+    return [
+        "python3 -m pip install --quiet --user uv",
+        "python3 -m uv venv --quiet --allow-existing --python=3.12 .venv",
+        f"python3 -m uv pip install --quiet --python=.venv '.[{extra}]'",
+    ]
+
+
 def split(words: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     """Returns the words before the first `--`, and those after it (none where there is no `--`)."""
     words = list(words)

@@ -230,10 +230,13 @@ def _processes(job: Kubernetes, name: str, piece: slices.Slice | None) -> list[d
     if piece or job.nodes == 1:
         return []
     index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    # Random, the same in all pods of the one Job, and another after a restart of the JobSet.
+    uid = "metadata.labels['batch.kubernetes.io/controller-uid']"
     return [
         {"name": "LSM_COORDINATOR", "value": f"{name}-hosts-0-0.{name}:{PORT}"},
         {"name": "LSM_PROCESSES", "value": str(job.nodes)},
         {"name": "LSM_PROCESS", "valueFrom": {"fieldRef": {"fieldPath": index}}},
+        {"name": "LSM_SECRET", "valueFrom": {"fieldRef": {"fieldPath": uid}}},
     ]
 
 

@@ -9,6 +9,7 @@ merged line by line, each behind the number of its process.
 import dataclasses
 import os
 import queue
+import secrets
 import signal
 import subprocess
 import sys
@@ -65,8 +66,9 @@ class Group:
     def start(self) -> None:
         """Starts the processes. Raises LaunchError where the program cannot be started."""
         coordinator = f"127.0.0.1:{free_port()}"
+        base = os.environ | {"LSM_SECRET": secrets.token_hex(16)}
         for number in range(self._flags.processes):
-            env = environment(self._flags, coordinator, number, os.environ)
+            env = environment(self._flags, coordinator, number, base)
             try:
                 process = subprocess.Popen(
                     self._command,

@@ -10,6 +10,7 @@ bucket.
 
 import dataclasses
 import re
+import secrets
 import shlex
 import sys
 
@@ -32,7 +33,8 @@ class SkyPilot:
       nodes: machines that train together; a TPU slice counts as one.
       infra: cloud, region and zone, `gcp/us-central1`; by default SkyPilot chooses.
       mount: folder where the bucket appears; `--workdir` is inside it.
-      setup: command that installs lsm in the copied project.
+      setup: command that installs lsm in the copied project; by default, in .venv, with Python 3.12
+        and the JAX of the accelerators.
       spot: whether spot instances are asked for.
       managed: whether SkyPilot restarts the task (`sky jobs launch`) or only starts it
         (`sky launch`).
@@ -47,7 +49,7 @@ class SkyPilot:
     nodes: int = 1
     infra: str | None = None
     mount: str = "/runs"
-    setup: str = "pip install ."
+    setup: str | None = None
     spot: bool = False
     managed: bool = True
     max_restarts: int = 3
@@ -62,7 +64,7 @@ class SkyPilot:
                 f"--accelerators: {self.accelerators!r} given; NAME or NAME:COUNT is needed, "
                 "as in H100:8; `sky show-gpus` lists them."
             )
-        if self.accelerators.lower().startswith("tpu") and self.nodes != 1:
+        if self.tpu and self.nodes != 1:
             raise LaunchError("--nodes: a TPU slice is one node to SkyPilot, whatever its hosts.")
         if not re.fullmatch(r"(gs|s3|r2|cos|oci)://[\w.-]+(/[\w./-]*)?", self.bucket):
             raise LaunchError(
@@ -77,9 +79,14 @@ class SkyPilot:
             raise LaunchError(f"--mount: {self.mount!r} given; an absolute folder is needed.")
 
     @property
+    def tpu(self) -> bool:
+        """Whether a TPU slice is asked for."""
+        return self.accelerators.lower().startswith("tpu")
+
+    @property
     def shared(self) -> bool:
         """Whether several hosts may write to the bucket."""
-        return self.nodes > 1 or self.accelerators.lower().startswith("tpu")
+        return self.nodes > 1 or self.tpu
 
 
 def plan(job: SkyPilot, words: tuple[str, ...]) -> list[actions.Action]:
@@ -118,14 +125,23 @@ def task(job: SkyPilot, words: tuple[str, ...], name: str) -> dict:
         "num_nodes": job.nodes,
         "resources": {key: value for key, value in resources.items() if value is not None},
         "file_mounts": {job.mount: {"source": job.bucket, "mode": mode}},
-        "setup": f"{job.setup}\n",
+        **({"secrets": {"LSM_SECRET": secrets.token_hex(16)}} if job.nodes > 1 else {}),
+        "setup": "\n".join(_setup(job)) + "\n",
         "run": _run(job, words),
     }
 
 
+def _setup(job: SkyPilot) -> list[str]:
+    if job.setup is not None:
+        return [job.setup]
+    return ["set -e", *command.install("tpu" if job.tpu else "cuda")]
+
+
 def _run(job: SkyPilot, words: tuple[str, ...]) -> str:
     lines = ["export PYTHONUNBUFFERED=1"]
-    if job.accelerators.lower().startswith("tpu"):
+    if job.setup is None:
+        lines.append('export PATH="$PWD/.venv/bin:$PATH"')
+    if job.tpu:
         lines += [
             "# The hosts of a TPU slice find each other.",
             'if [ "$SKYPILOT_NUM_NODES" -gt 1 ]; then export LSM_COORDINATOR=auto; fi',

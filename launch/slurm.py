@@ -10,6 +10,7 @@ run has its result.json.
 """
 
 import dataclasses
+import re
 import shlex
 import sys
 
@@ -23,6 +24,12 @@ _OWN = {
     *("account", "time", "array", "signal", "requeue", "open-mode", "output"),
 }
 """Options of sbatch that the launcher writes itself."""
+
+_TIME = re.compile(r"\d+(:\d\d?){0,2}|\d+-\d+(:\d\d?){0,2}|UNLIMITED|INFINITE", re.A | re.I)
+
+
+_SECRET = "export LSM_SECRET=\"$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')\""
+"""Made by the script at each start, so that tasks of an earlier one are refused."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,9 +81,19 @@ class Slurm:
             raise LaunchError("--at_once: only a --sweep has several runs.")
         for option in self.sbatch:
             _check_option(option)
-        for flag in ("name", "partition", "account", "time", "sbatch"):
+        if self.time is not None and not _TIME.fullmatch(self.time):
+            raise LaunchError(
+                f"--time: {self.time!r} given; allowed: MINUTES, MM:SS, HH:MM:SS, D-HH, D-HH:MM, "
+                "D-HH:MM:SS or UNLIMITED, such as 04:00:00."
+            )
+        for flag in ("name", "partition", "account", "sbatch"):
             if "\n" in str(getattr(self, flag)):
                 raise LaunchError(f"--{flag}: a line break is not allowed.")
+
+    @property
+    def tasks_here(self) -> int:
+        """Processes on each node."""
+        return self.tasks_per_node or self.gpus_per_node or 1
 
 
 def plan(job: Slurm, words: tuple[str, ...]) -> list[actions.Action]:
@@ -116,7 +133,7 @@ def _header(job: Slurm, name: str, folder: str, runs: int) -> list[str]:
     options = {
         "job-name": name,
         "nodes": job.nodes,
-        "ntasks-per-node": job.tasks_per_node or job.gpus_per_node or 1,
+        "ntasks-per-node": job.tasks_here,
         "cpus-per-task": job.cpus_per_task,
         "gpus-per-node": job.gpus_per_node or None,
         "partition": job.partition,
@@ -158,6 +175,7 @@ def _body(job: Slurm, words: tuple[str, ...], runs: tuple[sweep.Point, ...]) -> 
             lines.append(f"  {index}) workdir={place} point=({shlex.join(point.overrides)}) ;;")
         lines += ["esac"]
     point = ' "${point[@]}"' if runs else ""
+    several = job.nodes * job.tasks_here > 1
     cpus = f"--cpus-per-task={job.cpus_per_task} " if job.cpus_per_task else ""
     lines += [
         "",
@@ -165,6 +183,7 @@ def _body(job: Slurm, words: tuple[str, ...], runs: tuple[sweep.Point, ...]) -> 
         "# Slurm ends the job itself (scancel, a preemption that requeues), and waits for them.",
         "trap 'ending=1' TERM",
         "export PYTHONUNBUFFERED=1",
+        *([_SECRET] if several else []),
         f"srun {cpus}--kill-on-bad-exit=1 --label \\",
         f'  {shlex.join(command.without_workdir(words))}{point} --workdir="$workdir"',
         "status=$?",

@@ -170,11 +170,8 @@ class Setup(Target):
         package = f"/tmp/lsm-{self.name}.tar.gz"
         where = ("--worker=all", "--node=all")
         steps = [
-            "rm -rf lsm && mkdir lsm && tar -xzf lsm.tar.gz -C lsm",
-            # The machines' own Python is older than lsm needs; uv brings one.
-            "python3 -m pip install --quiet --user uv",
-            "cd lsm && python3 -m uv venv --quiet --python=3.12 .venv",
-            "python3 -m uv pip install --quiet --python=.venv . 'jax[tpu]'",
+            "rm -rf lsm && mkdir lsm && tar -xzf lsm.tar.gz -C lsm && cd lsm",
+            *command.install("tpu"),
         ]
         if self.bucket:
             source = "https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main"

@@ -1,14 +1,55 @@
 """Files that are never seen half written, and errors of the disk in one readable line."""
 
 import contextlib
+import errno
+import fcntl
 import math
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lsm.errors import TrainingError
+from lsm.errors import LsmError, TrainingError
+
+_held: set[Path] = set()
+_holding = threading.Lock()
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, taken: LsmError) -> Iterator[None]:
+    """Holds the file `path`, made where needed and left behind, until the block or process ends.
+
+    It is a POSIX record lock, which NFS hands to its server: it holds between hosts, where `flock`
+    of a folder may be known to one host alone. Such a lock belongs to the process, so that claims
+    in one process are told apart here.
+
+    Raises:
+      LsmError: `taken`, where it is held, by this process or another.
+      TrainingError: the file cannot be written, or its disk has no locks.
+    """
+    path = path.resolve()
+    with _holding:
+        # Before the file is opened: to close it again would end the lock.
+        if path in _held:
+            raise taken
+        with readable_disk_errors(path):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(handle)
+                if error.errno in (errno.EAGAIN, errno.EACCES):  # systems differ
+                    raise taken from error
+                raise
+        _held.add(path)
+    try:
+        yield
+    finally:
+        with _holding:
+            _held.discard(path)
+            os.close(handle)
 
 
 class AppendOnly:

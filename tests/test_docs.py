@@ -1,4 +1,5 @@
-"""The documentation: examples run, commands parse, errors are those raised, links and tables hold.
+"""The documentation: examples run, commands parse, errors are those raised, links and tables hold,
+figures are those of the records, and what is called tested names its test.
 
 A ```python block is run; a ```text block right after it is what it prints. One that begins with
 "# name.py" is also a file of that name, for the commands of its page. A place for a table,
@@ -13,6 +14,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import json
 import pathlib
 import pkgutil
 import re
@@ -21,6 +23,7 @@ import shlex
 import pytest
 from absl import flags as absl_flags
 
+from benchmarks import memory, plans, results
 from lsm import cli, optim
 from lsm.config import flags, schema
 from lsm.errors import ConfigError
@@ -31,6 +34,7 @@ CODE = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOTA
 BASH = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ERROR = re.compile(r"^\$ (python -m experiments\..*)\nerror: (.*)$", re.MULTILINE)
 TABLE = re.compile(r"(<!-- fields:([\w.]+) -->\n).*?(<!-- /fields -->)", re.DOTALL)
+TESTED = re.compile(r"(?<!Not )\b(?:Tested|Tests)\b|(?<!not )(?<!are )\btested\b")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -128,6 +132,55 @@ def test_links_lead_somewhere(page):
         headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if place else []
         slugs = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings]
         assert not place or place in slugs, f"{path}#{place}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tables_of_figures_are_made_of_the_records(page):
+    assert page.read_text() == results.filled(page) == plans.filled(page)
+
+
+def test_tables_of_memory_are_made_of_the_record():
+    assert memory.PAGE.read_text() == memory.filled(json.loads(memory.RECORD.read_text()))
+
+
+def plan(name):
+    return json.loads((plans.RECORDS / f"{name}.json").read_text())
+
+
+def sent(name):
+    return sum(one["bytes"] * one["times"] for one in plan(name)["collectives"])
+
+
+def test_figures_between_the_tables_of_scale_are_those_of_the_plans():
+    text = " ".join((ROOT / "docs/scale.md").read_text().split())
+    big, small = (
+        sent(name) / plan(name)["run"]["parameters"] for name in ("llama_70b", "llama_8b")
+    )
+    assert (
+        f"by these plans {big:.1f} bytes a parameter and step for 70B and {small:.1f} for 8B"
+        in text
+    )
+    more = [sent(f"{name}_tensor") / sent(name) for name in ("llama_8b", "llama_70b")]
+    assert "sends {:.1f} times as much (8B) and {:.1f} times (70B)".format(*more) in text
+    slow = {
+        name: plan(f"llama_70b{name}")["projection"]["step_seconds"][1]
+        for name in ("", "_data", "_tensor")
+    }
+    assert min(slow, key=slow.get) == "_data" and "`data` over some of the devices" in text
+    there = [
+        one["times"] for one in plan("mixtral_8x7b")["collectives"] if one["kind"] == "all-to-all"
+    ]
+    assert f"as here: {sum(there)} for 32 layers" in text
+    kinds = {one["kind"] for one in plan("llama_70b")["collectives"]}
+    assert kinds == {"all-reduce"}  # as docs/sharding.md says
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.stem != "plan"], ids=lambda page: page.stem)
+def test_what_is_called_tested_names_its_test(page):
+    for paragraph in page.read_text().split("\n\n"):
+        named = re.findall(r"`(tests/[\w/]+(?:\.py)?)`", paragraph)
+        assert all((ROOT / path).exists() for path in named), named
+        assert named or not TESTED.search(paragraph), paragraph
 
 
 def test_every_optimizer_and_schedule_is_described():

@@ -3,6 +3,7 @@
 Linen modules are dataclasses too, so one walk serves experiments, models and optimisers.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -11,15 +12,14 @@ import json
 import os
 import pkgutil
 import re
-import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-import typeguard
 
+from lsm.config.typed import accepts, inside, kinds, spelled
 from lsm.errors import ConfigError, LsmError, listed, nearest
 
 _LINEN = ("parent", "name")
@@ -65,22 +65,6 @@ def children(value: Any) -> Iterator[tuple[str, Any, Any]]:
             yield str(index), item, Any
 
 
-def accepts(value: Any, hint: Any) -> bool:
-    """Whether `value` is of type `hint`; an int passes for a float, a bool for neither."""
-    if isinstance(value, bool) and not _admits_bool(hint):  # to Python, an int
-        return False
-    try:
-        typeguard.check_type(
-            value,
-            hint,
-            forward_ref_policy=typeguard.ForwardRefPolicy.IGNORE,
-            collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS,
-        )
-    except typeguard.TypeCheckError:
-        return False
-    return True
-
-
 def check(value: Any, path: str = "") -> None:
     """Raises ConfigError for the first field, at any depth, whose value is not of its type."""
     for name, child, hint in children(value):
@@ -95,22 +79,6 @@ def _require(value: Any, hint: Any, where: str) -> None:
             f"{where}: {shown(value)} given, which is {type(value).__name__}; "
             f"{spelled(hint)} is needed."
         )
-
-
-def spelled(hint: Any) -> str:
-    """Returns a type as a person writes it: "int | None", "tuple[int, ...]", "'SAME' | 'VALID'"."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is type(None):
-        return "None"
-    if origin is typing.Literal:
-        return " | ".join(map(repr, args))
-    if origin in (typing.Union, types.UnionType):
-        return " | ".join(spelled(arg) for arg in args)
-    if origin is tuple:
-        return f"tuple[{', '.join('...' if a is ... else spelled(a) for a in args)}]"
-    if origin is not None:
-        return getattr(origin, "__name__", str(origin))
-    return getattr(hint, "__name__", str(hint))
 
 
 def shown(value: Any) -> str:
@@ -163,9 +131,9 @@ def _write(value: Any, hint: Any, home: str) -> Any:
         shape, dtype = list(value.shape), str(value.dtype)
         return {CLASS: _ARRAY, "shape": shape, "dtype": dtype, "sha256": _sha256(value)}
     if isinstance(value, tuple | list):
-        return [to_json(item, _inside(hint, index)) for index, item in enumerate(value)]
+        return [to_json(item, inside(hint, index)) for index, item in enumerate(value)]
     if isinstance(value, Mapping):
-        return {str(key): to_json(item, _inside(hint)) for key, item in value.items()}
+        return {str(key): to_json(item, inside(hint)) for key, item in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, os.PathLike | np.dtype):
@@ -174,7 +142,7 @@ def _write(value: Any, hint: Any, home: str) -> Any:
     if not callable(value) or (found is not None and found != value):
         # Without its address, which differs from run to run.
         return {CLASS: _OBJECT, "text": re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
-    name = home if found is None and home else dotted(value)
+    name = dotted(value) if found is not None else home or dotted(value) + _given(value)
     return {CLASS: _FUNCTION, "name": name} if accepts("", hint) else name
 
 
@@ -193,31 +161,33 @@ def _found(name: str) -> Any:
         return None
 
 
+def _given(function: Any) -> str:
+    """Returns what a local function was made with, "(stddev=0.02)", of plain values; or "".
+
+    JAX's initialisers are such functions.
+    """
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    told = []
+    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=False):
+        with contextlib.suppress(ValueError):  # a cell that is not filled yet
+            if _plain(cell.cell_contents):
+                told.append(f"{name}={json.dumps(to_json(cell.cell_contents))}")
+    return f"({', '.join(told)})" if told else ""
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_plain, value))
+    return value is None or isinstance(
+        value, bool | int | float | str | np.dtype | np.generic | np.ndarray | jax.Array
+    )
+
+
 def _sha256(array: np.ndarray | jax.Array) -> str:
     array = np.ascontiguousarray(array)
     if array.dtype == object:  # texts, or pictures of different sizes
         return hashlib.sha256(json.dumps(to_json(list(array.flat))).encode()).hexdigest()
     return hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()  # a scalar has no view
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    """Returns the alternatives of a union, or the one type that `hint` is."""
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return typing.get_args(hint) if union else (hint,)
-
-
-def _inside(hint: Any, index: int = 0) -> Any:
-    """Returns the type of item `index` of a sequence, or of a mapping's values; else Any."""
-    found = []
-    for kind in _kinds(hint):
-        origin, args = typing.get_origin(kind), typing.get_args(kind)
-        if not args or not isinstance(origin, type) or not issubclass(origin, Iterable):
-            continue
-        if origin is tuple and args[-1] is not ...:
-            found += args[index : index + 1]
-        else:
-            found.append(args[1] if issubclass(origin, Mapping) else args[0])
-    return typing.Union[tuple(found)] if found else Any  # noqa: UP007
 
 
 def from_json(tree: Any, hint: Any = Any, advice: str = "") -> Any:
@@ -247,13 +217,12 @@ def _read(tree: Any, hint: Any, path: str) -> Any:
         value = _object(tree, path)
     elif isinstance(tree, dict):
         value = {
-            _key(key, hint): _read(item, _inside(hint), _below(path, key))
+            _key(key, hint): _read(item, inside(hint), _below(path, key))
             for key, item in tree.items()
         }
     elif isinstance(tree, list):
         value = tuple(
-            _read(item, _inside(hint, index), _below(path, index))
-            for index, item in enumerate(tree)
+            _read(item, inside(hint, index), _below(path, index)) for index, item in enumerate(tree)
         )
         value = value if accepts(value, hint) else list(value)  # JSON has no tuples
     elif isinstance(tree, str) and "." in tree and not accepts(tree, hint):
@@ -270,7 +239,7 @@ def _below(path: str, name: Any) -> str:
 
 def _key(key: str, hint: Any) -> str | int:
     """Returns the key of a mapping: JSON has made whole numbers texts."""
-    types_ = [args[0] for args in map(typing.get_args, _kinds(hint)) if len(args) == 2]
+    types_ = [args[0] for args in map(typing.get_args, kinds(hint)) if len(args) == 2]
     whole = int in types_ and str not in types_ and re.fullmatch(r"-?\d+", key)
     return int(key) if whole else key
 
@@ -374,6 +343,8 @@ def differences(old: Any, new: Any, free: tuple[str, ...] = ()) -> list[str]:
         was, now = old.get(path, absent), new.get(path, absent)
         if was == now or any(path == f or path.startswith(f + ".") for f in free):
             continue
+        if _same_function(str(was), str(now)):
+            continue
         if path.rpartition(".")[2] == CLASS and _same_class(was, now):
             continue
         was, now = ("(absent)" if v is absent else repr(v) for v in (was, now))
@@ -381,15 +352,12 @@ def differences(old: Any, new: Any, free: tuple[str, ...] = ()) -> list[str]:
     return lines
 
 
+def _same_function(was: str, now: str) -> bool:
+    """Whether `was` is how earlier versions named a local function: without what it was given."""
+    return bool(re.fullmatch(r"[\w.]+\.(<\w+>[\w.]*)+", was)) and now.startswith(f"{was}(")
+
+
 def _same_class(was: Any, now: Any) -> bool:
     """Whether two dotted names may be of one class: a script's, run and imported."""
     names = [str(name).rpartition(".") for name in (was, now)]
     return names[0][2] == names[1][2] and "__main__" in (names[0][0], names[1][0])
-
-
-def _admits_bool(hint: Any) -> bool:
-    if hint in (bool, Any, object):
-        return True
-    if typing.get_origin(hint) is typing.Literal:
-        return any(isinstance(arg, bool) for arg in typing.get_args(hint))
-    return any(_admits_bool(arg) for arg in typing.get_args(hint) if arg is not ...)

@@ -2,8 +2,11 @@
 
 import abc
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,6 +49,15 @@ class Dataset(abc.ABC):
         """Number of ids that tokens may have, or None where there are none or it is not known."""
         return None
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells these examples from others: saved as JSON, compared when a run goes on.
+
+        Made of names, sizes and checksums that are at hand; the data itself is not read for it. By
+        default the number of examples.
+        """
+        return {"examples": len(self)}
+
     def evaluation(self) -> "Dataset":
         """Returns the form that is read once from first to last; itself unless windows overlap."""
         return self
@@ -58,11 +70,17 @@ class Dataset(abc.ABC):
 class ArrayDataset(Dataset):
     """Columns held in memory or in memory maps."""
 
-    def __init__(self, columns: Mapping[str, np.ndarray], classes: Sequence[str] | None = None):
-        """Takes columns of equal length (N, ...), which it does not copy."""
+    def __init__(
+        self,
+        columns: Mapping[str, np.ndarray],
+        classes: Sequence[str] | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ):
+        """Takes columns of equal length (N, ...), which it does not copy, and what tells them."""
         # A memory map's own class makes every indexing slower; its plain view does not.
         self.columns = {name: np.asarray(column) for name, column in columns.items()}
         self._classes = None if classes is None else tuple(classes)
+        self._identity = dict(identity or {})
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -84,11 +102,16 @@ class ArrayDataset(Dataset):
         """See `Dataset.classes`."""
         return self._classes
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Dataset.identity`."""
+        return self._identity | super().identity
+
     def rows(self, start: int, stop: int) -> Dataset:
         """See `Dataset.rows`."""
         # Slices are views; `_Rows` would add a copy of the indices to every read.
         views = {name: column[start:stop] for name, column in self.columns.items()}
-        return ArrayDataset(views, self._classes)
+        return ArrayDataset(views, self._classes, self._identity)
 
 
 class _Rows(Dataset):
@@ -114,6 +137,10 @@ class _Rows(Dataset):
     @property
     def vocabulary_size(self) -> int | None:
         return self._dataset.vocabulary_size
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self._dataset.identity | super().identity
 
 
 class _Joined(Dataset):
@@ -154,6 +181,10 @@ class _Joined(Dataset):
     @property
     def vocabulary_size(self) -> int | None:
         return self._parts[0].vocabulary_size
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"parts": [part.identity for part in self._parts]}
 
     def evaluation(self) -> Dataset:
         return _Joined([part.evaluation() for part in self._parts])
@@ -257,6 +288,11 @@ class Arrays(SplitSource):
             {key: narrowed(np.asarray(column), key) for key, column in columns.items()},
             self.classes,
         )
+
+
+def digest(*facts: Any) -> str:
+    """Returns a name for JSON values, for `Dataset.identity`."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def narrowed(column: np.ndarray, name: str) -> np.ndarray:

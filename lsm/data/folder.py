@@ -4,12 +4,21 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from lsm.data import cache, images
-from lsm.data.dataset import ArrayDataset, Columns, Dataset, PathLike, Spec, SplitSource
+from lsm.data.dataset import (
+    ArrayDataset,
+    Columns,
+    Dataset,
+    PathLike,
+    Spec,
+    SplitSource,
+    digest,
+)
 from lsm.errors import ConfigError, DataError
 
 _CHUNK = 100  # pictures decoded at a time; bounds the memory of a first decode
@@ -55,7 +64,7 @@ class Folder(SplitSource):
         key = cache.fingerprint(splits[name], paths, classes, self.size)
         label = f"{pathlib.Path(self.path).name}-{name}"
         columns = cache.columns(label, key, pictures.spec, len(pictures), pictures.chunks)
-        return ArrayDataset(columns, classes)
+        return ArrayDataset(columns, classes, pictures.identity)
 
     def _tree(
         self, data_dir: PathLike | None
@@ -88,6 +97,11 @@ class _Pictures(Dataset):
     @property
     def classes(self) -> tuple[str, ...]:
         return self._classes
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        files = [(f.parent.name, f.name, f.stat().st_size) for f in self._files]
+        return super().identity | {"files": digest(files, self._classes)}
 
     def chunks(self) -> Iterator[Columns]:
         for start in range(0, len(self), _CHUNK):

@@ -1,6 +1,8 @@
 """Text as windows of characters, for language models."""
 
 import dataclasses
+import hashlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -123,6 +125,13 @@ class CharWindows(Dataset):
         """See `Dataset.vocabulary_size`."""
         return len(self.vocabulary)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Dataset.identity`; the text is in memory, so that its checksum is cheap."""
+        text = hashlib.sha256(np.ascontiguousarray(self._tokens))
+        text.update("".join(self.vocabulary).encode())
+        return super().identity | {"text": text.hexdigest()[:16]}
+
     def evaluation(self) -> Dataset:
         """Returns windows side by side, `weight` 0 where the last goes beyond the text."""
         targets = len(self._tokens) - 1
@@ -134,7 +143,7 @@ class CharWindows(Dataset):
         tokens = np.lib.stride_tricks.sliding_window_view(padded, self._length + 1)[:: self._length]
         weight = (np.arange(windows * self._length) < targets).astype(np.float32)
         columns = {"tokens": tokens, "weight": weight.reshape(windows, self._length)}
-        return ArrayDataset(columns, self.vocabulary)
+        return ArrayDataset(columns, self.vocabulary, self.identity)
 
 
 def _encode(codes: np.ndarray, characters: np.ndarray, where: str) -> np.ndarray:

@@ -18,6 +18,7 @@ from lsm.data.dataset import (
     PathLike,
     Spec,
     SplitSource,
+    digest,
     narrowed,
 )
 from lsm.errors import ConfigError, DataError, listed, nearest
@@ -69,7 +70,7 @@ class Tfds(SplitSource):
         key = cache.fingerprint(records.files, records.features, self.columns, self.size)
         label = f"{records.name}-{name}"
         columns = cache.columns(label, key, records.spec, len(records), records.chunks)
-        return ArrayDataset(columns, records.classes)
+        return ArrayDataset(columns, records.classes, records.identity)
 
 
 def builder(name: str, data_dir: PathLike | None = None) -> Any:
@@ -174,7 +175,8 @@ class _Records(Dataset):
                 )
         self.name = f"{info.full_name}"
         self.features = {name: info.features[name] for name in names}
-        self.files = [pathlib.Path(path) for path in info.splits[split].filepaths]
+        self._shards = info.splits[split].filepaths
+        self.files = [pathlib.Path(path) for path in self._shards]
         pair = images.as_size(size, "Tfds.size")
         self._columns = {name: _column(self.features[name], pair) for name in names}
         # The features asked for, and no others: parsing is the larger part of reading an example.
@@ -199,6 +201,13 @@ class _Records(Dataset):
 
         labels = [f for f in self.features.values() if isinstance(f, tfds.features.ClassLabel)]
         return tuple(labels[0].names) if labels and labels[0].num_classes else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        with _readable(self.name, self.files):
+            # TFDS's own paths, which may lead into a bucket.
+            shards = [(path.name, path.stat().length) for path in self._shards]
+        return super().identity | {"name": self.name, "shards": digest(shards)}
 
     def take(self, indices: np.ndarray) -> Columns:
         wanted = np.asarray(indices).tolist()

@@ -16,7 +16,6 @@ workers. A finished split is not written again, but its checksums are compared.
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import os
@@ -36,7 +35,7 @@ from lsm.data.documents import Piece, Position
 from lsm.data.tokenizer import END_OF_TEXT, Tokenizer
 from lsm.data.tokens import INDEX, Index, Shard, check_shards, read_index
 from lsm.errors import ConfigError, DataError
-from lsm.files import atomic_write, readable_disk_errors
+from lsm.files import atomic_write, exclusive, readable_disk_errors
 
 SHARD_TOKENS = 1 << 28
 """Half a GiB of uint16: at a million tokens a second, what a kill costs is under five minutes."""
@@ -111,7 +110,10 @@ def tokenize(
         shard_tokens=packing.shard_tokens,
     )
     folder = pathlib.Path(out).expanduser() / packing.split
-    with _claimed(folder):
+    with readable_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    taken = DataError(f"--out: another process is writing {folder}.")
+    with exclusive(folder / ".lock", taken):
         _check_siblings(folder, wanted)
         index = _found(folder, wanted)
         # Finished: nothing is left but to check it.
@@ -229,22 +231,6 @@ def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-@contextlib.contextmanager
-def _claimed(folder: pathlib.Path) -> Iterator[None]:
-    """Holds the folder of a split for this process, however that ends."""
-    with readable_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        # A lock on the folder leaves no file behind; the system drops it with the process.
-        handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise DataError(f"--out: another process is writing {folder}.") from error
-    finally:
-        os.close(handle)
 
 
 def _check_siblings(folder: pathlib.Path, wanted: Index) -> None:

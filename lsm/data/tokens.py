@@ -11,12 +11,13 @@ import functools
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
 
 from lsm.checks import require_sizes
-from lsm.data.dataset import Columns, Dataset, PathLike, Spec, SplitSource
+from lsm.data.dataset import Columns, Dataset, PathLike, Spec, SplitSource, digest
 from lsm.errors import ConfigError, DataError
 
 _FORMAT = "lsm tokens 1"
@@ -273,6 +274,13 @@ class TokenWindows(Dataset):
         """See `Dataset.vocabulary_size`."""
         return self.index.vocabulary
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Dataset.identity`."""
+        made = self.index.tokenizer_sha256, self.index.dtype
+        shards = digest(*made, [shard.sha256 for shard in self.index.shards])
+        return super().identity | {"tokens": self.index.tokens, "shards": shards}
+
     def rows(self, start: int, stop: int) -> "TokenWindows":
         """See `Dataset.rows`."""
         whole = self._folder, self.index, self._length
@@ -324,6 +332,10 @@ class _Weighed(Dataset):
     def spec(self) -> Spec:
         weight = jax.ShapeDtypeStruct((self._length,), np.float32)
         return self._windows.spec | {"weight": weight}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self._windows.identity | super().identity
 
 
 def _spec(length: int) -> Spec:

@@ -1,12 +1,14 @@
 """The hub of a run's processes, threads of process 0; `lsm.processes.peers` is the other end.
 
 A message is a JSON object on a line. Processes send hello, beat, at, leave, step, failed and bye;
-the hub sends welcome, beat, ask, last, stop and bye. Whatever else comes is ignored: a port is open
-to strangers.
+the hub sends welcome, beat, ask, last, stop and bye. A port is open to strangers: who does not
+begin with a hello that knows the secret of the run is not listened to any further.
 """
 
 import contextlib
+import hmac
 import json
+import logging
 import socket
 import socketserver
 import threading
@@ -24,6 +26,14 @@ _TICK = 0.25
 _LIMIT = 1 << 16
 """Bytes that are read of a line, at the most."""
 
+_HELLO = 10.0
+"""Seconds of silence before a hello, at the most."""
+
+_STRANGERS = 256
+"""Connections, beyond one of each process, that are held at a time: each has a thread."""
+
+_log = logging.getLogger("lsm")
+
 
 def send(connection: socket.socket, **message: Any) -> None:
     """Sends a message. Where that fails, the one who listens to the connection sees its end."""
@@ -31,19 +41,20 @@ def send(connection: socket.socket, **message: Any) -> None:
         connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def listen(connection: socket.socket, timeout: float, hear: Callable[[Any], None]) -> str:
+def listen(connection: socket.socket, timeout: float, hear: Callable[[Any], Any]) -> str:
     """Calls `hear` with every JSON value that comes; returns how it ended, said of the sender.
 
-    After `timeout` seconds of silence it ends too.
+    After `timeout` seconds of silence it ends too, and where `hear` has heard enough: returns True.
     """
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.settimeout(timeout)
         with connection.makefile("rb") as stream:
             while line := stream.readline(_LIMIT):
-                hear(_parsed(line))
+                if hear(_parsed(line)):
+                    break
     except TimeoutError:
-        return f"has not been heard of for {timeout:g} s"
+        return f"has not been heard of for {connection.gettimeout():g} s"
     except OSError:
         pass
     return "has gone (killed, or its machine lost)"
@@ -60,6 +71,9 @@ class Hub(socketserver.ThreadingTCPServer):
     """Listens to all processes; tells all what concerns all. Ends with its process.
 
     Each connection has a thread, which sleeps until something comes.
+
+    Attributes:
+      ignored: connections of strangers so far.
     """
 
     allow_reuse_address = True
@@ -75,6 +89,7 @@ class Hub(socketserver.ThreadingTCPServer):
         peer_timeout: float,
         patience: float = 1800.0,
         coordinator: str = "",
+        secret: str = "",
     ):
         """Opens the port and serves: on loopback only where the host is that, else everywhere.
 
@@ -86,19 +101,21 @@ class Hub(socketserver.ThreadingTCPServer):
           patience: seconds to wait at later points, where one may be at work alone: building a
             dataset, drawing curves.
           coordinator: "host:port" for `jax.distributed`, told to all.
+          secret: what a process must know to be listened to.
 
         Raises:
           ProcessError: the port is taken.
         """
         host, port = address
-        local = host in ("localhost", "::1") or host.startswith("127.")
+        self.address_family, host = _listening(host)
         try:
-            super().__init__(("127.0.0.1" if local else "", port), socketserver.BaseRequestHandler)
+            super().__init__((host, port), socketserver.BaseRequestHandler)
         except OSError as error:
             raise ProcessError(
                 f"--coordinator: port {port} cannot be opened on process 0: {error.strerror}."
             ) from error
-        self._count, self._coordinator = count, coordinator
+        self._count, self._coordinator, self._secret = count, coordinator, secret
+        self._places, self.ignored = threading.BoundedSemaphore(count + _STRANGERS), 0
         self._timeout, self._patience = peer_timeout, patience
         self._lock = threading.Lock()
         self._connections: dict[int, socket.socket] = {}
@@ -109,19 +126,37 @@ class Hub(socketserver.ThreadingTCPServer):
         self._verdict: dict[str, Any] = {}
         threading.Thread(target=self.serve_forever, args=(_TICK,), name="hub", daemon=True).start()
 
+    def server_bind(self) -> None:
+        """Takes the port, of IPv4 too."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+    def verify_request(self, request: socket.socket, client_address: Any) -> bool:
+        """Returns whether there is place for one more connection."""
+        return self._places.acquire(blocking=False)
+
     def finish_request(self, request: socket.socket, client_address: Any) -> None:
         """Serves one connection until its end, in a thread of its own."""
         process = None
 
-        def hear(message: Any) -> None:
+        def hear(message: Any) -> bool:
             nonlocal process
             with self._lock:
-                if process is None:
-                    process = self._welcome(request, message)
-                else:
+                if process is not None:
                     self._hear(process, message)
+                elif hello := _hello(message, self._secret):
+                    request.settimeout(self._timeout)
+                    process = self._welcome(request, *hello)
+                else:
+                    self._ignore(request, client_address[0])
+                    return True
+            return False
 
-        ended = listen(request, self._timeout, hear)
+        try:
+            ended = listen(request, _HELLO, hear)
+        finally:
+            self._places.release()
         with self._lock:
             if process is not None and len(self._left) < self._count:
                 self._stop(process, f"process {process} of {self._count} {ended}; {AGAIN}")
@@ -136,16 +171,18 @@ class Hub(socketserver.ThreadingTCPServer):
                 missing = f"process {who} is" if len(absent) == 1 else f"processes {who} are"
                 self._stop(absent[0], f"{missing} missing, after {patience:g} s at {name}.")
 
-    def _welcome(self, connection: socket.socket, message: Any) -> int | None:
+    def _ignore(self, connection: socket.socket, host: str) -> None:
+        send(connection, **_verdict(0, "process 0 knows another LSM_SECRET than this process."))
+        self.ignored += 1
+        if self.ignored == 1:
+            _log.warning(
+                "port %d: %s does not belong to this run and is ignored, as others will be",
+                *(self.server_address[1], host),
+            )
+
+    def _welcome(self, connection: socket.socket, process: int, count: int) -> int | None:
         """Returns the number of a process that says hello, or None for one that is not let in."""
-        match message:
-            case {"kind": "hello", "process": int(process), "count": int(count)} if (
-                0 <= process < count
-            ):
-                objection = self._objection(process, count)
-            case _:
-                return None
-        verdict = self._verdict
+        objection, verdict = self._objection(process, count), self._verdict
         if objection and len(self._connections) < self._count:
             verdict = self._stop(process, objection)
         elif objection:  # all are here: it concerns nobody but the one who came
@@ -198,6 +235,33 @@ class Hub(socketserver.ThreadingTCPServer):
     def _tell(self, **message: Any) -> None:
         for process in sorted(self._connections, reverse=True):  # 0, which may end of it, last
             send(self._connections[process], **message)
+
+
+def _listening(host: str) -> tuple[int, str]:
+    """Returns family and address at which to listen for those who call for `host`."""
+    if host == "localhost" or host.startswith("127."):
+        return socket.AF_INET, "127.0.0.1"
+    if host == "::1":
+        return socket.AF_INET6, host
+    # A name may lead the others to another address than it leads to here.
+    return (socket.AF_INET6, "::") if socket.has_dualstack_ipv6() else (socket.AF_INET, "")
+
+
+def _hello(message: Any, secret: str) -> tuple[int, int] | None:
+    """Returns process and count of a hello that knows the secret, else None."""
+    match message:
+        case {
+            "kind": "hello",
+            "process": int(process),
+            "count": int(count),
+            "secret": str(given),
+        } if 0 <= process < count and hmac.compare_digest(_bytes(given), _bytes(secret)):
+            return process, count
+    return None
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")  # JSON may hold half a character
 
 
 def _verdict(process: int, reason: str, error: str = "") -> dict[str, Any]:

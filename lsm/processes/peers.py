@@ -36,7 +36,9 @@ class Peers:
       coordinator: "host:port" for `jax.distributed`, chosen by process 0; None until all are here.
     """
 
-    def __init__(self, connection: socket.socket, process: int, count: int, timeout: float):
+    def __init__(
+        self, connection: socket.socket, process: int, count: int, timeout: float, secret: str
+    ):
         """Says hello over an open connection; `join` is the way here."""
         self.process, self.count, self.name = process, count, f"process {process} of {count}"
         self.coordinator: str | None = None
@@ -48,7 +50,7 @@ class Peers:
         self._last: dict[int, int] = {}  # loop -> the step that all stop after
         self._verdict: dict[str, Any] = {}
         self._failing = self._leaving = False
-        self._send(kind="hello", process=process, count=count)
+        self._send(kind="hello", process=process, count=count, secret=secret)
         for target in (self._listen, self._beat):
             threading.Thread(target=target, name="peers", daemon=True).start()
 
@@ -61,6 +63,7 @@ class Peers:
         *,
         start_timeout: float,
         peer_timeout: float,
+        secret: str = "",
     ) -> "Peers":
         """Meets the other processes at the hub; `initialize` explains the rest.
 
@@ -69,7 +72,8 @@ class Peers:
             processes do not agree how many they are.
         """
         deadline = time.monotonic() + start_timeout
-        peers = cls(_connect(address, process, count, start_timeout), process, count, peer_timeout)
+        connection = _connect(address, process, count, start_timeout)
+        peers = cls(connection, process, count, peer_timeout, secret)
         # The hub gives up in time and says who is missing: it is given a little longer here.
         peers._wait(lambda: peers._verdict or peers._joined, deadline + 5 - time.monotonic())
         if peers._joined:

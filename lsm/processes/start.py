@@ -5,10 +5,12 @@ missing can be named; then JAX's own service starts. A run of one process does n
 """
 
 import atexit
+import contextlib
 import dataclasses
 import json
 import os
 import re
+import secrets
 import socket
 import sys
 import time
@@ -35,11 +37,13 @@ class Cluster:
       coordinator: "HOST:PORT", HOST where process 0 runs; or "auto", JAX's own detection.
       processes: number of processes; 0 where JAX detects it.
       process: number of this one, from 0.
+      secret: what the processes know of each other and a stranger does not; "" for nothing.
     """
 
     coordinator: str
     processes: int = 0
     process: int = 0
+    secret: str = dataclasses.field(default="", repr=False, compare=False)
 
     def __post_init__(self):
         host, colon, port = self.coordinator.rpartition(":")
@@ -67,22 +71,28 @@ def detect(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     """Returns the cluster that the environment tells of, or None for one process alone.
 
     In this order: `LSM_COORDINATOR`, `LSM_PROCESSES`, `LSM_PROCESS` (set by our launchers); a Slurm
-    step of several tasks; Open MPI and TPU slices of several hosts, whose details JAX finds.
-    Looks at environment variables alone: no network, no device.
+    step of several tasks; Open MPI and TPU slices of several hosts, whose details JAX finds. The
+    secret is `LSM_SECRET`; under Slurm without it the number of the job, which is none, but keeps
+    other jobs apart. Looks at environment variables alone: no network, no device.
     """
+    secret = environment.get("LSM_SECRET", "")
     if environment.get("LSM_COORDINATOR"):
         return _given(
             environment["LSM_COORDINATOR"],
             environment.get("LSM_PROCESSES"),
             environment.get("LSM_PROCESS"),
+            secret,
         )
     if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in environment:
         first = re.match(r"([^,\[]+)(?:\[(\d+))?", environment["SLURM_STEP_NODELIST"])
-        port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096
+        job = environment["SLURM_JOB_ID"]
+        port = 61440 + int(job) % 4096
+        places = ("SLURM_STEP_ID", "SLURM_RESTART_COUNT")
         return Cluster(
             f"{first[1]}{first[2] or ''}:{port}",
             int(environment["SLURM_STEP_NUM_TASKS"]),
             int(environment["SLURM_PROCID"]),
+            secret or ".".join([job, *(environment.get(place, "0") for place in places)]),
         )
     slices = int(environment.get("MEGASCALE_NUM_SLICES", 1)) > 1
     hosts = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
@@ -91,7 +101,7 @@ def detect(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     return None
 
 
-def _given(coordinator: str, processes: Any, process: Any) -> Cluster:
+def _given(coordinator: str, processes: Any, process: Any, secret: str) -> Cluster:
     """Returns what flags or environment say; Cluster checks the ranges."""
     if coordinator == "auto":
         return Cluster("auto")
@@ -100,7 +110,7 @@ def _given(coordinator: str, processes: Any, process: Any) -> Cluster:
             raise ProcessError(
                 f"--{name}: {value!r} given; with --coordinator={coordinator} a number is needed."
             )
-    return Cluster(coordinator, int(processes), int(process))
+    return Cluster(coordinator, int(processes), int(process), secret)
 
 
 def initialize(
@@ -119,7 +129,8 @@ def initialize(
       coordinator: "HOST:PORT" of process 0, PORT being free there; "auto" for JAX's own detection
         (TPU VMs, Kubernetes, Open MPI); None takes what `detect` finds.
       processes: number of processes, where `coordinator` is given.
-      process: number of this process, 0 to `processes - 1`.
+      process: number of this process, 0 to `processes - 1`. Where these are given, `LSM_SECRET` is
+        the secret of the run, the same text in all; without it any process may join until all have.
       start_timeout: seconds to wait for all processes to come.
       peer_timeout: seconds of silence after which a process is taken for lost, and all end.
 
@@ -130,7 +141,8 @@ def initialize(
     global _peers
     if coordinator is None and (processes is not None or process is not None):
         raise ProcessError("--coordinator: HOST:PORT is needed with --processes and --process.")
-    cluster = detect() if coordinator is None else _given(coordinator, processes, process)
+    secret = os.environ.get("LSM_SECRET", "")
+    cluster = detect() if coordinator is None else _given(coordinator, processes, process, secret)
     if cluster is None or cluster.processes == 1:
         return
     if _peers is not None or jax.distributed.is_initialized():
@@ -152,10 +164,12 @@ def _join(cluster: Cluster, **timeouts: float) -> Peers:
     name = f"process {cluster.process} of {cluster.processes}"
     patience = timeouts["start_timeout"]
     _tell(f"{name}: waits up to {patience:g} s for all to come to {cluster.coordinator}")
+    known = {"secret": cluster.secret, **timeouts}
     if cluster.process == 0:
-        coordinator = f"{cluster.coordinator.rpartition(':')[0]}:{free_port()}"
-        Hub(cluster.address, cluster.processes, coordinator=coordinator, **timeouts)
-    peers = Peers.join(cluster.address, cluster.process, cluster.processes, **timeouts)
+        host, _ = cluster.address
+        coordinator = f"[{host}]:{free_port()}" if ":" in host else f"{host}:{free_port()}"
+        Hub(cluster.address, cluster.processes, coordinator=coordinator, **known)
+    peers = Peers.join(cluster.address, cluster.process, cluster.processes, **known)
     place = (peers.coordinator, cluster.processes, cluster.process)
     jax.distributed.initialize(*place, **_for_jax(**timeouts))
     return peers
@@ -176,9 +190,11 @@ def _join_detected(**timeouts: float) -> Peers | None:
         return None
     here = None
     if process == 0:
-        here = (_own_address(), Hub(("", 0), count, **timeouts).server_address[1])
-    host, port = _of_all(here)[0]
-    return Peers.join((host, port), process, count, **timeouts)
+        secret = secrets.token_hex(16)
+        hub = Hub(("", 0), count, secret=secret, **timeouts)
+        here = (_own_address(), hub.server_address[1], secret)
+    host, port, secret = _of_all(here)[0]
+    return Peers.join((host, port), process, count, secret=secret, **timeouts)
 
 
 def _for_jax(start_timeout: float, peer_timeout: float) -> dict[str, int]:
@@ -191,12 +207,11 @@ def _for_jax(start_timeout: float, peer_timeout: float) -> dict[str, int]:
 
 def _own_address() -> str:
     """Returns the address that this host uses to reach others; nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("10.255.255.255", 1))
+    for family, far in ((socket.AF_INET, "10.255.255.255"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((far, 1))
             return probe.getsockname()[0]
-        except OSError:
-            return socket.gethostbyname(socket.gethostname())
+    return socket.gethostbyname(socket.gethostname())
 
 
 def _check_connection(peers: Peers) -> None:

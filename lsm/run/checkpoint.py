@@ -1,11 +1,12 @@
 """Checkpoints: atomic, asynchronous, checked before they are read back (Orbax underneath)."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,20 +52,11 @@ class Checkpoints:
         """
         # Orbax takes seconds to import: only where it is needed.
         import orbax.checkpoint as ocp
-        from orbax.checkpoint import checkpoint_managers as policies
 
         self.directory = pathlib.Path(directory).absolute()
         self._checksums = checksums or saved.checksums
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["score"],
-            n=1,
-            # Orbax's default keeps them all: a run without evaluations would fill the disk.
-            keep_checkpoints_without_metrics=False,
-        )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            create=not read_only,
-        )
+        self._kept = _Kept(keep)
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._kept, create=not read_only)
         if not read_only:
             self._remove_partial()
             # The manager looks what is there: not while process 0 still removes.
@@ -101,16 +93,13 @@ class Checkpoints:
         """Returns the paths of empty dicts in the state saved at `step`."""
         return self._meta(step).get("empty", [])
 
-    def save(
-        self, step: int, state: Any, progress: Mapping[str, Any], score: float | None = None
-    ) -> None:
+    def save(self, step: int, state: Any, progress: Mapping[str, Any]) -> None:
         """Starts saving `state` in the background; does nothing where `step` is saved already.
 
         Args:
           step: name of the checkpoint.
           state: pytree of arrays; its buffers may be donated as soon as this returns.
-          progress: JSON that `restore` gives back.
-          score: where evaluated: higher is better; the best one is kept.
+          progress: JSON that `progress` gives back; its "best_step" is kept.
 
         Raises:
           CheckpointError: this save or an earlier background one could not be written.
@@ -137,6 +126,7 @@ class Checkpoints:
         # An earlier save, in the background, takes space too; and here its error is told.
         self.wait()
         self._check_space((state, constants))
+        self._kept.best = progress.get("best_step")
         with self._writing():
             # Waited for, unlike the state: a step must never name constants that are not whole.
             if constants:
@@ -147,7 +137,6 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
                 ),
-                metrics=None if score is None else {"score": score},
             )
 
     def progress(self, step: int) -> dict[str, Any]:
@@ -169,6 +158,7 @@ class Checkpoints:
 
         meta = self._meta(step)
         saved.check_spec(meta["spec"], spec_of(abstract_state), self.directory / str(step))
+        self._kept.best = meta["progress"].get("best_step")  # before anything new is saved
         abstract_state, constants = saved.apart(abstract_state)
         with self._reading(step):
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
@@ -321,6 +311,22 @@ class Checkpoints:
         for folder in (self.directory, self.directory / CONSTANTS):
             for partial in folder.glob(_TEMPORARY):
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+@dataclasses.dataclass
+class _Kept:
+    """Orbax's `PreservationPolicy`: the latest few, and the best, which the run's progress names.
+
+    Orbax's own `BestN` forgets, when a run goes on, which one that was.
+    """
+
+    latest: int
+    best: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Says of each checkpoint, oldest first, whether it stays."""
+        first = len(checkpoints) - self.latest
+        return [i >= first or info.step == self.best for i, info in enumerate(checkpoints)]
 
 
 def _placed(leaf: Any) -> Any:

@@ -22,7 +22,7 @@ from lsm.train.progress import Progress
 from lsm.train.start import begin
 from lsm.train.state import TrainState
 from lsm.train.trainer import Trainer, keep_compiled
-from lsm.train.workdir import claimed
+from lsm.train.workdir import RESULT, claimed
 from lsm.writers import RunInfo, Writers, read_metrics
 
 
@@ -39,15 +39,17 @@ def fit(
     On several processes (`lsm.processes.initialize`) every one of them calls this, with the same
     experiment; `workdir` must be on a disk that they share.
 
-    Writes `config.json`, `checkpoints/`, what the writers write (`metrics.jsonl`, ...), and at the
-    end `result.json` and `curves.png`. Killed at any moment and called again with the same
-    experiment, it ends with the same parameters, to the last bit.
+    Writes `config.json`, `data.json`, `checkpoints/`, what the writers write (`metrics.jsonl`,
+    ...), and at the end `result.json` and `curves.png`. Killed at any moment and called again with
+    the same experiment, it ends with the same parameters, to the last bit. A run that is done is
+    left as it is.
 
     Args:
       experiment: what to run.
       workdir: folder of this run, made where needed.
       data_dir: where datasets are prepared; None is TFDS's own place.
-      allow_config_change: continue although the experiment differs from `config.json`.
+      allow_config_change: continue although the experiment differs from `config.json`, or the data
+        from `data.json`.
       profile: "FIRST:LAST" steps to trace into `workdir/profile`.
 
     Returns:
@@ -65,11 +67,13 @@ def fit(
     with contextlib.ExitStack() as opened:
         with clock("startup"):
             trainer = Trainer.of(experiment, data_dir)
-            config = opened.enter_context(claimed(workdir, experiment, allow_config_change))
+            config = opened.enter_context(claimed(workdir, trainer, allow_config_change))
             keep, checksums = experiment.checkpoint.keep, trainer.program.checksums
             checkpoints = Checkpoints(workdir / "checkpoints", keep, checksums=checksums)
             opened.callback(checkpoints.close)
             state, progress = _first_state(trainer, checkpoints, workdir, clock)
+            if result := _made(trainer, state, progress, workdir):
+                return result
             writers = _writers(trainer, config, workdir, int(state.step))
             opened.callback(writers.close)
             loop = Loop(trainer, checkpoints, writers, tracer, progress, clock)
@@ -102,7 +106,21 @@ def _first_state(
         clock.add(progress.goodput)
     steps, seconds = undone(read_metrics(workdir), int(state.step))
     clock.add(Goodput(lost=seconds))
+    stopping = trainer.experiment.evaluation.early_stopping
+    progress = progress.asked((trainer.horizon.steps, stopping and stopping.patience))
     return state, dataclasses.replace(progress, replayed=progress.replayed + steps)
+
+
+def _made(
+    trainer: Trainer, state: TrainState, progress: Progress, workdir: pathlib.Path
+) -> Result | None:
+    """Returns the result that is here, where nothing is left to do; one that is of before goes."""
+    done = progress.stopped or int(state.step) >= trainer.horizon.steps
+    if processes.share("the result", done and (workdir / RESULT).exists()):
+        return Result.load(workdir)
+    if processes.is_first():
+        (workdir / RESULT).unlink(missing_ok=True)
+    return None
 
 
 def _writers(trainer: Trainer, config: dict[str, Any], workdir: pathlib.Path, step: int) -> Writers:

@@ -109,7 +109,7 @@ class Loop:
             best = self._evaluate(step, state, last)
         save = self._save_every and step % self._save_every == 0
         if save or best or last or leaving or self.progress.stopped:
-            self._save(step, state, best)
+            self._save(step, state)
 
     def _log(self, step: int, state: TrainState, window: Window) -> None:
         totals, speed, bad = window.read()
@@ -142,15 +142,14 @@ class Loop:
         self.progress = self.progress.after(step, figures[config.monitor], config)
         return self.progress.best_step == step
 
-    def _save(self, step: int, state: TrainState, best: bool) -> None:
+    def _save(self, step: int, state: TrainState) -> None:
         self.progress = dataclasses.replace(self.progress, goodput=self.clock.spent)
         with self.clock("checkpoint"):
             if not self.trainer.program.finite(state.params):
                 raise TrainingError(
                     f"step {step}: a parameter is not finite, so it is not saved; {self._advice()}"
                 )
-            score = self.progress.best * self._experiment.evaluation.sign if best else None
-            self.checkpoints.save(step, state, dataclasses.asdict(self.progress), score)
+            self.checkpoints.save(step, state, dataclasses.asdict(self.progress))
 
     def _diagnosis(self, step: int, state: TrainState) -> str:
         """Says which step failed and whether its batch was sound: batch_at can be asked again."""

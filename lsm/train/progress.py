@@ -18,6 +18,7 @@ class Progress:
       best_step: the step that it was reached at.
       stale: evaluations since then.
       stopped: the run ended early.
+      within: steps and patience that it was to stop within.
       goodput: what the time went into so far, over all pieces of the run.
       replayed: steps that kills undid and that were made again.
     """
@@ -26,6 +27,7 @@ class Progress:
     best_step: int | None = None
     stale: int = 0
     stopped: bool = False
+    within: tuple[int, int | None] | None = None
     goodput: Goodput = Goodput()
     replayed: int = 0
 
@@ -34,6 +36,16 @@ class Progress:
         """Returns what `dataclasses.asdict` made of a progress; what else is there is left out."""
         known = {f.name: saved[f.name] for f in dataclasses.fields(cls) if f.name in saved}
         return cls(**known | {"goodput": Goodput(**known.get("goodput", {}))})
+
+    def asked(self, within: tuple[int, int | None]) -> "Progress":
+        """Returns the progress of a run that is asked for so many steps, with so much patience.
+
+        One that has ended early goes on where it was asked for others then.
+        """
+        before = self.within and tuple(self.within)  # JSON has no tuples
+        if self.stopped and before not in (None, within):
+            return dataclasses.replace(self, within=within, stopped=False, stale=0)
+        return dataclasses.replace(self, within=within)
 
     def after(self, step: int, value: float, config: Evaluation) -> "Progress":
         """Returns the progress after an evaluation that measured `value` at `step`."""

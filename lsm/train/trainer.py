@@ -4,6 +4,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -66,6 +67,12 @@ class Trainer:
     def monitored(self) -> str | None:
         """The split evaluated while training: validation, else test, else none."""
         return next(iter(self.evaluation), None)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the data is, by "train", "validation" and "test"; see `Dataset.identity`."""
+        batches = {"train": self.train, **self.evaluation}
+        return {split: of.dataset.identity for split, of in batches.items()}
 
 
 def _train_batches(experiment: Experiment, data_dir: os.PathLike | str | None) -> TrainBatches:

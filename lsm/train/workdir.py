@@ -1,9 +1,7 @@
-"""The workdir of a run: held by one run at a time, with one config, seen by all its processes."""
+"""The workdir of a run: of one run at a time, one config and one data, seen by all processes."""
 
 import contextlib
-import fcntl
 import json
-import os
 import pathlib
 import secrets
 from collections.abc import Iterator
@@ -12,82 +10,87 @@ from typing import Any
 from lsm import processes
 from lsm.config import Experiment, schema
 from lsm.errors import ConfigError, ProcessError, TrainingError
-from lsm.files import atomic_write
+from lsm.files import atomic_write, exclusive
+from lsm.train.trainer import Trainer
+
+CONFIG, DATA, RESULT = "config.json", "data.json", "result.json"
+"""What is run, what of, and what came of it."""
 
 
 @contextlib.contextmanager
 def claimed(
-    workdir: pathlib.Path, experiment: Experiment, allow_config_change: bool
+    workdir: pathlib.Path, trainer: Trainer, allow_config_change: bool
 ) -> Iterator[dict[str, Any]]:
     """Holds the workdir for this run, and yields the config in JSON, compared and written.
 
     The lock goes with the process, however that ends. Process 0 does it for all, and no other
-    touches anything before.
+    touches anything before. A result that is here goes where a change is allowed: it is of a run
+    that now goes on.
 
     Raises:
-      ConfigError: a run of another config is saved here, and no change is allowed.
-      ProcessError: this process runs another config than process 0.
+      ConfigError: a run of another config or data is saved here, and no change is allowed.
+      ProcessError: this process has another config or data than process 0.
       TrainingError: the folder cannot be written, is another run's, or is not shared.
     """
-    handle = _opened(workdir)
     try:
+        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"--workdir: cannot write to {workdir}: {error.strerror}.") from error
+    with contextlib.ExitStack() as held:
         # Made once a start: every array that the experiment holds is hashed for it.
-        config = schema.to_json(experiment)
-        _check_same_everywhere(config)
+        config = schema.to_json(trainer.experiment)
+        records = {CONFIG: config, DATA: schema.to_json(trainer.data)}
+        _check_same_everywhere(records)
         if processes.is_first():
-            _lock(handle, workdir)
-            changes = _changes(workdir, config, schema.free_fields(experiment))
+            taken = TrainingError(f"--workdir: another run is in progress in {workdir}.")
+            held.enter_context(exclusive(workdir / ".lock", taken))
+            changes = _changes(workdir, records, schema.free_fields(trainer.experiment))
             if changes and not allow_config_change:
                 raise ConfigError(
                     f"--workdir: {workdir} holds a run of another config: {'; '.join(changes)}. "
                     "Use another --workdir, or --allow_config_change to continue with the new one."
                 )
-            atomic_write(workdir / "config.json", json.dumps(config, indent=2).encode())
+            if changes:
+                (workdir / RESULT).unlink(missing_ok=True)
+            for name, record in records.items():
+                atomic_write(workdir / name, json.dumps(record, indent=2).encode())
         _check_shared(workdir)
         yield config
-    finally:
-        os.close(handle)
 
 
-def _opened(workdir: pathlib.Path) -> int:
-    """Makes the folder where needed, and opens it, to be locked."""
-    try:
-        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        return os.open(workdir, os.O_RDONLY)
-    except OSError as error:
-        raise TrainingError(f"--workdir: cannot write to {workdir}: {error.strerror}.") from error
-
-
-def _check_same_everywhere(config: dict[str, Any]) -> None:
-    """Raises ProcessError where this process runs another config than process 0."""
-    first = processes.share("the comparison of configs", config)
-    changes = schema.differences(first, config)
-    if changes:
-        raise ProcessError(f"not the config of process 0: {'; '.join(changes)}.")
+def _check_same_everywhere(records: dict[str, Any]) -> None:
+    """Raises ProcessError where this process has another config or data than process 0."""
+    first = processes.share("the comparison of configs", records)
+    for name, what in ((CONFIG, "config"), (DATA, "data")):
+        changes = schema.differences(first[name], records[name])
+        if changes:
+            raise ProcessError(f"not the {what} of process 0: {'; '.join(changes)}.")
     processes.wait_for_all("the comparison of configs")  # nothing is written before
 
 
-def _lock(handle: int, workdir: pathlib.Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise TrainingError(f"--workdir: another run is in progress in {workdir}.") from error
-
-
-def _changes(workdir: pathlib.Path, config: dict[str, Any], free: tuple[str, ...]) -> list[str]:
-    """Returns how the config differs from that of the run which is saved here, if one is.
+def _changes(workdir: pathlib.Path, records: dict[str, Any], free: tuple[str, ...]) -> list[str]:
+    """Returns how config and data differ from those of the run which is saved here, if one is.
 
     Without a checkpoint there is nothing to go on from, so that any config may begin.
     """
-    path = workdir / "config.json"
-    saved = any(step.name.isdigit() for step in (workdir / "checkpoints").iterdir())
-    if not (saved and path.exists()):
+    if not any(step.name.isdigit() for step in (workdir / "checkpoints").iterdir()):
         return []
+    config, data = (_saved(workdir / name) for name in (CONFIG, DATA))
+    if config is None:
+        return [f"its {CONFIG} is not there"]
+    changes = schema.differences(_as_now(config), records[CONFIG], free)
+    # Runs of earlier versions have not said what their data was.
+    return changes + (
+        [] if data is None else schema.differences({"data": data}, {"data": records[DATA]})
+    )
+
+
+def _saved(path: pathlib.Path) -> Any:
+    """Returns the JSON that an earlier start wrote, or None."""
     try:
-        old = json.loads(path.read_text())
-    except ValueError as error:  # not JSON, or not text
+        return json.loads(path.read_text()) if path.exists() else None
+    except (OSError, ValueError) as error:  # a folder; not text; not JSON
         raise ConfigError(f"{path} is damaged ({error}); remove it to continue.") from error
-    return schema.differences(_as_now(old), config, free)
 
 
 def _as_now(saved: Any) -> Any:

@@ -164,6 +164,47 @@ def test_partials_come_back_and_their_changes_show():
         schema.from_json(old | {"activation": "functools.partial"})
 
 
+def test_what_a_local_function_was_made_with_shows():
+    """JAX's initialisers are made by functions, and have no name of their own."""
+    normal, other = (
+        schema.to_json(nn.Dense(3, kernel_init=nn.initializers.normal(s))) for s in (0.02, 0.1)
+    )
+    (line,) = schema.differences(normal, other)
+    assert line.startswith("kernel_init: ") and "stddev=0.02" in line and "stddev=0.1" in line
+    scaled = [
+        nn.initializers.variance_scaling(1.0, mode, "normal") for mode in ("fan_in", "fan_out")
+    ]
+    assert schema.differences(*(schema.to_json(Thing(function=f)) for f in scaled))
+    assert schema.to_json(Thing(function=scaled[0])) == schema.to_json(
+        Thing(function=nn.initializers.variance_scaling(1.0, "fan_in", "normal"))
+    )
+
+    def made(power, table, cache):
+        def raised(x):
+            return (x**power @ table, cache, raised)
+
+        return raised
+
+    table = np.arange(3)
+    told = [
+        schema.to_json(made(*given))
+        for given in ((2, table, {}), (2, table + 1, {}), (3, table, {}))
+    ]
+    assert len({one["name"] for one in told}) == 3
+    assert schema.to_json(made(2, table, {"filled": 1})) == told[0]
+
+
+def test_a_local_function_in_the_config_of_an_earlier_version_is_the_same():
+    """It was named without what it was made with."""
+    now = schema.to_json(nn.Dense(3, kernel_init=nn.initializers.normal(0.02)))
+    before = now | {"kernel_init": now["kernel_init"].partition("(")[0]}
+    assert schema.differences(before, now) == []
+    assert schema.differences(before | {"kernel_init": "mine.made.<locals>.init"}, now)
+    assert schema.differences(
+        before | {"kernel_init": "mine.init"}, now | {"kernel_init": "mine.init(a)"}
+    )
+
+
 @pytest.mark.parametrize(
     "array",
     [
@@ -182,6 +223,15 @@ def test_arrays_are_told_apart_by_content(array):
     assert tree == schema.to_json(array.copy()) and json.dumps(tree)
     assert tree["shape"] == list(array.shape) and tree["dtype"] == str(array.dtype)
     refused(array, rf"config: an array .*{re.escape(str(array.dtype))}, .* checksum")
+
+
+def test_one_number_of_a_large_array_is_seen():
+    x = np.zeros((5000, 3))
+    old, new = (schema.to_json(Arrays(train={"x": array})) for array in (x, x.copy()))
+    assert schema.differences(old, new) == []
+    x[2500, 1] = 1e-300
+    (line,) = schema.differences(old, schema.to_json(Arrays(train={"x": x})))
+    assert line.startswith("train.x.sha256: ")
 
 
 def test_a_changed_array_is_seen():

@@ -15,6 +15,7 @@ from lsm.data import (
     EvalBatches,
     Folder,
     TrainBatches,
+    cache,
     splits,
 )
 from lsm.errors import ConfigError, DataError
@@ -290,3 +291,30 @@ def test_examples_of_the_documentation_run():
     image = np.full((4, 2, 2, 1), 250, np.uint8)
     bright = TrainBatches(ArrayDataset({"image": image}), 4, augment=(names["Brightness"](20),))
     assert 230 <= bright.batch_at(0)["image"].min() <= bright.batch_at(0)["image"].max() <= 255
+
+
+def test_what_tells_data_from_other_data(tree, monkeypatch):
+    """Compared when a run goes on: names, sizes, order of classes; not where the data lies."""
+    found = [Folder(str(tree), 4).open("train").identity]
+    monkeypatch.setattr(cache, "MAX_BYTES", 0)  # read at random, not from the cache
+    found.append(Folder(str(tree), 4).open("train").identity)
+    found.append(
+        Folder(tree.rename(tree.parent / "moved").name, 4).open("train", tree.parent).identity
+    )
+    assert found[0] == found[1] == found[2]
+    tree = tree.parent / "moved"
+    picture = next((tree / "train").glob("*/*"))
+    picture.write_bytes(picture.read_bytes() + b"more")
+    changed = Folder(str(tree), 4).open("train")
+    assert changed.identity != found[0]
+    assert changed.rows(0, 2).identity == {**changed.identity, "examples": 2}
+    text = [CharText(text_source(train=words), length=2) for words in ("abc abc", "abc abd")]
+    told = [source.open("train").identity for source in text]
+    assert told[0]["examples"] == told[1]["examples"] and told[0] != told[1]
+    halves = text[0].open("train[:3]").evaluation().identity
+    assert set(halves) == {"examples", "text"}
+
+
+def test_parts_that_are_joined_tell_each():
+    source = Arrays(train={"x": np.arange(10)}, test={"x": np.arange(4)})
+    assert source.open("train[:50%]+test").identity == {"parts": [{"examples": 5}, {"examples": 4}]}

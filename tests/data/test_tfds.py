@@ -128,6 +128,24 @@ def test_a_dataset_that_is_not_prepared(tmp_path):
     assert not place.exists()
 
 
+def test_a_dataset_is_told_by_its_version_and_shards(tfds_dir, tmp_path, monkeypatch):
+    place = shutil.copytree(tfds_dir / "mnist", tmp_path / "data/mnist")
+    told = [Tfds("mnist").open("test", root).identity for root in (tfds_dir, tmp_path / "data")]
+    monkeypatch.setattr(cache, "MAX_BYTES", 0)
+    told.append(Tfds("mnist").open("test", tfds_dir).identity)
+    assert told[0] == told[1] == told[2]
+    assert (
+        told[0]["examples"] == 10_000 and told[0]["name"] == f"mnist/{next(place.iterdir()).name}"
+    )
+    shard = next(place.rglob("*test*array_record*"))
+    shard.chmod(0o644)
+    shard.write_bytes(shard.read_bytes() + b"more")
+    assert (
+        Tfds("mnist").open("test", tmp_path / "data").rows(0, 9).identity["shards"]
+        != told[0]["shards"]
+    )
+
+
 def test_damaged_records(tfds_dir, tmp_path):
     shutil.copytree(tfds_dir / "tiny_shakespeare", tmp_path / "tiny_shakespeare")
     (file,) = tmp_path.glob("*/*/*test.array_record*")

@@ -1,4 +1,3 @@
-import fcntl
 import gzip
 import json
 import os
@@ -18,6 +17,7 @@ from lsm.data.tokenize import Packing
 from lsm.data.tokenizer import Tokenizer
 from lsm.data.tokens import read_index
 from lsm.errors import ConfigError, DataError
+from lsm.files import exclusive
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs pip install 'lsm[text]'")
 
@@ -363,11 +363,11 @@ def test_other_work_is_not_overwritten(bpe, tmp_path):
 
 def test_only_one_process_writes_a_split(bpe, tmp_path):
     (tmp_path / "out/train").mkdir(parents=True)
-    handle = os.open(tmp_path / "out/train", os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(DataError, match="another process is writing .*train"):
+    with (
+        exclusive(tmp_path / "out/train/.lock", DataError("taken")),
+        pytest.raises(DataError, match="another process is writing .*train"),
+    ):
         tokenize.tokenize(corpus(tmp_path), tmp_path / "out", Packing(bpe))
-    os.close(handle)
 
 
 def test_packing_checks_its_fields(bpe):

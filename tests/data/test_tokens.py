@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -225,3 +226,23 @@ def test_fields_are_checked():
         Tokens("packed", 0)
     with pytest.raises(ConfigError, match=r"Tokens.path: is empty"):
         Tokens("")
+
+
+def test_a_longer_folder_of_the_same_name_is_another_one(tmp_path):
+    """What a run compares when it goes on; names of files and inputs are not of the data."""
+    split = tmp_path / "train"
+    write(split, STREAMS["train"], SIZES["train"])
+    made = Tokens(str(tmp_path), 7).open("train").identity
+    assert made["examples"] == 14 and made["tokens"] == 101
+    for stream, sizes, fields, same in (
+        (STREAMS["train"], SIZES["train"], {"inputs": (("b.txt", 2),)}, True),
+        (np.tile(STREAMS["train"], 2), (202,), {}, False),
+        (STREAMS["train"][::-1], SIZES["train"], {}, False),
+        (STREAMS["train"], SIZES["train"], {"tokenizer_sha256": "01"}, False),
+    ):
+        shutil.rmtree(split)
+        write(split, stream, sizes, **fields)
+        assert (Tokens(str(tmp_path), 7).open("train").identity == made) == same
+    assert EvalBatches(Tokens(str(tmp_path), 7).open("train"), 2).dataset.identity == {
+        **made, "examples": 15, "shards": Tokens(str(tmp_path), 7).open("train[:9]").identity["shards"]
+    }  # fmt: skip

@@ -74,6 +74,15 @@ def test_structure(name):
     assert policy["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
 
 
+def test_pods_of_gpus_share_what_no_stranger_knows():
+    [replicated] = manifest(JOBS["gpu"])["spec"]["replicatedJobs"]
+    assert replicated["replicas"] == 1  # so that all are pods of one Job
+    [container] = replicated["template"]["spec"]["template"]["spec"]["containers"]
+    (secret,) = (entry for entry in container["env"] if entry["name"] == "LSM_SECRET")
+    label = "metadata.labels['batch.kubernetes.io/controller-uid']"
+    assert secret["valueFrom"] == {"fieldRef": {"fieldPath": label}}
+
+
 def test_tpu_slices_ask_for_their_hosts_and_chips():
     tree = manifest(JOBS["tpu_slices"])
     [slices] = tree["spec"]["replicatedJobs"]

@@ -120,6 +120,12 @@ def test_a_program_that_is_not_there_is_one_line():
     assert done.stderr == "error: no-such-program: cannot be started: No such file or directory.\n"
 
 
+def test_processes_share_a_secret():
+    _, out, _ = run("import os; print(os.environ['LSM_SECRET'])")
+    first, second = (line.split()[1] for line in out.splitlines())
+    assert first == second and len(first) == 32
+
+
 def test_devices_are_simulated_only_where_asked_for():
     assert "JAX_PLATFORMS" not in environment(Local(), "h:1", 0, {})
     env = environment(Local(devices=4), "h:1", 1, {"A": "b"})

@@ -1,8 +1,11 @@
 """launch.skypilot: its task files, and what their `run` does on a node."""
 
+import importlib.metadata
 import os
 import pathlib
+import re
 import subprocess
+import tomllib
 
 import golden
 import pytest
@@ -13,6 +16,7 @@ from launch.actions import perform
 from launch.command import LaunchError
 from launch.skypilot import SkyPilot
 
+SECRET = "0123456789abcdef" * 2
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = ("python", "-m", "experiments.digits", "--config=experiments/configs/digits/cnn.py")
 WORDS = (*DIGITS, "--workdir=/runs/a b", '--config.data.test=it\'s "$(HOME) 50 %"')
@@ -24,6 +28,11 @@ JOBS = {
     ),
     "tpu": SkyPilot(accelerators="tpu-v5litepod-16", bucket="gs://my-runs", max_restarts=0),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _known_secret(monkeypatch):
+    monkeypatch.setattr("secrets.token_hex", lambda size: "0123456789abcdef" * (size // 8))
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -41,7 +50,11 @@ def test_structure(name):
     job = JOBS[name]
     write, launch = skypilot.plan(job, WORDS)
     task = yaml.safe_load(write.text)
-    assert set(task) == {"name", "workdir", "num_nodes", "resources", "file_mounts", "setup", "run"}
+    several = {"secrets"} if job.nodes > 1 else set()
+    assert set(task) - several == {
+        "name", "workdir", "num_nodes", "resources", "file_mounts", "setup", "run"
+    }  # fmt: skip
+    assert task.get("secrets") == ({"LSM_SECRET": SECRET} if several else None)
     assert task["num_nodes"] == job.nodes
     assert task["resources"]["accelerators"] == job.accelerators
     assert task["resources"]["use_spot"] == job.spot
@@ -74,6 +87,30 @@ def run_on_a_node(tmp_path, status, name="gpus", finished=False, **env):
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **env},
     )
     return done.returncode, (tmp_path / "words").read_text().split("\0")[:-1]
+
+
+@pytest.mark.parametrize(("name", "extra"), [("gpus", "cuda"), ("tpu", "tpu")])
+def test_setup_brings_the_python_and_the_jax_that_are_needed(name, extra, tmp_path):
+    """With stand-ins: uv makes the environment whose python then runs the command."""
+    task = yaml.safe_load(skypilot.plan(JOBS[name], WORDS)[0].text)
+    (tmp_path / "python3").write_text(f'#!/bin/bash\necho "$@" >> "{tmp_path}/words"\n')
+    (tmp_path / "python3").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", task["setup"]], env=env, check=True, cwd=tmp_path)
+    assert (tmp_path / "words").read_text().splitlines() == [
+        "-m pip install --quiet --user uv",
+        "-m uv venv --quiet --allow-existing --python=3.12 .venv",
+        f"-m uv pip install --quiet --python=.venv .[{extra}]",
+    ]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    (needed,) = extras[extra]
+    known = importlib.metadata.metadata("jax").get_all("Provides-Extra")
+    assert re.fullmatch(r"jax\[(\w+)\]", needed)[1] in known
+    assert 'export PATH="$PWD/.venv/bin:$PATH"\n' in task["run"]
+    (tmp_path / "python3").write_text("#!/bin/bash\nexit 1\n")
+    assert subprocess.run(["bash", "-c", task["setup"]], env=env, cwd=tmp_path).returncode == 1
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,10 @@ def test_dry_run_is_the_golden_one(name, job, capsys, monkeypatch):
             {"gpus_per_node": 8, "tasks_per_node": 1},
             "--tasks_per_node: 1 given; under Slurm, JAX gives a task one GPU, so 8, as --gpus_per_node says.",
         ),
+        (
+            {"time": "4hours"},
+            "--time: '4hours' given; allowed: MINUTES, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS or UNLIMITED, such as 04:00:00.",
+        ),
         ({"partition": "a\n#SBATCH --uid=0"}, "--partition: a line break is not allowed."),
     ],
 )
@@ -84,6 +88,30 @@ def test_flags_that_cannot_be(flags, message):
     with pytest.raises(LaunchError) as caught:
         slurm.Slurm(**flags)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "time", ["90", "90:00", "4:00:00", "04:00:00", "2-12", "2-0:30", "10-12:30:00", "unlimited"]
+)
+def test_times_as_slurm_writes_them(time):
+    assert f"\n#SBATCH --time={time}\n" in script(slurm.Slurm(time=time), (*DIGITS, "--workdir=w"))
+
+
+@pytest.mark.parametrize(
+    "time", ["", "4h", "4 hours", "1:2:3:4", "1-", "-1", "2-1:2:3:4", "1.5", "90\n", "04:000", "٣"]
+)
+def test_times_that_slurm_does_not_read(time):
+    with pytest.raises(LaunchError, match="--time: .* given; allowed: MINUTES, MM:SS"):
+        slurm.Slurm(time=time)
+
+
+def test_each_start_of_several_tasks_has_a_secret_of_its_own():
+    words = (*DIGITS, "--workdir=w")
+    assert "LSM_SECRET" not in script(slurm.Slurm(), words)
+    for job in (slurm.Slurm(nodes=2), slurm.Slurm(gpus_per_node=2), slurm.Slurm(tasks_per_node=2)):
+        (line,) = (line for line in script(job, words).splitlines() if "LSM_SECRET" in line)
+        made = [subprocess.check_output(["bash", "-c", f"{line}; echo $LSM_SECRET"]) for _ in "ab"]
+        assert made[0] != made[1] and re.fullmatch(rb"[0-9a-f]{32}\n", made[0])
 
 
 def test_values_of_other_options_are_quoted():

@@ -5,12 +5,15 @@ import socket
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from lsm.errors import ProcessError
-from lsm.processes import peers
+from lsm.processes import hub, peers
 from lsm.processes.hub import Hub
 from lsm.processes.peers import Peers, free_port
+
+hubs = []
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +35,12 @@ def ended(monkeypatch):
         peer.close()
 
 
-def start(port, process, count, start_timeout=20.0, peer_timeout=20.0, **options):
-    address, timeouts = ("127.0.0.1", port), {"start_timeout": start_timeout}
-    timeouts["peer_timeout"] = peer_timeout
+def start(port, process, count, start_timeout=20.0, peer_timeout=20.0, host="127.0.0.1", **options):
+    address, shared = (host, port), {"start_timeout": start_timeout, "secret": "s"}
+    shared["peer_timeout"] = peer_timeout
     if process == 0:
-        Hub(address, count, coordinator="host:7", **timeouts, **options)
-    return Peers.join(address, process, count, **timeouts)
+        hubs.append(Hub(address, count, coordinator="host:7", **shared, **options))
+    return Peers.join(address, process, count, **shared)
 
 
 def together(count, function, numbers=None, **options):
@@ -134,8 +137,12 @@ WORDS = [
     b"GET / HTTP/1.1\r\n\r\n",
     b'{"kind": "hello"}\n[]\n7\nnull\n',
     b'{"kind": ["hello"], "process": {}, "count": 2}\n',
-    b'{"kind": "hello", "process": 2, "count": 2}\n',
-    b'{"kind": "hello", "process": -1, "count": 2}\n',
+    b'{"kind": "hello", "process": "x", "count": 2, "secret": "s"}\n',
+    b'{"kind": "hello", "process": 99, "count": 2, "secret": "s"}\n',
+    b'{"kind": "hello", "process": -1, "count": 2, "secret": "s"}\n',
+    b'{"kind": "hello", "process": 1, "count": 2}\n',
+    b'{"kind": "hello", "process": 1, "count": 2, "secret": "of another run"}\n',
+    b'{"kind": "hello", "process": 1, "count": 2, "secret": "\\ud800 \xc3\xa9"}\n',
     b'{"kind": "failed", "text": "from nobody"}\n',
     b"[" * 100_000 + b"\n",
     b"\xff" * 300_000,
@@ -144,7 +151,7 @@ WORDS = [
 
 
 @pytest.mark.parametrize("words", WORDS, ids=lambda words: words[:20])
-def test_strangers_on_the_port_do_no_harm(words, ended, capfd):
+def test_strangers_on_the_port_do_no_harm(words, ended, caplog, capfd):
     port, results = free_port(), []
 
     def run(number):
@@ -161,7 +168,87 @@ def test_strangers_on_the_port_do_no_harm(words, ended, capfd):
     for thread in threads:
         thread.join(30)
     assert sorted(results) == [0, 1] and not ended
-    assert capfd.readouterr().err == ""  # no thread of the hub has ended in a traceback
+    assert hubs[-1].ignored == bool(words) == len(caplog.records)
+    assert "Traceback" not in capfd.readouterr().err  # no thread of the hub has ended in one
+
+
+def test_a_port_holds_out_against_noise(ended, caplog, capfd):
+    """Random bytes, and messages of the house with parts of them exchanged, in the middle of a run."""
+    rng = np.random.default_rng(0)
+    kinds = ["hello", "beat", "at", "leave", "step", "failed", "bye", "stop", "welcome", "", None]
+    values = [0, 1, -1, 99, 10**30, 1.5, True, None, "x", "s" * 70_000, [], {}, [[0]], "\ud800"]
+    keys = ["process", "count", "secret", "point", "name", "loop", "step", "text"]
+
+    def noise():
+        if rng.random() < 0.3:
+            return rng.bytes(int(rng.integers(1, 5000)))
+        message = {key: values[rng.integers(len(values))] for key in keys if rng.random() < 0.8}
+        line = json.dumps(message | {"kind": kinds[rng.integers(len(kinds))]}).encode()
+        return line[: rng.integers(len(line))] + b"\n" if rng.random() < 0.2 else line + b"\n"
+
+    def run(peer, number):
+        if number == 1:
+            for _ in range(300):
+                with stranger(peer._connection.getpeername()[1]) as connection:
+                    connection.sendall(noise() + noise())
+        peer.leave()
+        return number
+
+    assert together(2, run) == [0, 1] and not ended
+    wait_for(lambda: hubs[-1].ignored > 250)
+    assert len(caplog.records) == 1 and "Traceback" not in capfd.readouterr().err
+
+
+def test_a_process_of_another_run_is_told(ended):
+    def run(peer, number):
+        address = peer._connection.getpeername()
+        peer.arrive("the start")
+        if number == 1:
+            with pytest.raises(ProcessError, match="process 0 knows another LSM_SECRET than this"):
+                Peers.join(address, 1, 2, start_timeout=5, peer_timeout=5, secret="other")
+        peer.leave()
+        return number
+
+    assert together(2, run) == [0, 1] and not ended
+
+
+def test_no_more_connections_are_held_than_there_is_place_for(ended, monkeypatch):
+    monkeypatch.setattr(hub, "_STRANGERS", 3)
+
+    def run(peer, number):
+        if number == 1:
+            address = peer._connection.getpeername()
+            held = [socket.create_connection(address) for _ in range(20)]
+            assert held[-1].recv(1) == b""  # closed at once
+            for connection in held:
+                connection.close()
+        peer.leave()
+        return number
+
+    assert together(2, run) == [0, 1] and not ended
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+@pytest.mark.parametrize("host", ["::1", "localhost", "127.0.0.1"])
+def test_loopback_of_either_family(host, ended):
+    assert together(2, lambda peer, _: peer.coordinator, host=host) == ["host:7"] * 2
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_elsewhere_both_families_are_listened_to():
+    timeouts = {"start_timeout": 5, "peer_timeout": 5}
+    port = Hub(("", 0), 2, **timeouts).server_address[1]
+    told = []
+
+    def run(number, host):
+        told.append(Peers.join((host, port), number, 2, **timeouts).process)
+
+    threads = [threading.Thread(target=run, args=pair) for pair in ((0, "127.0.0.1"), (1, "::1"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(told) == [0, 1]
 
 
 def test_who_says_hello_after_the_start_concerns_nobody_else(ended):
@@ -169,7 +256,7 @@ def test_who_says_hello_after_the_start_concerns_nobody_else(ended):
         if number == 0:
             for hello in ({"process": 1, "count": 2}, {"process": 2, "count": 3}):
                 late = stranger(peer._connection.getpeername()[1])
-                late.sendall(json.dumps({"kind": "hello"} | hello).encode() + b"\n")
+                late.sendall(json.dumps({"kind": "hello", "secret": "s"} | hello).encode() + b"\n")
                 told.append(json.loads(late.makefile().readline())["reason"])
         peer.leave()
 
@@ -266,7 +353,7 @@ def test_who_does_not_come_is_named_everywhere(ended):
 def hand_made(port, number, count):
     """A process that says who it is, and then what it is told to."""
     connection = stranger(port)
-    hello = {"kind": "hello", "process": number, "count": count}
+    hello = {"kind": "hello", "process": number, "count": count, "secret": "s"}
     connection.sendall(json.dumps(hello).encode() + b"\n")
     return connection
 

@@ -1,7 +1,6 @@
 """Real processes that train together on loopback: equal, killed, resumed, interrupted, in error."""
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -17,7 +16,8 @@ import pytest
 
 from lsm import processes
 from lsm.config import flags
-from lsm.errors import ProcessError
+from lsm.errors import ProcessError, TrainingError
+from lsm.files import exclusive
 from lsm.params import path_name
 from lsm.processes import Cluster, detect
 from lsm.processes.peers import free_port
@@ -259,10 +259,8 @@ def test_an_interrupted_run_goes_on_with_four_processes(config, straight, interr
 
 
 def test_an_error_of_process_0_ends_all_with_its_line(config, tmp_path):
-    handle = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    ended = run(config, tmp_path, 2)
-    os.close(handle)
+    with exclusive(tmp_path / ".lock", TrainingError("taken")):
+        ended = run(config, tmp_path, 2)
     assert [status for *_, status in ended.values()] == [1, 1]
     locked = f"--workdir: another run is in progress in {tmp_path}."
     assert ended[0][1] == f"error: {locked}\n"
@@ -440,6 +438,10 @@ def test_clusters_are_found_by_their_environment_variables():
     assert detect(given | SLURM) == Cluster("10.0.0.1:99", 4, 2)
     assert detect(SLURM) == Cluster(f"node007:{61440 + 5001 - 4096}", 16, 3)
     lone = SLURM | {"SLURM_STEP_NODELIST": "a-1,b2"}
+    assert Cluster("[::1]:7", 2, 0).address == ("::1", 7)
+    assert [detect(of).secret for of in (given, SLURM)] == ["", "5001.0.0"]
+    assert {detect(of | {"LSM_SECRET": "s"}).secret for of in (given, SLURM)} == {"s"}
+    assert "hidden" not in repr(detect(given | {"LSM_SECRET": "hidden"}))
     assert detect(lone).address == ("a-1", 61440 + 5001 - 4096)
     assert detect(SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) is None
     assert detect({"OMPI_COMM_WORLD_SIZE": "2"}) == Cluster("auto")

@@ -11,7 +11,7 @@ import pytest
 import lsm
 from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Train
 from lsm.config import schema
-from lsm.data import Arrays, Digits, TrainBatches
+from lsm.data import ArrayDataset, Arrays, Digits, Source, TrainBatches
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError, TrainingError
 from lsm.mesh import Fsdp, Rule, make_mesh, shard
 from lsm.models import MLP
@@ -52,7 +52,8 @@ def finished(tmp_path_factory):
 def test_what_a_run_leaves(finished):
     workdir, result = finished
     names = {path.name for path in workdir.iterdir()}
-    assert names == {"checkpoints", "config.json", "curves.png", "metrics.jsonl", "result.json"}
+    files = {".lock", "config.json", "data.json", "result.json", "metrics.jsonl", "curves.png"}
+    assert names == files | {"checkpoints"}
     saved = json.loads((workdir / "result.json").read_text())
     assert saved["fingerprint"] == result.fingerprint and saved["step"] == 30
     assert saved["stopped"] == "completed" and saved["seed"] == 0
@@ -114,7 +115,33 @@ def test_early_stopping_restores_the_best(tmp_path):
     assert result.step == result.best_step == best_step
     assert values[-1][1] == best_step + 2 * 5
     assert result.metrics["validation"]["loss"] == pytest.approx(best)
-    assert lsm.fit(config, tmp_path) == dataclasses.replace(result, wall_time=pytest.approx(result.wall_time, abs=5))  # fmt: skip
+    assert lsm.fit(config, tmp_path) == result
+    # Asked for more, it goes on, and still has what was the best before.
+    longer = dataclasses.replace(config, train=Train(steps=500, batch_size=64))
+    last = rows(tmp_path, "train")[-1]["step"]
+    further = lsm.fit(longer, tmp_path, allow_config_change=True)
+    assert rows(tmp_path, "train")[-1]["step"] > last
+    assert further.stopped == "early stopping" and further.step == further.best_step
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "goes_on"),
+    [
+        ((400, 2), (400, 2), False),
+        ((400, 2), (500, 2), True),
+        ((400, 2), (400, 3), True),
+        ((400, 2), (400, None), True),
+        (None, (400, 2), False),  # of an earlier version, which did not say
+    ],
+)
+def test_what_an_early_stop_holds_for(before, now, goes_on):
+    saved = json.loads(
+        json.dumps(dataclasses.asdict(Progress(stale=2, stopped=True, within=before)))
+    )
+    progress = Progress.of(saved).asked(now)
+    assert (progress.stopped, progress.stale) == ((False, 0) if goes_on else (True, 2))
+    running = Progress(stale=1, within=before).asked(now)
+    assert (running.stopped, running.stale, running.within) == (False, 1, now)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +156,44 @@ def test_patience_and_min_delta(values, stale, best_step, stopped):
     assert (progress.stale, progress.best_step, progress.stopped) == (stale, best_step, stopped)
 
 
+def files(workdir):
+    return {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_left_as_it_is(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    before = files(workdir)
+    assert lsm.fit(experiment(name="other", writers=()), workdir) == finished[1]
+    changed = {path.name for path, content in files(workdir).items() if before[path] != content}
+    assert changed == {"config.json"} and set(files(workdir)) == set(before)
+
+
+def test_an_interrupted_extension_has_no_result(finished, tmp_path, monkeypatch):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    longer = experiment(train=Train(steps=40, batch_size=64, log_every=10))
+    monkeypatch.setattr("lsm.train.interrupt.Interrupt.stops_after", lambda self, step: True)
+    assert lsm.fit(longer, workdir, allow_config_change=True).stopped == "interrupted"
+    assert not (workdir / "result.json").exists()
+    monkeypatch.undo()
+    assert lsm.fit(longer, workdir).step == 40 and (workdir / "result.json").exists()
+
+
+def test_a_result_without_its_checkpoints_is_made_anew(finished, tmp_path, monkeypatch):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    for step in (workdir / "checkpoints").glob("[0-9]*"):
+        shutil.rmtree(step)
+    monkeypatch.setattr("lsm.train.interrupt.Interrupt.stops_after", lambda self, step: True)
+    assert lsm.fit(experiment(), workdir).stopped == "interrupted"
+    assert not (workdir / "result.json").exists()
+
+
+def test_a_finished_run_of_another_config_is_measured_again(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    config = experiment(data=Data(source=Digits(), train="train[:80%]", test=None))
+    again = lsm.fit(config, workdir, allow_config_change=True)
+    assert again.fingerprint == finished[1].fingerprint and "test" not in again.metrics
+
+
 def test_evaluation_uses_the_moving_average(tmp_path):
     config = experiment(optimizer=Adam(learning_rate=3e-3, ema=0.9))
     result = lsm.fit(config, tmp_path)
@@ -137,9 +202,9 @@ def test_evaluation_uses_the_moving_average(tmp_path):
     assert result.metrics != plain.metrics  # but their average is measured
 
 
-def arrays(bad=()):
+def arrays(bad=(), rows=256):
     random = np.random.default_rng(0)
-    x = random.normal(size=(256, 4)).astype(np.float32)
+    x = random.normal(size=(rows, 4)).astype(np.float32)
     x[list(bad)] = np.nan
     columns = {"image": x, "label": (x[:, 0] > 0).astype(np.int32)}
     return Data(source=Arrays(train=columns), train="train", test=None)
@@ -236,14 +301,93 @@ def test_a_run_of_an_earlier_version_goes_on(finished, tmp_path):
         lsm.fit(experiment(), tmp_path / "run")
 
 
+def go_on(finished, tmp_path, change=None, **changes):
+    """Starts a copy of a finished run again, its files changed; returns the line of the refusal."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    if change:
+        change(tmp_path / "run")
+    with pytest.raises(ConfigError) as caught:
+        lsm.fit(experiment(**changes), tmp_path / "run")
+    return str(caught.value)
+
+
+def test_checkpoints_without_their_config_are_refused(finished, tmp_path):
+    told = go_on(finished, tmp_path, lambda run: (run / "config.json").unlink())
+    assert "run holds a run of another config: its config.json is not there. Use another" in told
+    assert lsm.fit(experiment(), tmp_path / "run", allow_config_change=True).step == 30
+
+
+@pytest.mark.parametrize("file", ["config.json", "data.json"])
+def test_a_damaged_record_of_a_run_is_one_line(file, finished, tmp_path):
+    told = go_on(finished, tmp_path, lambda run: (run / file).write_bytes(b"{\xff"))
+    assert f"run/{file} is damaged (" in told and "\n" not in told
+
+
+def test_a_folder_in_the_place_of_a_record_is_one_line(finished, tmp_path):
+    def change(run):
+        (run / "config.json").unlink()
+        (run / "config.json").mkdir()
+
+    assert "run/config.json is damaged (" in go_on(finished, tmp_path, change)
+
+
+def test_a_run_that_did_not_say_what_its_data_was_goes_on(finished, tmp_path):
+    """Those of earlier versions."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run/data.json").unlink()
+    lsm.fit(experiment(), tmp_path / "run")
+    assert json.loads((tmp_path / "run/data.json").read_text()) == {
+        "train": {"examples": 1150}, "validation": {"examples": 287}, "test": {"examples": 360}
+    }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(Source):
+    """A user's own source, which says nothing of what tells its data."""
+
+    size: int = dataclasses.field(default=256, metadata={"alters_run": False})
+
+    identity: dict | None = dataclasses.field(default=None, metadata={"alters_run": False})
+
+    def open(self, split, data_dir=None):
+        data = arrays(rows=self.size).source.open("train", data_dir)
+        return ArrayDataset(data.columns, identity=self.identity)
+
+
+def test_what_a_user_s_own_source_tells_is_compared_and_else_its_length(tmp_path):
+    def run(**told):
+        data = Data(source=Counting(**told), test=None)
+        task = Classification(model=MLP(outputs=2))
+        return lsm.fit(
+            experiment(data=data, task=task, train=Train(steps=2, batch_size=64)), tmp_path
+        )
+
+    told = {"files": ("a", 1), "seen": np.arange(3)}
+    assert run(identity=told) == run(identity=told)  # compared as JSON, which has no tuples
+    for changes, line in (
+        ({"size": 300, "identity": told}, "data.train.examples: 256 -> 300"),
+        ({"identity": told | {"files": ("a", 2)}}, "data.train.files.1: 1 -> 2"),
+        ({"identity": None}, r"data.train.files.0: 'a' -> \(absent\); .*"),
+    ):
+        with pytest.raises(ConfigError, match=f"holds a run of another config: {line}. Use"):
+            run(**changes)
+
+
 def test_only_the_latest_and_the_best_are_kept(tmp_path):
     state = {"w": jax.numpy.arange(4.0)}
     checkpoints = Checkpoints(tmp_path, keep=2)
-    for step, score in enumerate([0.1, 0.9, None, 0.5, None, 0.2], 1):
-        checkpoints.save(step, state, {"step": step}, score)
+    for step, best in enumerate([1, 2, 2, 2, 2, 2], 1):
+        checkpoints.save(step, state, {"step": step, "best_step": best})
     checkpoints.wait()
     assert checkpoints.steps() == [2, 5, 6]
-    assert checkpoints.progress(2) == {"step": 2}
+    assert checkpoints.progress(2) == {"step": 2, "best_step": 2}
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, keep=2)  # a run that goes on
+    checkpoints.restore(state, 6)
+    for step, best in ((7, 2), (8, 2), (9, 9), (10, None)):
+        checkpoints.save(step, state, {"best_step": best})
+        checkpoints.wait()
+        assert checkpoints.steps() == {7: [2, 6, 7], 8: [2, 7, 8], 9: [8, 9], 10: [9, 10]}[step]
     checkpoints.close()
 
 

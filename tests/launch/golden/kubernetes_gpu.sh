@@ -82,6 +82,10 @@ spec:
                 valueFrom:
                   fieldRef:
                     fieldPath: metadata.annotations['batch.kubernetes.io/job-completion-index']
+              - name: LSM_SECRET
+                valueFrom:
+                  fieldRef:
+                    fieldPath: metadata.labels['batch.kubernetes.io/controller-uid']
               resources:
                 requests:
                   nvidia.com/gpu: 8

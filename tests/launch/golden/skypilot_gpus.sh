@@ -14,10 +14,16 @@ file_mounts:
   /runs:
     source: gs://my-runs
     mode: MOUNT
+secrets:
+  LSM_SECRET: 0123456789abcdef0123456789abcdef
 setup: |
-  pip install .
+  set -e
+  python3 -m pip install --quiet --user uv
+  python3 -m uv venv --quiet --allow-existing --python=3.12 .venv
+  python3 -m uv pip install --quiet --python=.venv '.[cuda]'
 run: |
   export PYTHONUNBUFFERED=1
+  export PATH="$PWD/.venv/bin:$PATH"
   export LSM_COORDINATOR="$(echo "$SKYPILOT_NODE_IPS" | head -n 1):8476"
   export LSM_PROCESSES="$SKYPILOT_NUM_NODES" LSM_PROCESS="$SKYPILOT_NODE_RANK"
   status=0; python -m experiments.digits --config=experiments/configs/digits/cnn.py '--workdir=/runs/a b' '--config.data.test=it'"'"'s "$(HOME) 50 %"' || status=$?

@@ -15,9 +15,13 @@ file_mounts:
     source: gs://my-runs
     mode: MOUNT
 setup: |
-  pip install .
+  set -e
+  python3 -m pip install --quiet --user uv
+  python3 -m uv venv --quiet --allow-existing --python=3.12 .venv
+  python3 -m uv pip install --quiet --python=.venv '.[tpu]'
 run: |
   export PYTHONUNBUFFERED=1
+  export PATH="$PWD/.venv/bin:$PATH"
   # The hosts of a TPU slice find each other.
   if [ "$SKYPILOT_NUM_NODES" -gt 1 ]; then export LSM_COORDINATOR=auto; fi
   status=0; python -m experiments.digits --config=experiments/configs/digits/cnn.py '--workdir=/runs/a b' '--config.data.test=it'"'"'s "$(HOME) 50 %"' || status=$?

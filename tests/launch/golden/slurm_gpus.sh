@@ -22,6 +22,7 @@ workdir='runs/a b'
 # Slurm ends the job itself (scancel, a preemption that requeues), and waits for them.
 trap 'ending=1' TERM
 export PYTHONUNBUFFERED=1
+export LSM_SECRET="$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')"
 srun --cpus-per-task=12 --kill-on-bad-exit=1 --label \
   python -m experiments.digits --config=experiments/configs/digits/cnn.py '--config.data.test=it'"'"'s "50 %"' --workdir="$workdir"
 status=$?
