@@ -102,7 +102,7 @@ def read(file: pathlib.Path, size: tuple[int, int] | None) -> np.ndarray:
     """
     try:
         return images.decode(file, 3, size)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each for a damaged file
+    except ValueError as error:
         raise DataError(f"picture {file} cannot be read: {error}") from error
 
 
