@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from lsm.data.dataset import Columns, Spec
+from lsm.errors import DataError
 
 MAX_BYTES = 2 * 2**30
 """Above this decoded size a split is read example by example instead: it would crowd the page
@@ -49,11 +50,18 @@ def fits(spec: Spec, rows: int) -> bool:
 
 
 def fingerprint(files: list[pathlib.Path], *facts: object) -> str:
-    """Returns a name for the decoded content of `files`: their sizes and times, and `facts`."""
+    """Returns a name for the decoded content of `files`: their sizes and times, and `facts`.
+
+    Raises:
+      DataError: one of them is not there, such as the end of a broken link.
+    """
     import PIL
 
     # Names, not paths: data that is moved keeps its entry. Another Pillow may resize otherwise.
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    try:
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
     text = json.dumps([_VERSION, PIL.__version__, stats, [repr(fact) for fact in facts]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
