@@ -37,6 +37,14 @@ class ProcessError(LsmError):
     """Processes that work together cannot find each other, or do not agree."""
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """Returns `text`, without its middle where it is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    half = (most - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the closest of `allowed`, or "" where nothing is close."""
     folded = {option.casefold(): option for option in allowed}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lsm.errors import TrainingError
+from lsm.errors import ConfigError, TrainingError, shortened
 
 
 class AppendOnly:
@@ -42,6 +42,27 @@ class AppendOnly:
         """Closes the file."""
         with readable_disk_errors(self._path):
             self._file.close()
+
+
+def expanded(path: os.PathLike | str, field: str) -> Path:
+    """Returns a path, to something or to nothing yet, with "~" as the home directory.
+
+    A shell leaves the "~" of `--workdir=~/x` as it is.
+
+    Raises:
+      ConfigError: it is empty, too long, a loop of links, or of nobody's home; names `field`.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise ConfigError(f"{field}: is empty; a path is needed.")
+    try:
+        found = Path(text).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            found.stat()
+        return found
+    except (OSError, ValueError, RuntimeError) as error:  # a name has no NUL; no such user
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{field}: {shortened(text)!r} is no path: {reason}.") from error
 
 
 def atomic_write(path: Path, content: bytes) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from lsm.config import Experiment, schema
 from lsm.errors import ConfigError, LsmError, listed, nearest
+from lsm.files import expanded
 
 ADVICE = "--config.FIELD=VALUE changes a field of the config"
 """What a command that takes a config says beside its flags."""
@@ -103,7 +104,7 @@ def _describe(value: Any, path: str) -> Iterator[str]:
 
 def _split(spec: str) -> tuple[pathlib.Path, str | None]:
     name, colon, arg = spec.partition(".py:")
-    path = pathlib.Path(name + ".py" if colon else spec)
+    path = expanded(name + ".py" if colon else spec, "--config")
     if not path.is_file():
         near = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise ConfigError(f"--config: there is no file {str(path)!r}.{nearest(str(path), near)}")

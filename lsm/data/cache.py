@@ -23,6 +23,7 @@ import numpy as np
 
 from lsm.data.dataset import Columns, Spec
 from lsm.errors import DataError
+from lsm.files import expanded
 
 MAX_BYTES = 2 * 2**30
 """Above this decoded size a split is read example by example instead: it would crowd the page
@@ -37,7 +38,7 @@ _told: set[pathlib.Path] = set()
 
 def root() -> pathlib.Path:
     """Returns the directory of the cache: `$LSM_CACHE`, or `~/.cache/lsm`."""
-    return pathlib.Path(os.environ.get("LSM_CACHE") or pathlib.Path.home() / ".cache" / "lsm")
+    return expanded(os.environ.get("LSM_CACHE") or "~/.cache/lsm", "LSM_CACHE")
 
 
 def fits(spec: Spec, rows: int) -> bool:

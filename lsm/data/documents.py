@@ -17,6 +17,7 @@ import numpy as np
 from lsm.data.dataset import PathLike
 from lsm.data.tfds import Tfds
 from lsm.errors import DataError, listed, nearest
+from lsm.files import expanded
 
 PIECE = 1 << 18
 """Characters (bytes, of a text file) in a piece: an encoder takes some hundred times that in
@@ -210,7 +211,7 @@ def find(
         if given.startswith(_TFDS):
             found.append(TfdsSplit(given.removeprefix(_TFDS), split, column, data_dir))
             continue
-        path = pathlib.Path(given).expanduser()
+        path = expanded(given, "input")
         files = [path] if path.exists() else map(pathlib.Path, _matches(path))
         found += [_file(file, column) for file in files]
     return found

@@ -12,6 +12,7 @@ import numpy as np
 from lsm.data import cache, images
 from lsm.data.dataset import ArrayDataset, Columns, Dataset, PathLike, Spec, SplitSource
 from lsm.errors import ConfigError, DataError
+from lsm.files import expanded
 
 _CHUNK = 100  # pictures decoded at a time; bounds the memory of a first decode
 _DEEPEST = 5  # parts of a path in the tree that are looked for; a loop of links ends there
@@ -64,7 +65,7 @@ class Folder(SplitSource):
     def _tree(
         self, data_dir: PathLike | None
     ) -> tuple[dict[str, list[pathlib.Path]], tuple[str, ...]]:
-        return tree(pathlib.Path(data_dir or ".") / pathlib.Path(self.path).expanduser())
+        return tree(pathlib.Path(data_dir or ".") / expanded(self.path, "Folder.path"))
 
 
 class _Pictures(Dataset):

@@ -36,7 +36,7 @@ from lsm.data.documents import Piece, Position
 from lsm.data.tokenizer import END_OF_TEXT, Tokenizer
 from lsm.data.tokens import INDEX, Index, Shard, check_shards, read_index
 from lsm.errors import ConfigError, DataError
-from lsm.files import atomic_write, readable_disk_errors
+from lsm.files import atomic_write, expanded, readable_disk_errors
 
 SHARD_TOKENS = 1 << 28
 """Half a GiB of uint16: at a million tokens a second, what a kill costs is under five minutes."""
@@ -71,7 +71,7 @@ class Packing:
         for name in ("shard_tokens", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name}: {getattr(self, name)} is below 1.")
-        if not self.split or pathlib.PurePath(self.split).name != self.split:
+        if self.split in ("", "..") or pathlib.PurePath(self.split).name != self.split:
             raise ConfigError(f"--split: {self.split!r} is no name of a folder, such as 'train'.")
 
 
@@ -110,7 +110,7 @@ def tokenize(
         column=packing.column,
         shard_tokens=packing.shard_tokens,
     )
-    folder = pathlib.Path(out).expanduser() / packing.split
+    folder = expanded(out, "--out") / packing.split
     with _claimed(folder):
         _check_siblings(folder, wanted)
         index = _found(folder, wanted)
@@ -357,7 +357,7 @@ def _write_split(given: flags.FlagValues, inputs: list[str], split: str) -> None
     index = tokenize(inputs, given.out, packing, given.data_dir, _Progress(split))
     print(
         f"{split}: {index.tokens:,} tokens of {index.documents:,} documents by {index.tokenizer} "
-        f"in {pathlib.Path(given.out) / split} ({time.perf_counter() - start:.0f} s)"
+        f"in {expanded(given.out, '--out') / split} ({time.perf_counter() - start:.0f} s)"
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from lsm.checks import require_sizes
 from lsm.data.dataset import Columns, Dataset, PathLike, Spec, SplitSource
 from lsm.errors import ConfigError, DataError
+from lsm.files import expanded
 
 _FORMAT = "lsm tokens 1"
 INDEX = "index.json"
@@ -197,7 +198,7 @@ class Tokens(SplitSource):
 
     def folder(self, data_dir: PathLike | None = None) -> pathlib.Path:
         """Returns where the splits are: `path`, or where that is not there `data_dir`/`path`."""
-        path = pathlib.Path(self.path).expanduser()
+        path = expanded(self.path, "Tokens.path")
         return path if data_dir is None or path.is_dir() else pathlib.Path(data_dir) / path
 
     def _splits(self, data_dir: PathLike | None) -> dict[str, Index]:

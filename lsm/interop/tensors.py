@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from lsm.errors import CheckpointError, listed, nearest
+from lsm.files import expanded
 
 Index = tuple[slice, ...]
 """One slice a dimension, as `jax.make_array_from_callback` passes it; () is the whole."""
@@ -74,7 +75,7 @@ def open_tensors(path: os.PathLike | str) -> Tensors:
     Raises:
       CheckpointError: a file is missing or damaged, or the index names a tensor that is not there.
     """
-    path = pathlib.Path(path)
+    path = expanded(path, "safetensors")
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
