@@ -16,7 +16,6 @@ from lsm import command_line, processes
 from lsm.config import Experiment
 from lsm.config import flags as config_flags
 from lsm.cpu import libtpu
-from lsm.errors import LsmError
 from lsm.files import expanded
 from lsm.run.result import Result
 from lsm.train import evaluate_run, fit, predict_run, state_table
@@ -140,12 +139,7 @@ def _others_told() -> Iterator[None]:
         yield
         sys.stdout.flush()
         processes.finish()
-    except BrokenPipeError:
-        processes.fail(f"stdout was closed{_AGAIN}.")
-        raise
-    except KeyboardInterrupt:
-        processes.fail(f"interrupted{_AGAIN}.", status=130)
-        raise
-    except LsmError as error:
-        processes.fail(str(error))
+    except BaseException as error:
+        if told := command_line.line(error, _AGAIN):
+            processes.fail(*told)
         raise

@@ -4,6 +4,7 @@ A command defines its flags in a new `absl.flags.FlagValues`, so that two comman
 one, do not share a flag by its name. Its `main` returns the exit status.
 """
 
+import errno
 import itertools
 import math
 import os
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from absl import flags
 
-from lsm.errors import ConfigError, LsmError, listed, nearest
+from lsm.errors import ConfigError, LsmError, listed, nearest, shortened
 
 HELP = frozenset({"--help", "-help", "-h", "--helpshort"})
 """Words that ask for the list of flags."""
@@ -57,13 +58,31 @@ def status(act: Callable[[], int | None], again: str = "") -> int:
         code = act() or 0
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        _close_stdout()
-        return _failed(f"stdout was closed{again}.", 1)
-    except KeyboardInterrupt:
-        return _failed(f"interrupted{again}.", 130)
-    except LsmError as error:
-        return _failed(str(error), 1)
+    except BaseException as error:
+        if (told := line(error, again)) is None:
+            raise
+        # Of stdout: what is still to be written would fail once more, at exit.
+        if isinstance(error, OSError) and error.filename is None:
+            _close_stdout()
+        print(f"error: {told[0]}", file=sys.stderr, flush=True)
+        return told[1]
+
+
+def line(error: BaseException, again: str = "") -> tuple[str, int] | None:
+    """Returns the line and the exit status for what the user can mend; None for a bug of ours."""
+    match error:
+        case LsmError():
+            return str(error), 1
+        case KeyboardInterrupt():
+            return f"interrupted{again}.", 130
+        case BrokenPipeError():  # the reader of our output, such as `head`, has gone
+            return f"stdout was closed{again}.", 1
+        # The system's word on a file: no permission, a loop of links, a name that is too long.
+        case OSError(filename=str() | bytes() | os.PathLike() as name, strerror=str(reason)):
+            return f"{shortened(os.fsdecode(name), 200)}: {reason}.", 1
+        case OSError(errno=errno.ENOSPC, strerror=str(reason)):
+            return f"stdout: {reason}{again}.", 1
+    return None
 
 
 def show(lines: Iterable[str]) -> None:
@@ -185,8 +204,3 @@ def _after(advice: str) -> str:
 
 def _close_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _failed(line: str, code: int) -> int:
-    print(f"error: {line}", file=sys.stderr, flush=True)
-    return code

@@ -1,6 +1,7 @@
 """Files that are never seen half written, and errors of the disk in one readable line."""
 
 import contextlib
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -96,6 +97,14 @@ def readable_disk_errors(path: Path) -> Iterator[None]:
             f"{path}: cannot be written: {error.strerror or error}. "
             "Mend this and run the same command again; it goes on from the last checkpoint."
         ) from error
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """Returns what JSON says; raises ValueError for whatever is none, however deep its brackets."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets within brackets, too deep to be read") from error
 
 
 def plain_json(value: Any) -> Any:

@@ -101,6 +101,12 @@ def test_help_lists_the_flags_with_type_default_and_what_they_are():
         (lambda: 2, 2, ""),
         (DataError("It is bad."), 1, "error: It is bad.\n"),
         (KeyboardInterrupt(), 130, "error: interrupted; go on.\n"),
+        (PermissionError(13, "Permission denied", "a/b"), 1, "error: a/b: Permission denied.\n"),
+        (
+            OSError(40, "Too many links", b"x" * 5000),
+            1,
+            f"error: {'x' * 97} ... {'x' * 97}: Too many links.\n",
+        ),
     ],
 )
 def test_status(ends, status, line, capsys):
@@ -119,6 +125,18 @@ def test_a_reader_that_leaves_early_is_no_traceback():
     script = f"{words} | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True)
     assert (done.returncode, done.stderr) == (1, b"error: stdout was closed.\n")
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_full_disk_behind_stdout_is_one_line(lines):
+    code = (
+        "import sys; from lsm import command_line; "
+        f"sys.exit(command_line.status(lambda: print('line\\n' * {lines})))"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (1, b"error: stdout: No space left on device.\n")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ import numpy as np
 
 from lsm.data.dataset import Columns, Spec
 from lsm.errors import DataError
-from lsm.files import expanded
+from lsm.files import expanded, parsed_json
 
 MAX_BYTES = 2 * 2**30
 """Above this decoded size a split is read example by example instead: it would crowd the page
@@ -104,7 +104,7 @@ def _load(entry: pathlib.Path, spec: Spec, rows: int) -> Columns | None:
     """Maps an entry; None where it is not there or not what was written, to the last bit."""
     found = {}
     try:
-        checksums = json.loads((entry / _CHECKSUMS).read_bytes())
+        checksums = parsed_json((entry / _CHECKSUMS).read_bytes())
         for name, one in spec.items():
             # First: NumPy may raise anything for a damaged header.
             if checksums[name] != _checksum(_file(entry, name)):

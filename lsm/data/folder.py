@@ -111,6 +111,14 @@ def read(file: pathlib.Path, size: tuple[int, int] | None) -> np.ndarray:
         raise DataError(f"picture {file} cannot be read: {error}") from error
 
 
+def size(file: pathlib.Path) -> int:
+    """Returns the bytes of a file; raises DataError where it is a broken link, say."""
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise DataError(f"picture {file} cannot be read: {error.strerror}.") from error
+
+
 def tree(root: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], tuple[str, ...]]:
     """Returns (split name -> files, class names sorted) of a class-per-folder tree.
 

@@ -18,7 +18,7 @@ import numpy as np
 from lsm.checks import require_sizes
 from lsm.data.dataset import Columns, Dataset, PathLike, Spec, SplitSource
 from lsm.errors import ConfigError, DataError
-from lsm.files import expanded
+from lsm.files import expanded, parsed_json
 
 _FORMAT = "lsm tokens 1"
 INDEX = "index.json"
@@ -95,7 +95,7 @@ def read_index(folder: pathlib.Path) -> Index | None:
     """
     path = folder / INDEX
     try:
-        fields = json.loads(path.read_bytes())
+        fields = parsed_json(path.read_bytes())
         kind = fields.pop("format")
         if kind == _FORMAT:
             if fields["dtype"] not in ("uint16", "uint32"):

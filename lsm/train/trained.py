@@ -17,7 +17,7 @@ from lsm import processes
 from lsm.config import Experiment, schema
 from lsm.data.dataset import narrowed
 from lsm.errors import CheckpointError, ConfigError, DataError
-from lsm.files import expanded, plain_json, readable_disk_errors
+from lsm.files import expanded, parsed_json, plain_json, readable_disk_errors
 from lsm.mesh import Mesh, batch_sharding, batch_ways, jit, local_rows, make_mesh, place, replicated
 from lsm.params import flat, nested
 from lsm.run.checkpoint import Checkpoints
@@ -225,7 +225,7 @@ def _experiment_of(workdir: pathlib.Path, given: Experiment | None) -> Experimen
     if given is not None and not path.exists():
         return given
     try:
-        saved = json.loads(path.read_text())
+        saved = parsed_json(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
     except ValueError as error:

@@ -12,7 +12,7 @@ from typing import Any
 from lsm import processes
 from lsm.config import Experiment, schema
 from lsm.errors import ConfigError, ProcessError, TrainingError
-from lsm.files import atomic_write
+from lsm.files import atomic_write, parsed_json
 
 
 @contextlib.contextmanager
@@ -84,8 +84,8 @@ def _changes(workdir: pathlib.Path, config: dict[str, Any], free: tuple[str, ...
     if not (saved and path.exists()):
         return []
     try:
-        old = json.loads(path.read_text())
-    except ValueError as error:  # not JSON, or not text
+        old = parsed_json(path.read_text())
+    except (OSError, ValueError) as error:  # a folder; not text; not JSON
         raise ConfigError(f"{path} is damaged ({error}); remove it to continue.") from error
     return schema.differences(_as_now(old), config, free)
 

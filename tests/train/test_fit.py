@@ -296,6 +296,18 @@ def test_profile_traces_its_window(tmp_path):
             lsm.fit(experiment(), tmp_path, profile=window)
 
 
+@pytest.mark.parametrize("content", [None, b"\xff", b"{", b"[" * 100_000])
+def test_a_damaged_config_is_one_line(finished, tmp_path, content):
+    shutil.copytree(finished[0], tmp_path / "run")
+    config = tmp_path / "run/config.json"
+    config.unlink()
+    config.mkdir() if content is None else config.write_bytes(content)
+    for act in (lambda: lsm.fit(experiment(), config.parent), lambda: lsm.load(config.parent)):
+        with pytest.raises(ConfigError, match=r"config\.json(:| is damaged).*") as error:
+            act()
+        assert "\n" not in str(error.value)
+
+
 def test_profile_of_a_run_that_goes_on(tmp_path, monkeypatch, caplog):
     traced = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda _: traced.append("start"))
