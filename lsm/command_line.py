@@ -75,6 +75,8 @@ def line(error: BaseException, again: str = "") -> tuple[str, int] | None:
             return str(error), 1
         case KeyboardInterrupt():
             return f"interrupted{again}.", 130
+        case MemoryError():
+            return "there is not enough memory" + (f": {error}." if str(error) else "."), 1
         case BrokenPipeError():  # the reader of our output, such as `head`, has gone
             return f"stdout was closed{again}.", 1
         # The system's word on a file: no permission, a loop of links, a name that is too long.
@@ -190,7 +192,7 @@ def _told(error: Exception, given: flags.FlagValues, advice: str) -> str:
         return f"--{flag.name} is needed: {_what(flag)}"
     text = str(error).removeprefix(found[0]).removesuffix(f": {error.__context__}")
     allowed = nearest(text, getattr(flag.parser, "enum_values", ()))
-    return f"--{flag.name}: {text!r} given; {_needed(flag)}.{allowed}"
+    return f"--{flag.name}: {shortened(repr(text))} given; {_needed(flag)}.{allowed}"
 
 
 def _needed(flag: flags.Flag) -> str:

@@ -12,6 +12,10 @@ from collections.abc import Iterable
 class LsmError(Exception):
     """Something the user can mend. The message is one line: what, given, allowed, how to go on."""
 
+    def __init__(self, line: str):
+        # Whatever was given to us and is repeated in it: one line, of which both ends say most.
+        super().__init__(shortened(" ".join(line.splitlines()), 1000))
+
 
 class ConfigError(LsmError):
     """A field of the experiment, or a flag, is unknown, of the wrong type, or out of range."""

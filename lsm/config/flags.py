@@ -1,7 +1,6 @@
 """From a config file and `--config.a.b=value` to a checked `Experiment`."""
 
 import ast
-import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lsm.config import Experiment, schema
-from lsm.errors import ConfigError, LsmError, listed, nearest
+from lsm.errors import ConfigError, LsmError, listed, nearest, shortened
 from lsm.files import expanded
 
 ADVICE = "--config.FIELD=VALUE changes a field of the config"
@@ -238,6 +237,9 @@ def _no_field(value: Any, name: str, where: str, allowed: Mapping[str, Any]) -> 
 def parse_value(text: str, hint: Any, where: str) -> Any:
     """Returns the first reading of `text` that is of type `hint`.
 
+    The dotted name of a function is read in a module that is loaded already, such as `jax.nn` or
+    one that the config imports. None is imported for it: that would run whatever it holds.
+
     Raises:
       ConfigError: there is none; the line begins with `where`.
     """
@@ -246,15 +248,14 @@ def parse_value(text: str, hint: Any, where: str) -> Any:
             return candidate
     allowed = schema.spelled(hint)
     near = nearest(text, re.findall(r"'(\w+)'", allowed) + _siblings(text))
-    raise ConfigError(f"{where}: {text!r} given; {allowed} is needed.{near}")
+    raise ConfigError(f"{where}: {shortened(repr(text))} given; {allowed} is needed.{near}")
 
 
 def _siblings(text: str) -> list[str]:
-    """Returns the dotted names beside `text`, where that names something in a module."""
+    """Returns the dotted names beside `text`, where that names something in a loaded module."""
     module = text.rpartition(".")[0]
-    with contextlib.suppress(ImportError, ValueError):
-        return [f"{module}.{name}" for name in dir(importlib.import_module(module))]
-    return []
+    names = dir(sys.modules[module]) if module in sys.modules else ()
+    return [f"{module}.{name}" for name in names]
 
 
 def _readings(text: str) -> Iterator[Any]:
@@ -263,7 +264,7 @@ def _readings(text: str) -> Iterator[Any]:
         yield words[text.lower()]
     try:
         literal = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # "{[]}", "((((...
         literal = text
     if isinstance(literal, list):
         literal = tuple(literal)
@@ -274,8 +275,5 @@ def _readings(text: str) -> Iterator[Any]:
         yield (literal,)
     yield text
     module, dot, name = text.rpartition(".")
-    if dot and re.fullmatch(r"[A-Za-z_][\w.]*", text):
-        try:
-            yield getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError):
-            return
+    if dot and hasattr(sys.modules.get(module), name):
+        yield getattr(sys.modules[module], name)

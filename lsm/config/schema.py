@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import typeguard
 
-from lsm.errors import ConfigError, LsmError, listed, nearest
+from lsm.errors import ConfigError, LsmError, listed, nearest, shortened
 
 _LINEN = ("parent", "name")
 _MOVED = {"lsm.sharding.": "lsm.mesh.", "lsm.axes.": "lsm.mesh."}
@@ -117,8 +117,7 @@ def shown(value: Any) -> str:
     """Returns a value short enough for one line."""
     if callable(value) and not is_node(value):
         return dotted(value)
-    text = repr(value) if not is_node(value) else f"{type(value).__name__}(...)"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shortened(repr(value)) if not is_node(value) else f"{type(value).__name__}(...)"
 
 
 def dotted(value: Any) -> str:

@@ -30,12 +30,13 @@ import numpy as np
 from absl import flags, logging
 
 from lsm import command_line
+from lsm.checks import THREADS
 from lsm.data import documents
 from lsm.data.dataset import PathLike
 from lsm.data.documents import Piece, Position
 from lsm.data.tokenizer import END_OF_TEXT, Tokenizer
 from lsm.data.tokens import INDEX, Index, Shard, check_shards, read_index
-from lsm.errors import ConfigError, DataError
+from lsm.errors import ConfigError, DataError, shortened
 from lsm.files import atomic_write, expanded, readable_disk_errors
 
 SHARD_TOKENS = 1 << 28
@@ -68,9 +69,9 @@ class Packing:
     workers: int = 1
 
     def __post_init__(self):
-        for name in ("shard_tokens", "workers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name}: {getattr(self, name)} is below 1.")
+        for name, most in (("shard_tokens", 1 << 40), ("workers", THREADS)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ConfigError(f"--{name}: {getattr(self, name)} given; allowed: 1 to {most:,}.")
         if self.split in ("", "..") or pathlib.PurePath(self.split).name != self.split:
             raise ConfigError(f"--split: {self.split!r} is no name of a folder, such as 'train'.")
 
@@ -269,15 +270,10 @@ def _found(folder: pathlib.Path, wanted: Index) -> Index:
         # Progress is to differ; all else decides what the files hold.
         if field.name not in ("shards", "position") and before != now:
             raise DataError(
-                f"--out: {folder} was begun with {field.name} {_short(before)}, not {_short(now)}; "
-                "give another folder or --split, or remove that one."
+                f"--out: {folder} was begun with {field.name} {shortened(str(before), 100)}, not "
+                f"{shortened(str(now), 100)}; give another folder or --split, or remove that one."
             )
     return index
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) < 100 else text[:97] + "..."
 
 
 class _Progress:

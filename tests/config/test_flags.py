@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 
 import flax.linen as nn
 import pytest
@@ -197,7 +198,7 @@ def test_a_field_and_what_is_inside_it_are_not_both_set(paths, message):
         ({"optimizer.learning_rate": "fast"}, "'fast' given; float is needed."),
         ({"task.model.dtype": "bf16"}, "'float32' | 'bfloat16' is needed."),
         ({"train.steps.x": "1"}, "None has no fields to set"),
-        ({"train.batch_size": "0"}, "Train.batch_size: 0 given; allowed: a number in (0, inf)."),
+        ({"train.batch_size": "0"}, "Train.batch_size: 0 given; allowed: a number in (0, 16777216]."),
         ({"train.accumulation": "3"}, "3 does not divide train.batch_size=128"),
         ({"checkpoint.every": "2 epocs"}, "'2 epocs' is not a duration.* Did you mean 'epochs'?"),
         ({"checkpoint.every": "5_ steps"}, "'5_ steps' is not a duration"),
@@ -205,6 +206,21 @@ def test_a_field_and_what_is_inside_it_are_not_both_set(paths, message):
         ({"optimizer": "Adam"}, "--config.optimizer: 'Adam' given; Optimizer is needed."),
         ({"task.model.widths": "(32, 0)"}, "MLP.widths: (32, 0) given; allowed: 1 or more."),
         ({"train.seed": "4294967296"}, "Train.seed: 4294967296 given; allowed: a number in [0, 4294967296)."),
+        ({"train.batch_size": "1" + "0" * 30}, "allowed: a number in (0, 16777216]"),
+        ({"data.workers": "100000"}, "Data.workers: 100000 given; allowed: a number in [1, 1024]."),
+        ({"task.model.widths": "(32, 1000000000)"}, "MLP.widths: (32, 1000000000) given; allowed: 16,777,216 or less."),
+        ({"task.model.activation": "this.s"}, "--config.task.model.activation: 'this.s' given; Callable is needed."),
+        ({"task.model.activation": "jax.nn.geul"}, "'jax.nn.geul' given; Callable is needed. Did you mean 'jax.nn.gelu'?"),
+        ({"train.steps": "9" * 5000}, "' given; int | None is needed."),
+        ({"train.steps": "0x" + "9" * 5000}, "given; allowed: a number in (0, 2147483647]"),
+        ({"train.log_every": "9" * 5000 + " steps"}, "99 steps' is not a duration"),
+        ({"train.log_every": "1e999 steps"}, "'1e999 steps' is not a duration"),
+        ({"train.seed": "(" * 5000}, "int is needed."),
+        ({"train.seed": "{[]}"}, "int is needed."),
+        ({"start.path": "x", "start.take": "(" * 5000}, "is not a regular expression"),
+        ({"start.path": "x", "start.take": "a{99999999999999999999}"}, "is not a regular expression"),
+        ({"task.model.widths": str((0,) * 2000)}, "allowed: 1 or more."),
+        ({"x" * 5000: "1"}, "xxx'; it has name, task, data"),
         ({"mesh.data": "0"}, "mesh.data: 0 given; it must be 1 or more, or -1."),
     ],
 )  # fmt: skip
@@ -212,9 +228,17 @@ def test_what_is_wrong_on_the_line(overrides, message):
     with pytest.raises(ConfigError) as caught:
         flags.override(experiment(), overrides)
     text = str(caught.value)
-    assert "\n" not in text
+    assert "\n" not in text and len(text) <= 1000
     for part in message.split(".* "):
         assert part in text
+
+
+def test_no_module_is_imported_for_a_value():
+    sys.modules.pop("this", None)
+    for text in ("this.s", "antigravity.fly", "test.support.verbose"):
+        with pytest.raises(ConfigError):
+            flags.override(experiment(), {"task.model.activation": text})
+        assert text.rpartition(".")[0] not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -226,7 +250,7 @@ def test_what_is_wrong_on_the_line(overrides, message):
         ("(8,)", "'8'", "task.model.widths: '8' given, which is str; tuple[int, ...] is needed."),
         ("1e-3", "'1e-3'", "config.py:11: Adam.learning_rate: '1e-3' given"),
         ("int(arg)", "1.5", "train.steps: 1.5 given, which is float; int | None is needed."),
-        ("int(arg)", "True", "Train.steps: True given; allowed: a number in (0, inf)."),
+        ("int(arg)", "True", "Train.steps: True given; allowed: a number in (0, 2147483647]."),
         ("Digits()", "Digit()", "config.py:10: name 'Digit' is not defined. Did you mean 'Digits'?"),
         ("Digits()", "None", "data.source: None given, which is NoneType; Source is needed."),
         ("get_config", "make", "no function get_config(arg=None) in it"),

@@ -126,5 +126,7 @@ def test_a_batch_of_nothing_is_an_error(kind):
 def test_settings_out_of_range_are_errors():
     with pytest.raises(ConfigError, match="seed: -1 is negative"):
         TrainBatches(numbered(8), 4, seed=-1)
-    with pytest.raises(ConfigError, match="workers: 0 is below 1"):
+    with pytest.raises(
+        ConfigError, match=r"Data.workers: 0 given; allowed: a number in \[1, 1024\]"
+    ):
         Data(Digits(), workers=0)
