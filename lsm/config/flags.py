@@ -77,17 +77,17 @@ def override(value: Any, overrides: Mapping[str, str]) -> Any:
         if last in node:
             raise ConfigError(f"--config.{path}: a field below it is set on the line too.")
         node[last] = text
-    return _rebuild(value, tree, "config")
+    return _rebuild(value, Any, tree, "config")
 
 
 def describe(experiment: Experiment) -> Iterator[str]:
     """Yields two lines for every field: `--config.path: type = value`, and what it is."""
-    yield from _describe(experiment, "config")
+    yield from _describe(experiment, Any, "config")
 
 
-def _describe(value: Any, path: str) -> Iterator[str]:
+def _describe(value: Any, kind: Any, path: str) -> Iterator[str]:
     texts = schema.documentation(type(value))
-    for name, child, hint in schema.children(value):
+    for name, child, hint in schema.children(value, kind):
         default = ""
         field = schema.fields(value).get(name) if schema.is_node(value) else None
         if field is not None and field.default is not dataclasses.MISSING:
@@ -98,7 +98,7 @@ def _describe(value: Any, path: str) -> Iterator[str]:
         if name in texts:
             yield f"    {texts[name]}"
         if schema.is_node(child) or isinstance(child, tuple):
-            yield from _describe(child, f"{path}.{name}")
+            yield from _describe(child, hint, f"{path}.{name}")
 
 
 def _split(spec: str) -> tuple[pathlib.Path, str | None]:
@@ -179,8 +179,8 @@ def _advice(error: Exception, scope: Mapping[str, Any]) -> str | None:
     return f"{class_name} has no field {field!r}; it has {listed(allowed, 20)}.{hint}"
 
 
-def _rebuild(value: Any, tree: Mapping[str, Any], path: str) -> Any:
-    current = {name: (child, hint) for name, child, hint in schema.children(value)}
+def _rebuild(value: Any, kind: Any, tree: Mapping[str, Any], path: str) -> Any:
+    current = {name: (child, hint) for name, child, hint in schema.children(value, kind)}
     changed = {}
     for name, text in tree.items():
         where = f"--{path}.{name}"
@@ -190,15 +190,13 @@ def _rebuild(value: Any, tree: Mapping[str, Any], path: str) -> Any:
         if isinstance(text, dict) and child is None:
             child = _begun(hint, text, f"{path}.{name}")
         if isinstance(text, dict):
-            changed[name] = _rebuild(child, text, f"{path}.{name}")
-        elif isinstance(value, tuple):
-            changed[name] = parse_value(text, type(child), where)
-        else:
-            changed[name] = parse_value(text, hint, where)
+            changed[name] = _rebuild(child, hint, text, f"{path}.{name}")
+        else:  # of an item whose type nothing says, that which it has
+            changed[name] = parse_value(text, type(child) if hint is Any else hint, where)
     if not changed:
         return value
-    if isinstance(value, tuple):
-        return tuple(changed.get(str(i), item) for i, item in enumerate(value))
+    if isinstance(value, tuple | list):
+        return type(value)(changed.get(str(i), item) for i, item in enumerate(value))
     replaced = {
         other: None
         for name in changed
@@ -228,7 +226,7 @@ def _no_field(value: Any, name: str, where: str, allowed: Mapping[str, Any]) -> 
     if not allowed:
         return f"{where}: {schema.shown(value)} has no fields to set."
     kind = type(value).__name__
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return f"{where}: there is no item {name}; there are {len(value)}, counted from 0."
     hint = nearest(name, allowed)
     return f"{where}: {kind} has no field {name!r}; it has {listed(allowed, 20)}.{hint}"

@@ -54,15 +54,15 @@ def hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def children(value: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yields (name, child, type) of a dataclass's fields, or of a tuple's items by index."""
+def children(value: Any, hint: Any = Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yields (name, child, type) of a dataclass's fields, or by index of items of type `hint`."""
     if is_node(value):
         types_ = hints(type(value))
         for name in fields(value):
             yield name, getattr(value, name), types_.get(name, Any)
     elif isinstance(value, tuple | list):
         for index, item in enumerate(value):
-            yield str(index), item, Any
+            yield str(index), item, _inside(hint, index)
 
 
 def accepts(value: Any, hint: Any) -> bool:

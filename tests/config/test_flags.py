@@ -1,5 +1,6 @@
 """Configs: files, overrides, and what is said when something in them is wrong."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -99,6 +100,37 @@ def test_override_by_type(path, text, value):
     for name in path.split("."):
         found = found[int(name)] if name.isdigit() else getattr(found, name)
     assert found == value and type(found) is type(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    mean: tuple[float, ...] | None = (0, 0.5)
+    pair: tuple[int, str] = (1, "a")
+    plain: tuple = (1, "a")
+    nested: tuple[tuple[float, ...], ...] = ((0, 1),)
+    many: list[float] = dataclasses.field(default_factory=lambda: [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "field", "value"),
+    [
+        ("mean.0", "0.5", "mean", (0.5, 0.5)),
+        ("pair.1", "5", "pair", (1, "5")),
+        ("plain.1", "5", "plain", (1, "5")),
+        ("nested.0.1", "0.5", "nested", ((0, 0.5),)),
+        ("many.1", "0.5", "many", [1, 0.5]),
+    ],
+)
+def test_an_item_is_of_the_type_that_its_field_says(path, text, field, value):
+    assert getattr(flags.override(Items(), {path: text}), field) == value
+
+
+def test_an_item_of_another_type_is_refused():
+    for path, said in (("pair.0", "int is needed"), ("plain.0", "int is needed")):
+        with pytest.raises(ConfigError, match=f"--config.{path}: '0.5' given; {said}"):
+            flags.override(Items(), {path: "0.5"})
+    with pytest.raises(ConfigError, match=r"there is no item 2; there are 2, counted from 0"):
+        flags.override(Items(), {"many.2": "1"})
 
 
 def test_one_length_replaces_another():
