@@ -95,7 +95,7 @@ def readable_disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise TrainingError(
             f"{path}: cannot be written: {error.strerror or error}. "
-            "Mend this and run the same command again; it goes on from the last checkpoint."
+            "Mend this and run the same command again; it goes on from what was saved."
         ) from error
 
 

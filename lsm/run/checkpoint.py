@@ -1,6 +1,7 @@
 """Checkpoints: atomic, asynchronous, checked before they are read back (Orbax underneath)."""
 
 import contextlib
+import logging
 import os
 import pathlib
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 
 from lsm import processes
-from lsm.errors import CheckpointError
+from lsm.errors import CheckpointError, shortened
 from lsm.mesh import jit, replicated
 from lsm.params import flat, nested, path_name
 from lsm.run import saved
@@ -53,6 +54,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
 
+        _hush()
         self.directory = pathlib.Path(directory).absolute()
         self._checksums = checksums or saved.checksums
         best = policies.BestN(
@@ -120,6 +122,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         meta = {
+            "step": step,
             "spec": spec_of(state),
             "empty": saved.empties(state),
             "progress": dict(progress),
@@ -142,12 +145,17 @@ class Checkpoints:
             if constants:
                 with ocp.StandardCheckpointer() as checkpointer:
                     checkpointer.save(folder, constants)
-            self._manager.save(
+            kept = self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
                 ),
                 metrics=None if score is None else {"score": score},
+            )
+        if not kept:
+            raise CheckpointError(
+                f"cannot save step {step} to {self.directory}: there is a later step, "
+                f"{self.latest()}, which is not of this run; remove that folder."
             )
 
     def progress(self, step: int) -> dict[str, Any]:
@@ -239,6 +247,9 @@ class Checkpoints:
             )["meta"]
             if meta.pop("checksum") != saved.checksum_of_json(meta):
                 raise ValueError("the checksum of its description differs")
+            # Not said by those of earlier versions.
+            if meta.get("step", step) != step:
+                raise ValueError(f"it is a copy of step {meta['step']}")
             return meta
         except Exception as error:
             raise self._damaged(step, error) from error
@@ -297,7 +308,7 @@ class Checkpoints:
         if item == CONSTANTS:
             folder = self.directory / CONSTANTS
             remedy = "every step needs it: restore it from elsewhere, or start again"
-        reason = " ".join(str(error).split())[:160]
+        reason = shortened(" ".join(str(error).split()), 240)
         return CheckpointError(
             f"checkpoint {folder} cannot be read ({type(error).__name__}: {reason}); {remedy}."
         )
@@ -309,7 +320,7 @@ class Checkpoints:
             yield
         except Exception as error:
             self._remove_partial()
-            reason = " ".join(str(error).split())[:160]
+            reason = shortened(" ".join(str(error).split()), 240)
             raise CheckpointError(
                 f"cannot save to {self.directory}: {reason}; {self._intact()}."
             ) from error
@@ -320,6 +331,26 @@ class Checkpoints:
         for folder in (self.directory, self.directory / CONSTANTS):
             for partial in folder.glob(_TEMPORARY):
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+def _hush() -> None:
+    """Keeps Orbax from telling, in hundreds of lines, of failures that it raises as well.
+
+    Its background threads log each of them, and TensorStore's find their event loop gone.
+    """
+    logging.getLogger("absl").addFilter(_is_no_failure_of_orbax)
+    hook = sys.unraisablehook
+    if hook.__module__ != __name__:
+
+        def other_than_a_closed_loop(unraisable: Any) -> None:
+            if str(unraisable.exc_value) != "Event loop is closed":
+                hook(unraisable)
+
+        sys.unraisablehook = other_than_a_closed_loop
+
+
+def _is_no_failure_of_orbax(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 @contextlib.contextmanager
