@@ -4,13 +4,16 @@ A command defines its flags in a new `absl.flags.FlagValues`, so that two comman
 one, do not share a flag by its name. Its `main` returns the exit status.
 """
 
+import _thread
 import errno
 import itertools
 import math
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -52,6 +55,7 @@ def status(act: Callable[[], int | None], again: str = "") -> int:
     It is what `act` returns (None is 0), 1 after an error or where stdout was closed, and 130 after
     Ctrl-C. `again` is added to the line about these two: "; the same command continues".
     """
+    _hear_interruptions()
     if sys.stdout is None:  # closed by the caller
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
@@ -202,6 +206,23 @@ def _needed(flag: flags.Flag) -> str:
 
 def _after(advice: str) -> str:
     return f"; {advice}" if advice else ""
+
+
+def _hear_interruptions() -> None:
+    """Makes Ctrl-C heard where Python drops it: in `__del__` and callbacks of weak references."""
+    hook = sys.unraisablehook
+    if hook.__module__ != __name__:
+
+        def once_more(unraisable: Any) -> None:
+            if unraisable.exc_type is KeyboardInterrupt:
+                # A moment later: in here Python would drop it again.
+                later = threading.Timer(0.05, _thread.interrupt_main)
+                later.daemon = True
+                later.start()
+            else:
+                hook(unraisable)
+
+        sys.unraisablehook = once_more
 
 
 def _close_stdout() -> None:
