@@ -94,7 +94,7 @@ class RandomCrop(Transform):
             )
         padded = _pad(image, self.padding, self.reflect)
         # Rows of W * C numbers instead of W pixels: the copies are longer, hence fewer.
-        lines = padded.reshape(b, h + 2 * self.padding, -1)
+        lines = padded.reshape(b, h + 2 * self.padding, (w + 2 * self.padding) * c)
         windows = np.lib.stride_tricks.sliding_window_view(lines, (h, w * c), axis=(1, 2))
         # (B, 2p + 1, 2pC + 1, H, W * C); of the third axis every C-th place begins a pixel.
         y, x = drawn["corner"].T

@@ -7,6 +7,8 @@ import sys
 
 import flax.linen as nn
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Start, Train
 from lsm.config import flags, schema
@@ -263,6 +265,59 @@ def test_what_is_wrong_on_the_line(overrides, message):
     assert "\n" not in text and len(text) <= 1000
     for part in message.split(".* "):
         assert part in text
+
+
+PATHS = [
+    "train.steps",
+    "train.epochs",
+    "train.log_every",
+    "train.skip_nonfinite",
+    "optimizer.learning_rate",
+    "optimizer.groups.0.scale",
+    "task.model.widths",
+    "task.model.widths.0",
+    "task.model.activation",
+    "task.model.dtype",
+    "mesh.rules.0.pattern",
+    "data.validation",
+    "data.source",
+    "start.path",
+    "name",
+]
+TEXTS = st.one_of(
+    st.text(max_size=20),
+    st.text("0123456789.-+e_jx", max_size=12),
+    st.text("()[]{},'\"0a:", max_size=12),
+    st.sampled_from(
+        ["none", "true", "1e3", "(1,2)", "[3]", "jax.nn.gelu", "os.path.join", "{1:2}"]
+    ),
+    st.recursive(st.integers() | st.text() | st.none(), lambda x: st.tuples(x, x)).map(repr),
+)
+
+
+@given(st.dictionaries(st.sampled_from(PATHS) | st.text(max_size=8), TEXTS, max_size=3))
+def test_any_override_is_a_checked_experiment_or_one_line(overrides):
+    try:
+        changed = flags.override(experiment(), overrides)
+    except LsmError as error:
+        assert "\n" not in str(error) and len(str(error)) <= 1000
+    else:
+        schema.check(changed)
+        json.dumps(schema.to_json(changed))
+
+
+@given(
+    st.from_type(int)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+    | st.tuples(st.integers())
+)
+def test_what_a_field_shows_can_be_given(value):
+    """As text of its own: `repr`, and a text also as it stands."""
+    hint = type(value) if not isinstance(value, tuple) else tuple[int, ...]
+    assert flags.parse_value(repr(value), hint, "--x") == value
+    if isinstance(value, str) and value.lower() not in ("none", "null", "true", "false"):
+        assert isinstance(flags.parse_value(value, str, "--x"), str)
 
 
 def test_no_module_is_imported_for_a_value():
