@@ -1,10 +1,16 @@
 """lsm: train large-scale models in JAX. An experiment is a typed value, a step a pure function."""
 
-from lsm.config import Checkpoint, EarlyStopping, Evaluation, Experiment, Start, Train
-from lsm.data import Data
-from lsm.errors import LsmError
-from lsm.mesh import Mesh
-from lsm.train import evaluate_run, fit, load, predict_run
+import sys
+
+try:
+    from lsm.config import Checkpoint, EarlyStopping, Evaluation, Experiment, Start, Train
+    from lsm.data import Data
+    from lsm.errors import LsmError
+    from lsm.mesh import Mesh
+    from lsm.train import evaluate_run, fit, load, predict_run
+except KeyboardInterrupt:  # of a command these are the first seconds, before it can catch anything
+    print("error: interrupted.", file=sys.stderr)
+    sys.exit(130)
 
 __all__ = [
     "Checkpoint",

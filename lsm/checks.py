@@ -6,7 +6,13 @@ import re
 from typing import Any
 
 from lsm.durations import parse
-from lsm.errors import ConfigError
+from lsm.errors import ConfigError, shortened
+
+LARGEST = 1 << 24
+"""Largest size along one axis of anything here: a width, a vocabulary, a batch."""
+
+THREADS = 1024
+"""Most threads of one kind that a process may have."""
 
 
 def require(config: Any, **intervals: str) -> None:
@@ -24,12 +30,13 @@ def require(config: Any, **intervals: str) -> None:
             continue
         if not _is_number(value) or not _inside(value, interval):
             raise ConfigError(
-                f"{type(config).__name__}.{name}: {value!r} given; allowed: a number in {interval}."
+                f"{type(config).__name__}.{name}: {_shown(value)} given; "
+                f"allowed: a number in {interval}."
             )
 
 
 def require_sizes(config: Any, *names: str) -> None:
-    """Checks that whole numbers in fields of a dataclass, or in tuples there, are above 0.
+    """Checks that whole numbers in fields of a dataclass, or in tuples there, are 1 to LARGEST.
 
     Raises:
       ConfigError: one of them is not.
@@ -38,9 +45,11 @@ def require_sizes(config: Any, *names: str) -> None:
         value = getattr(config, name)
         sizes = value if isinstance(value, tuple | list) else (value,)
         # What is no int fails in `lsm.config.schema.check`, which names the type that is needed.
-        if any(isinstance(size, int) and size < 1 for size in sizes):
+        sizes = [size for size in sizes if isinstance(size, int)]
+        if any(not 1 <= size <= LARGEST for size in sizes):
+            allowed = "1 or more" if min(sizes) < 1 else f"{LARGEST:,} or less"
             raise ConfigError(
-                f"{type(config).__name__}.{name}: {value!r} given; allowed: 1 or more."
+                f"{type(config).__name__}.{name}: {_shown(value)} given; allowed: {allowed}."
             )
 
 
@@ -53,11 +62,13 @@ def require_pattern(config: Any, *names: str) -> None:
 def require_regex(field: str, value: Any) -> None:
     """Checks that `value` is a regular expression, else raises a ConfigError that names `field`."""
     if not isinstance(value, str):
-        raise ConfigError(f"{field}: {value!r} given; allowed: a regular expression (str).")
+        raise ConfigError(f"{field}: {_shown(value)} given; allowed: a regular expression (str).")
     try:
         re.compile(value)
-    except re.error as error:
-        raise ConfigError(f"{field}: {value!r} is not a regular expression: {error}.") from error
+    except (re.error, OverflowError, RecursionError) as error:  # of x{9999999999}, of ((((...
+        raise ConfigError(
+            f"{field}: {_shown(value)} is not a regular expression: {error}."
+        ) from error
 
 
 def require_choice(config: Any, name: str, *allowed: str) -> None:
@@ -65,7 +76,7 @@ def require_choice(config: Any, name: str, *allowed: str) -> None:
     value = getattr(config, name)
     if value not in allowed:
         raise ConfigError(
-            f"{type(config).__name__}.{name}: {value!r} given; "
+            f"{type(config).__name__}.{name}: {_shown(value)} given; "
             f"allowed: {', '.join(map(repr, allowed))}."
         )
 
@@ -82,13 +93,22 @@ def require_duration(config: Any, name: str, *values: Any, zero: bool = False) -
         whole = isinstance(value, str | int) and not isinstance(value, bool)
         if not whole or amount < 0 or (amount == 0 and not zero):
             raise ConfigError(
-                f"{field}: {value!r} given; allowed: a duration{'' if zero else ' above 0'}, "
+                f"{field}: {_shown(value)} given; allowed: a duration{'' if zero else ' above 0'}, "
                 "such as 300, '2 epochs' or '5%'."
             )
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return shortened(repr(value))
+    except ValueError:  # Python does not write out a whole number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def _inside(value: float, interval: str) -> bool:

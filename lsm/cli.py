@@ -16,7 +16,7 @@ from lsm import command_line, processes
 from lsm.config import Experiment
 from lsm.config import flags as config_flags
 from lsm.cpu import libtpu
-from lsm.errors import LsmError
+from lsm.files import expanded
 from lsm.run.result import Result
 from lsm.train import evaluate_run, fit, predict_run, state_table
 
@@ -73,23 +73,24 @@ def main(default: str | os.PathLike) -> None:
 def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
     if not _HELP.value:
         _join()
+    data_dir = None if _DATA_DIR.value is None else expanded(_DATA_DIR.value, "--data_dir")
     experiment = config_flags.load(_CONFIG.value or str(default), overrides)
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/{experiment.name}")
+    workdir = expanded(_WORKDIR.value or f"runs/{experiment.name}", "--workdir")
     if _HELP.value:
         command_line.show(config_flags.describe(experiment))
     elif _MODE.value == "eval":
-        step, figures = evaluate_run(experiment, workdir, data_dir=_DATA_DIR.value)
+        step, figures = evaluate_run(experiment, workdir, data_dir=data_dir)
         print(f"{experiment.name}: step {step}, {summary(figures)}")
     elif _MODE.value == "predict":
-        step, files = predict_run(experiment, workdir, data_dir=_DATA_DIR.value)
+        step, files = predict_run(experiment, workdir, data_dir=data_dir)
         print(f"{experiment.name}: step {step}, {', '.join(map(str, files.values()))}")
     elif _MODE.value == "table":
-        print(state_table(experiment, _DATA_DIR.value))
+        print(state_table(experiment, data_dir))
     else:
         result = fit(
             experiment,
             workdir,
-            data_dir=_DATA_DIR.value,
+            data_dir=data_dir,
             allow_config_change=_CHANGE.value,
             profile=_PROFILE.value,
         )
@@ -138,12 +139,7 @@ def _others_told() -> Iterator[None]:
         yield
         sys.stdout.flush()
         processes.finish()
-    except BrokenPipeError:
-        processes.fail(f"stdout was closed{_AGAIN}.")
-        raise
-    except KeyboardInterrupt:
-        processes.fail(f"interrupted{_AGAIN}.", status=130)
-        raise
-    except LsmError as error:
-        processes.fail(str(error))
+    except BaseException as error:
+        if told := command_line.line(error, _AGAIN):
+            processes.fail(*told)
         raise

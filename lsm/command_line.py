@@ -4,16 +4,21 @@ A command defines its flags in a new `absl.flags.FlagValues`, so that two comman
 one, do not share a flag by its name. Its `main` returns the exit status.
 """
 
+import _thread
+import errno
+import functools
 import itertools
 import math
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
-from lsm.errors import ConfigError, LsmError, listed, nearest
+from lsm.errors import ConfigError, LsmError, listed, nearest, shortened
 
 HELP = frozenset({"--help", "-help", "-h", "--helpshort"})
 """Words that ask for the list of flags."""
@@ -51,19 +56,40 @@ def status(act: Callable[[], int | None], again: str = "") -> int:
     It is what `act` returns (None is 0), 1 after an error or where stdout was closed, and 130 after
     Ctrl-C. `again` is added to the line about these two: "; the same command continues".
     """
+    _hear_interruptions()
     if sys.stdout is None:  # closed by the caller
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         code = act() or 0
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        _close_stdout()
-        return _failed(f"stdout was closed{again}.", 1)
-    except KeyboardInterrupt:
-        return _failed(f"interrupted{again}.", 130)
-    except LsmError as error:
-        return _failed(str(error), 1)
+    except BaseException as error:
+        if (told := line(error, again)) is None:
+            raise
+        # Of stdout: what is still to be written would fail once more, at exit.
+        if isinstance(error, OSError) and error.filename is None:
+            _close_stdout()
+        print(f"error: {told[0]}", file=sys.stderr, flush=True)
+        return told[1]
+
+
+def line(error: BaseException, again: str = "") -> tuple[str, int] | None:
+    """Returns the line and the exit status for what the user can mend; None for a bug of ours."""
+    match error:
+        case LsmError():
+            return str(error), 1
+        case KeyboardInterrupt():
+            return f"interrupted{again}.", 130
+        case MemoryError():
+            return "there is not enough memory" + (f": {error}." if str(error) else "."), 1
+        case BrokenPipeError():  # the reader of our output, such as `head`, has gone
+            return f"stdout was closed{again}.", 1
+        # The system's word on a file: no permission, a loop of links, a name that is too long.
+        case OSError(filename=str() | bytes() | os.PathLike() as name, strerror=str(reason)):
+            return f"{shortened(os.fsdecode(name), 200)}: {reason}.", 1
+        case OSError(errno=errno.ENOSPC, strerror=str(reason)):
+            return f"stdout: {reason}{again}.", 1
+    return None
 
 
 def show(lines: Iterable[str]) -> None:
@@ -171,7 +197,7 @@ def _told(error: Exception, given: flags.FlagValues, advice: str) -> str:
         return f"--{flag.name} is needed: {_what(flag)}"
     text = str(error).removeprefix(found[0]).removesuffix(f": {error.__context__}")
     allowed = nearest(text, getattr(flag.parser, "enum_values", ()))
-    return f"--{flag.name}: {text!r} given; {_needed(flag)}.{allowed}"
+    return f"--{flag.name}: {shortened(repr(text))} given; {_needed(flag)}.{allowed}"
 
 
 def _needed(flag: flags.Flag) -> str:
@@ -183,10 +209,22 @@ def _after(advice: str) -> str:
     return f"; {advice}" if advice else ""
 
 
+@functools.cache
+def _hear_interruptions() -> None:
+    """Makes Ctrl-C heard where Python drops it: in `__del__` and callbacks of weak references."""
+    hook = sys.unraisablehook
+
+    def once_more(unraisable: Any) -> None:
+        if unraisable.exc_type is KeyboardInterrupt:
+            # A moment later: in here Python would drop it again.
+            later = threading.Timer(0.05, _thread.interrupt_main)
+            later.daemon = True
+            later.start()
+        else:
+            hook(unraisable)
+
+    sys.unraisablehook = once_more
+
+
 def _close_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _failed(line: str, code: int) -> int:
-    print(f"error: {line}", file=sys.stderr, flush=True)
-    return code

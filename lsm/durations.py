@@ -7,12 +7,16 @@
 """
 
 import dataclasses
+import math
 import re
 
-from lsm.errors import ConfigError, nearest
+from lsm.errors import ConfigError, nearest, shortened
 
 Duration = int | str
 """A number of steps, or a string such as "2 epochs", "50_000 examples", "300 steps", "10%"."""
+
+LONGEST = 2**31 - 1
+"""Most steps of a run: they are counted in 32 bits."""
 
 _FORM = re.compile(
     r"\s*([0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?(?:e[0-9]+)?)\s*([a-z]+|%)\s*", re.IGNORECASE
@@ -35,6 +39,10 @@ class Horizon:
     batch_size: int | float
     examples: int
 
+    def __post_init__(self):
+        if self.steps > LONGEST:
+            raise ConfigError(f"train: {self.steps:.3g} steps given; allowed: {LONGEST:,} or less.")
+
     @property
     def steps_per_epoch(self) -> float:
         """Steps in one epoch; not whole where the batch does not divide the epoch."""
@@ -48,15 +56,15 @@ def to_steps(duration: Duration, horizon: Horizon, field: str = "duration") -> i
       ConfigError: the string is not a number and a unit; names `field`.
     """
     check_duration(duration, field)
-    if isinstance(duration, int):
-        return duration
-    amount, unit = parse(duration, field)
+    amount, unit = (duration, "steps") if isinstance(duration, int) else parse(duration, field)
     per_unit = {
-        "steps": 1.0,
+        "steps": 1,
         "epochs": horizon.steps_per_epoch,
         "examples": 1 / horizon.batch_size,
         "%": horizon.steps / 100,
     }[unit]
+    if amount * per_unit > LONGEST:
+        raise ConfigError(f"{field}: {duration} given; allowed: {LONGEST:,} steps or less.")
     steps = round(amount * per_unit)
     # A warmup of "1%" in a run of 20 steps is one step, not none.
     return max(steps, 1) if amount else 0
@@ -68,11 +76,11 @@ def parse(duration: str, field: str = "duration") -> tuple[float, str]:
     unit = found and found[2].lower()
     if unit and unit != "%" and not unit.endswith("s"):
         unit += "s"
-    if unit not in _UNITS:
+    if unit not in _UNITS or not math.isfinite(float(found[1])):
         hint = nearest(unit, _UNITS) if unit else ""
         raise ConfigError(
-            f"{field}: {duration!r} is not a duration; give steps (300) or a string like "
-            f"'2 epochs', '50_000 examples', '300 steps', '10%'.{hint}"
+            f"{field}: {shortened(repr(duration))} is not a duration; give steps (300) or a string "
+            f"like '2 epochs', '50_000 examples', '300 steps', '10%'.{hint}"
         )
     return float(found[1]), unit
 

@@ -12,6 +12,10 @@ from collections.abc import Iterable
 class LsmError(Exception):
     """Something the user can mend. The message is one line: what, given, allowed, how to go on."""
 
+    def __init__(self, line: str):
+        # Whatever was given to us and is repeated in it: one line, of which both ends say most.
+        super().__init__(shortened(" ".join(line.splitlines()), 1000))
+
 
 class ConfigError(LsmError):
     """A field of the experiment, or a flag, is unknown, of the wrong type, or out of range."""
@@ -35,6 +39,14 @@ class TrainingError(LsmError):
 
 class ProcessError(LsmError):
     """Processes that work together cannot find each other, or do not agree."""
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """Returns `text`, without its middle where it is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    half = (most - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

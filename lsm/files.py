@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import json
 import math
 import os
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lsm.errors import LsmError, TrainingError
+from lsm.errors import ConfigError, LsmError, TrainingError, shortened
 
 _held: set[Path] = set()
 _holding = threading.Lock()
@@ -86,6 +87,27 @@ class AppendOnly:
             self._file.close()
 
 
+def expanded(path: os.PathLike | str, field: str) -> Path:
+    """Returns a path, to something or to nothing yet, with "~" as the home directory.
+
+    A shell leaves the "~" of `--workdir=~/x` as it is.
+
+    Raises:
+      ConfigError: it is empty, too long, a loop of links, or of nobody's home; names `field`.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise ConfigError(f"{field}: is empty; a path is needed.")
+    try:
+        found = Path(text).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            found.stat()
+        return found
+    except (OSError, ValueError, RuntimeError) as error:  # a name has no NUL; no such user
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{field}: {shortened(text)!r} is no path: {reason}.") from error
+
+
 def atomic_write(path: Path, content: bytes) -> None:
     """Replaces `path` by `content` in one move: a reader sees the old file or the new, whole.
 
@@ -115,8 +137,16 @@ def readable_disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise TrainingError(
             f"{path}: cannot be written: {error.strerror or error}. "
-            "Mend this and run the same command again; it goes on from the last checkpoint."
+            "Mend this and run the same command again; it goes on from what was saved."
         ) from error
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """Returns what JSON says; raises ValueError for whatever is none, however deep its brackets."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets within brackets, too deep to be read") from error
 
 
 def plain_json(value: Any) -> Any:

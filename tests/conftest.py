@@ -9,6 +9,11 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import pytest
+from hypothesis import settings
+
+# The same examples every time; what is slow here is a compilation, not the code under test.
+settings.register_profile("lsm", max_examples=40, derandomize=True, deadline=None)
+settings.load_profile("lsm")
 
 ROOT = pathlib.Path(__file__).parents[1]
 

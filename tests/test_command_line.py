@@ -2,8 +2,10 @@
 
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from absl import flags
@@ -101,6 +103,12 @@ def test_help_lists_the_flags_with_type_default_and_what_they_are():
         (lambda: 2, 2, ""),
         (DataError("It is bad."), 1, "error: It is bad.\n"),
         (KeyboardInterrupt(), 130, "error: interrupted; go on.\n"),
+        (PermissionError(13, "Permission denied", "a/b"), 1, "error: a/b: Permission denied.\n"),
+        (
+            OSError(40, "Too many links", b"x" * 5000),
+            1,
+            f"error: {'x' * 97} ... {'x' * 97}: Too many links.\n",
+        ),
     ],
 )
 def test_status(ends, status, line, capsys):
@@ -119,6 +127,53 @@ def test_a_reader_that_leaves_early_is_no_traceback():
     script = f"{words} | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True)
     assert (done.returncode, done.stderr) == (1, b"error: stdout was closed.\n")
+
+
+def test_an_interruption_that_python_drops_is_heard(capsys):
+    """Ctrl-C in a destructor, of which there are many while JAX compiles."""
+
+    class Dies:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0)  # here it is raised, and Python goes on
+
+    def act():
+        Dies()
+        for _ in range(100):
+            time.sleep(0.01)
+
+    start = time.monotonic()
+    assert command_line.status(act) == 130
+    assert time.monotonic() - start < 0.9
+    assert capsys.readouterr().err == "error: interrupted.\n"
+
+
+@pytest.mark.slow
+def test_an_interruption_while_importing_is_one_line():
+    code = "import sys; print('up', flush=True); import lsm.cli; print('all is imported')"
+    for seconds in (0.1, 0.5, 1.0):
+        child = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert child.stdout.readline() == b"up\n"
+        time.sleep(seconds)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+        if out:
+            break  # it was quicker
+        assert (child.returncode, err) == (130, b"error: interrupted.\n")
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_full_disk_behind_stdout_is_one_line(lines):
+    code = (
+        "import sys; from lsm import command_line; "
+        f"sys.exit(command_line.status(lambda: print('line\\n' * {lines})))"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (1, b"error: stdout: No space left on device.\n")
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import dataclasses
 import re
 from typing import Literal
 
-from lsm.checks import require, require_duration, require_pattern, require_regex
+from lsm.checks import LARGEST, require, require_duration, require_pattern, require_regex
 from lsm.data import Data
-from lsm.durations import Duration, Horizon
+from lsm.durations import LONGEST, Duration, Horizon
 from lsm.errors import ConfigError
 from lsm.evaluate import Metric
 from lsm.mesh import Mesh
@@ -62,7 +62,8 @@ class Train:
         if len(given) != 1:
             shown = ", ".join(f"{k}={v}" for k, v in given.items()) or "none"
             raise ConfigError(f"train: one of steps, epochs, examples is needed; {shown} given.")
-        require(self, **dict.fromkeys([*LENGTHS, "batch_size", "accumulation"], "(0, inf)"))
+        require(self, steps=f"(0, {LONGEST}]", epochs="(0, inf)", examples="(0, inf)")
+        require(self, batch_size=f"(0, {LARGEST}]", accumulation="(0, inf)")
         require(self, seed="[0, 4294967296)")
         require_duration(self, "log_every", self.log_every)
         if self.batch_size % self.accumulation:
@@ -132,7 +133,7 @@ class Evaluation:
 
     def __post_init__(self):
         require_duration(self, "every", self.every)
-        require(self, batch_size="[1, inf)")
+        require(self, batch_size=f"[1, {LARGEST}]")
 
     @property
     def sign(self) -> int:

@@ -1,7 +1,6 @@
 """From a config file and `--config.a.b=value` to a checked `Experiment`."""
 
 import ast
-import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -15,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lsm.config import Experiment, schema
-from lsm.errors import ConfigError, LsmError, listed, nearest
+from lsm.errors import ConfigError, LsmError, listed, nearest, shortened
+from lsm.files import expanded
 
 ADVICE = "--config.FIELD=VALUE changes a field of the config"
 """What a command that takes a config says beside its flags."""
@@ -77,17 +77,17 @@ def override(value: Any, overrides: Mapping[str, str]) -> Any:
         if last in node:
             raise ConfigError(f"--config.{path}: a field below it is set on the line too.")
         node[last] = text
-    return _rebuild(value, tree, "config")
+    return _rebuild(value, Any, tree, "config")
 
 
 def describe(experiment: Experiment) -> Iterator[str]:
     """Yields two lines for every field: `--config.path: type = value`, and what it is."""
-    yield from _describe(experiment, "config")
+    yield from _describe(experiment, Any, "config")
 
 
-def _describe(value: Any, path: str) -> Iterator[str]:
+def _describe(value: Any, kind: Any, path: str) -> Iterator[str]:
     texts = schema.documentation(type(value))
-    for name, child, hint in schema.children(value):
+    for name, child, hint in schema.children(value, kind):
         default = ""
         field = schema.fields(value).get(name) if schema.is_node(value) else None
         if field is not None and field.default is not dataclasses.MISSING:
@@ -98,12 +98,12 @@ def _describe(value: Any, path: str) -> Iterator[str]:
         if name in texts:
             yield f"    {texts[name]}"
         if schema.is_node(child) or isinstance(child, tuple):
-            yield from _describe(child, f"{path}.{name}")
+            yield from _describe(child, hint, f"{path}.{name}")
 
 
 def _split(spec: str) -> tuple[pathlib.Path, str | None]:
     name, colon, arg = spec.partition(".py:")
-    path = pathlib.Path(name + ".py" if colon else spec)
+    path = expanded(name + ".py" if colon else spec, "--config")
     if not path.is_file():
         near = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise ConfigError(f"--config: there is no file {str(path)!r}.{nearest(str(path), near)}")
@@ -179,8 +179,8 @@ def _advice(error: Exception, scope: Mapping[str, Any]) -> str | None:
     return f"{class_name} has no field {field!r}; it has {listed(allowed, 20)}.{hint}"
 
 
-def _rebuild(value: Any, tree: Mapping[str, Any], path: str) -> Any:
-    current = {name: (child, hint) for name, child, hint in schema.children(value)}
+def _rebuild(value: Any, kind: Any, tree: Mapping[str, Any], path: str) -> Any:
+    current = {name: (child, hint) for name, child, hint in schema.children(value, kind)}
     changed = {}
     for name, text in tree.items():
         where = f"--{path}.{name}"
@@ -190,15 +190,13 @@ def _rebuild(value: Any, tree: Mapping[str, Any], path: str) -> Any:
         if isinstance(text, dict) and child is None:
             child = _begun(hint, text, f"{path}.{name}")
         if isinstance(text, dict):
-            changed[name] = _rebuild(child, text, f"{path}.{name}")
-        elif isinstance(value, tuple):
-            changed[name] = parse_value(text, type(child), where)
-        else:
-            changed[name] = parse_value(text, hint, where)
+            changed[name] = _rebuild(child, hint, text, f"{path}.{name}")
+        else:  # of an item whose type nothing says, that which it has
+            changed[name] = parse_value(text, type(child) if hint is Any else hint, where)
     if not changed:
         return value
-    if isinstance(value, tuple):
-        return tuple(changed.get(str(i), item) for i, item in enumerate(value))
+    if isinstance(value, tuple | list):
+        return type(value)(changed.get(str(i), item) for i, item in enumerate(value))
     replaced = {
         other: None
         for name in changed
@@ -228,7 +226,7 @@ def _no_field(value: Any, name: str, where: str, allowed: Mapping[str, Any]) -> 
     if not allowed:
         return f"{where}: {schema.shown(value)} has no fields to set."
     kind = type(value).__name__
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return f"{where}: there is no item {name}; there are {len(value)}, counted from 0."
     hint = nearest(name, allowed)
     return f"{where}: {kind} has no field {name!r}; it has {listed(allowed, 20)}.{hint}"
@@ -236,6 +234,9 @@ def _no_field(value: Any, name: str, where: str, allowed: Mapping[str, Any]) -> 
 
 def parse_value(text: str, hint: Any, where: str) -> Any:
     """Returns the first reading of `text` that is of type `hint`.
+
+    The dotted name of a function is read in a module that is loaded already, such as `jax.nn` or
+    one that the config imports. None is imported for it: that would run whatever it holds.
 
     Raises:
       ConfigError: there is none; the line begins with `where`.
@@ -245,15 +246,14 @@ def parse_value(text: str, hint: Any, where: str) -> Any:
             return candidate
     allowed = schema.spelled(hint)
     near = nearest(text, re.findall(r"'(\w+)'", allowed) + _siblings(text))
-    raise ConfigError(f"{where}: {text!r} given; {allowed} is needed.{near}")
+    raise ConfigError(f"{where}: {shortened(repr(text))} given; {allowed} is needed.{near}")
 
 
 def _siblings(text: str) -> list[str]:
-    """Returns the dotted names beside `text`, where that names something in a module."""
+    """Returns the dotted names beside `text`, where that names something in a loaded module."""
     module = text.rpartition(".")[0]
-    with contextlib.suppress(ImportError, ValueError):
-        return [f"{module}.{name}" for name in dir(importlib.import_module(module))]
-    return []
+    names = dir(sys.modules[module]) if module in sys.modules else ()
+    return [f"{module}.{name}" for name in names]
 
 
 def _readings(text: str) -> Iterator[Any]:
@@ -262,7 +262,7 @@ def _readings(text: str) -> Iterator[Any]:
         yield words[text.lower()]
     try:
         literal = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # "{[]}", "((((...
         literal = text
     if isinstance(literal, list):
         literal = tuple(literal)
@@ -273,8 +273,5 @@ def _readings(text: str) -> Iterator[Any]:
         yield (literal,)
     yield text
     module, dot, name = text.rpartition(".")
-    if dot and re.fullmatch(r"[A-Za-z_][\w.]*", text):
-        try:
-            yield getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError):
-            return
+    if dot and hasattr(sys.modules.get(module), name):
+        yield getattr(sys.modules[module], name)

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from lsm.config.typed import accepts, inside, kinds, spelled
-from lsm.errors import ConfigError, LsmError, listed, nearest
+from lsm.errors import ConfigError, LsmError, listed, nearest, shortened
 
 _LINEN = ("parent", "name")
 _MOVED = {"lsm.sharding.": "lsm.mesh.", "lsm.axes.": "lsm.mesh."}
@@ -54,15 +54,15 @@ def hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def children(value: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yields (name, child, type) of a dataclass's fields, or of a tuple's items by index."""
+def children(value: Any, hint: Any = Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yields (name, child, type) of a dataclass's fields, or by index of items of type `hint`."""
     if is_node(value):
         types_ = hints(type(value))
         for name in fields(value):
             yield name, getattr(value, name), types_.get(name, Any)
     elif isinstance(value, tuple | list):
         for index, item in enumerate(value):
-            yield str(index), item, Any
+            yield str(index), item, inside(hint, index)
 
 
 def check(value: Any, path: str = "") -> None:
@@ -85,8 +85,7 @@ def shown(value: Any) -> str:
     """Returns a value short enough for one line."""
     if callable(value) and not is_node(value):
         return dotted(value)
-    text = repr(value) if not is_node(value) else f"{type(value).__name__}(...)"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shortened(repr(value)) if not is_node(value) else f"{type(value).__name__}(...)"
 
 
 def dotted(value: Any) -> str:

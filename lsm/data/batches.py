@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from lsm.checks import THREADS, require
 from lsm.data.dataset import Columns, Dataset, Source
 from lsm.data.sampling import Sampling, Shuffled, augmentation
 from lsm.data.transforms import Transform
@@ -22,7 +23,7 @@ class Data:
       augment: changes of training batches, in this order.
       sampling: which examples make up a training batch: `Shuffled()` epochs, or `Poisson(expected)`
         for differential privacy.
-      workers: threads that prepare batches ahead of the step, at least 1; more than one pays
+      workers: threads that prepare batches ahead of the step; more than one pays
         where pictures are decoded for every batch.
     """
 
@@ -35,8 +36,7 @@ class Data:
     workers: int = dataclasses.field(default=1, metadata={"alters_run": False})
 
     def __post_init__(self):
-        if self.workers < 1:
-            raise ConfigError(f"data.workers: {self.workers} is below 1.")
+        require(self, workers=f"[1, {THREADS}]")
 
 
 @dataclasses.dataclass(frozen=True)

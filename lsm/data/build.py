@@ -101,7 +101,19 @@ def from_archive(name: str, archive: raw.Archive, data_dir: pathlib.Path) -> Any
                 # TFDS orders a split by a hash of the key; this is the catalogue's own key.
                 yield index, example
 
-    return FromArchive(data_dir=str(data_dir), **({"config": config} if config else {}))
+    made = FromArchive(data_dir=str(data_dir), **({"config": config} if config else {}))
+    wanted = made.info.features["image"].shape
+    for split, content in archive.splits.items():
+        if content.images.shape[1:] != wanted:
+            raise DataError(
+                f"split {split!r} holds pictures of {_by(content.images.shape[1:])}; those of "
+                f"{name} are of {_by(wanted)}."
+            )
+    return made
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def from_tree(name: str, tree: pathlib.Path, data_dir: pathlib.Path) -> Any:
@@ -110,15 +122,15 @@ def from_tree(name: str, tree: pathlib.Path, data_dir: pathlib.Path) -> Any:
     Features as of `tfds.ImageFolder`: `image` (any size, 3 channels), `label`, `image/filename`.
 
     Raises:
-      DataError: the name is not one that TFDS allows or is taken in its catalogue; no such tree, or
-        one of more than 1,000 MiB in a split.
+      DataError: the name is not one that TFDS allows or is taken in its catalogue; no such tree,
+        one of more than 1,000 MiB in a split, or with a broken link in it.
     """
     import tensorflow_datasets as tfds
 
     _check_tree_name(name)
     splits, classes = folder.tree(tree)
     for split, files in splits.items():
-        if sum(file.stat().st_size for file in files) > _TREE_BYTES:
+        if sum(folder.size(file) for file in files) > _TREE_BYTES:
             raise DataError(
                 f"{tree}: split {split!r} is above 1,000 MiB, which TFDS cannot sort without "
                 f"TensorFlow; read the tree itself with Folder({str(tree)!r})."

@@ -5,7 +5,6 @@ import codecs
 import contextlib
 import glob
 import gzip
-import json
 import pathlib
 import re
 import zlib
@@ -17,6 +16,7 @@ import numpy as np
 from lsm.data.dataset import PathLike
 from lsm.data.tfds import Tfds
 from lsm.errors import DataError, listed, nearest
+from lsm.files import expanded, parsed_json
 
 PIECE = 1 << 18
 """Characters (bytes, of a text file) in a piece: an encoder takes some hundred times that in
@@ -144,7 +144,7 @@ class JsonLines(Input):
 
     def _text(self, line: bytes, offset: int) -> str:
         try:
-            record = json.loads(line)
+            record = parsed_json(line)
         except ValueError as error:
             raise DataError(f"{self._line(offset)} is not JSON: {error}.") from None
         if not isinstance(record, dict):
@@ -210,7 +210,7 @@ def find(
         if given.startswith(_TFDS):
             found.append(TfdsSplit(given.removeprefix(_TFDS), split, column, data_dir))
             continue
-        path = pathlib.Path(given).expanduser()
+        path = expanded(given, "input")
         files = [path] if path.exists() else map(pathlib.Path, _matches(path))
         found += [_file(file, column) for file in files]
     return found

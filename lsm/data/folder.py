@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -20,13 +21,17 @@ from lsm.data.dataset import (
     digest,
 )
 from lsm.errors import ConfigError, DataError
+from lsm.files import expanded
 
 _CHUNK = 100  # pictures decoded at a time; bounds the memory of a first decode
+_DEEPEST = 5  # parts of a path in the tree that are looked for; a loop of links ends there
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder(SplitSource):
     """Pictures in `path/SPLIT/CLASS/*.jpg`, or in `path/CLASS/*.jpg` (all of it split "train").
+
+    One of the two forms: a picture at another depth is an error. Hidden files are not seen.
 
     Columns `image` uint8 (height, width, 3), resized to `size` whatever the aspect ratio, and
     `label` int32, the place of the class in the sorted names of all splits. The order within a
@@ -69,7 +74,7 @@ class Folder(SplitSource):
     def _tree(
         self, data_dir: PathLike | None
     ) -> tuple[dict[str, list[pathlib.Path]], tuple[str, ...]]:
-        return tree(pathlib.Path(data_dir or ".") / pathlib.Path(self.path).expanduser())
+        return tree(pathlib.Path(data_dir or ".") / expanded(self.path, "Folder.path"))
 
 
 class _Pictures(Dataset):
@@ -116,40 +121,70 @@ def read(file: pathlib.Path, size: tuple[int, int] | None) -> np.ndarray:
     """
     try:
         return images.decode(file, 3, size)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each for a damaged file
+    except ValueError as error:
         raise DataError(f"picture {file} cannot be read: {error}") from error
+
+
+def size(file: pathlib.Path) -> int:
+    """Returns the bytes of a file; raises DataError where it is a broken link, say."""
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise DataError(f"picture {file} cannot be read: {error.strerror}.") from error
 
 
 def tree(root: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], tuple[str, ...]]:
     """Returns (split name -> files, class names sorted) of a class-per-folder tree.
 
     Raises:
-      DataError: there is no such folder, or no picture one or two folders down.
+      DataError: there is no such folder, it cannot be read, no picture is one or two folders down,
+        or they are at different depths.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(
             f"folder {root} is not there; give the folder that holds the class folders."
         )
-    # The first form that is found is the tree's: CLASS/FILE, else SPLIT/CLASS/FILE.
-    direct = _pictures(root, "*/*")
-    found = {"train": direct} if direct else {}
-    if not direct:
-        for file in _pictures(root, "*/*/*"):
-            found.setdefault(file.relative_to(root).parts[0], []).append(file)
-    if not found:
+    by_depth = _pictures(root)
+    if len(by_depth) > 1:
+        one, other = (files[0].relative_to(root) for files in list(by_depth.values())[:2])
+        raise DataError(
+            f"folder {root}: {one} and {other} are at different depths; all pictures must be "
+            "CLASS/FILE, or all SPLIT/CLASS/FILE. Move the one that is astray."
+        )
+    if not by_depth.keys() & {2, 3}:
         raise DataError(
             f"folder {root} holds no picture as CLASS/FILE or SPLIT/CLASS/FILE "
             f"({', '.join(images.SUFFIXES)})."
         )
-    classes = sorted({file.parent.name for files in found.values() for file in files})
-    return found, tuple(classes)
+    ((depth, files),) = by_depth.items()
+    splits: dict[str, list[pathlib.Path]] = {}
+    for file in files:
+        split = file.relative_to(root).parts[0] if depth == 3 else "train"
+        splits.setdefault(split, []).append(file)
+    return splits, tuple(sorted({file.parent.name for file in files}))
 
 
-def _pictures(root: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-    files = [file for file in root.glob(pattern) if file.suffix.lower() in images.SUFFIXES]
-    return sorted(files, key=lambda file: _hash(file.relative_to(root)))
+def _pictures(root: pathlib.Path) -> dict[int, list[pathlib.Path]]:
+    """Returns the pictures of a tree, by the number of parts of their path in it."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"folder {error.filename} cannot be read: {error.strerror}.") from error
+
+    found = {}
+    for folder, inside, names in os.walk(root, onerror=fail, followlinks=True):
+        depth = len(pathlib.Path(folder).relative_to(root).parts) + 1
+        # Hidden folders are no classes: notebooks and desktops make copies in such.
+        inside[:] = [name for name in inside if depth < _DEEPEST and not name.startswith(".")]
+        files = [pathlib.Path(folder, name) for name in names if not name.startswith(".")]
+        pictures = [file for file in files if file.suffix.lower() in images.SUFFIXES]
+        if pictures:
+            found.setdefault(depth, []).extend(pictures)
+    return {
+        depth: sorted(files, key=lambda file: _hash(file.relative_to(root)))
+        for depth, files in sorted(found.items())
+    }
 
 
 def _hash(path: pathlib.PurePath) -> bytes:
-    # Python's own hash() of a text differs from process to process.
-    return hashlib.sha256(path.as_posix().encode()).digest()
+    # Python's own hash() of a text differs from process to process; fsencode takes any name.
+    return hashlib.sha256(os.fsencode(path.as_posix())).digest()

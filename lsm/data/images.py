@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -25,21 +26,43 @@ def decode(
       picture: an encoded picture, or the path of one.
       channels: 1 (grey), 3 (RGB) or 4 (RGB and alpha); converted to from whatever is stored.
       size: (height, width) of the result; None keeps the picture's own.
+
+    Raises:
+      ValueError: it is damaged, no picture, too large, or of 32 bits a pixel; one line.
     """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
+            image = _of_8_bits(image)
+            # Before resizing: Pillow does not interpolate pictures with a palette.
+            if image.mode != _MODES[channels]:
+                image = image.convert(_MODES[channels])
+            # Pillow says (width, height).
+            if size is not None and image.size != (size[1], size[0]):
+                image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            pixels = np.asarray(image)
+    except UnidentifiedImageError as error:  # its text names an object in memory
+        raise ValueError("it is no picture of a known kind") from error
+    except Exception as error:  # Pillow raises any kind for a damaged file, and for a bomb
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+    return pixels[..., None] if channels == 1 else pixels
+
+
+def _of_8_bits(image: Any) -> Any:
+    """Returns a Pillow image in a mode that it converts to others without loss or warning."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
-        if image.mode.startswith("I;16"):
-            # The upper 8 of 16 bits, as Pillow takes of colours; of greys it would clip at 255.
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        # Before resizing: Pillow does not interpolate pictures with a palette.
-        if image.mode != _MODES[channels]:
-            image = image.convert(_MODES[channels])
-        # Pillow says (width, height).
-        if size is not None and image.size != (size[1], size[0]):
-            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image)
-    return pixels[..., None] if channels == 1 else pixels
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are of 32 bits ({image.mode}), of which nobody says which is white; "
+            "store it with 8 or 16"
+        )
+    if image.mode.startswith("I;16"):
+        # The upper 8 of 16 bits, as Pillow takes of colours; of greys it would clip at 255.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    # Pillow warns of a palette with grades of transparency unless they are asked for.
+    return image.convert("RGBA") if "transparency" in image.info and image.mode == "P" else image
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

@@ -20,6 +20,7 @@ from absl import flags
 from lsm import command_line
 from lsm.data import build
 from lsm.errors import ConfigError, DataError, listed
+from lsm.files import expanded
 
 _log = logging.getLogger("lsm.data")
 
@@ -76,7 +77,7 @@ def _act(given: flags.FlagValues, names: list[str]) -> None:
         told = f"{listed(names)} given" if names else "no dataset given"
         raise ConfigError(f"{told}; the name of one is needed, such as mnist.")
     start = time.perf_counter()
-    places = (pathlib.Path(place).expanduser() for place in (given.raw, given.data_dir))
+    places = (expanded(given[name].value, f"--{name}") for name in ("raw", "data_dir"))
     target = prepare(names[0], *places)
     print(f"{names[0]}: {_counts(target)} in {target} ({time.perf_counter() - start:.0f} s)")
 

@@ -13,6 +13,7 @@ import pickle
 import tarfile
 import zlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,8 @@ def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
         )
     if content[3] != dimensions:
         raise DataError(f"{path} has {content[3]} dimensions; expected {dimensions}.")
+    if len(content) < 4 + 4 * dimensions:
+        raise DataError(f"{path} is truncated: it ends within its header.")
     shape = np.frombuffer(content, ">u4", dimensions, 4).tolist()
     held = len(content) - 4 - 4 * dimensions
     if held != math.prod(shape):
@@ -177,9 +180,12 @@ def _binary_cifar(files: dict[str, bytes], names: Cifar) -> Archive:
         records = np.frombuffer(content, np.uint8).reshape(-1, width)
         labels = {name: records[:, i] for i, name in enumerate(names.labels)}
         splits[split] = Split(_cifar_images(records[:, len(names.labels) :]), labels)
-    class_names = {
-        label: files[file].decode().split() for label, (file, _, _) in names.labels.items()
-    }
+    try:
+        class_names = {
+            label: files[file].decode().split() for label, (file, _, _) in names.labels.items()
+        }
+    except UnicodeDecodeError as error:
+        raise DataError(f"the names of the classes are not UTF-8 text: {error}.") from error
     return Archive(splits, class_names)
 
 
@@ -189,7 +195,11 @@ def _python_cifar(files: dict[str, bytes], names: Cifar) -> Archive:
     for split, members in parts.items():
         batches = [_unpickle(files[member], member) for member in members]
         for member, batch in zip(members, batches, strict=True):
-            _check_batch(member, batch, names)
+            if not _is_batch(batch, [key for _, _, key in names.labels.values()]):
+                raise DataError(
+                    f"{member} is no CIFAR batch: rows of 3,072 bytes are needed, and for each a "
+                    "label from 0 to 255."
+                )
         images = _cifar_images(np.concatenate([batch["data"] for batch in batches]))
         labels = {
             label: np.concatenate([np.asarray(batch[key], np.uint8) for batch in batches])
@@ -197,15 +207,25 @@ def _python_cifar(files: dict[str, bytes], names: Cifar) -> Archive:
         }
         splits[split] = Split(images, labels)
     meta = _unpickle(files[names.meta], names.meta)
-    class_names = {label: list(meta[key]) for label, (_, key, _) in names.labels.items()}
-    return Archive(splits, class_names)
+    keys = {label: key for label, (_, key, _) in names.labels.items()}
+    for key in keys.values():
+        found = meta.get(key) if isinstance(meta, dict) else None
+        if not (isinstance(found, list) and all(isinstance(name, str) for name in found)):
+            raise DataError(f"{names.meta} is no CIFAR meta file: it has no list {key!r} of names.")
+    return Archive(splits, {label: meta[key] for label, key in keys.items()})
 
 
-def _check_batch(member: str, batch: dict, names: Cifar) -> None:
-    keys = ["data", *(key for _, _, key in names.labels.values())]
-    lengths = {key: len(batch[key]) if key in batch else 0 for key in keys}
-    if len(set(lengths.values())) != 1 or batch["data"].shape[1:] != (3072,):
-        raise DataError(f"{member} is damaged: {lengths} must be equal and rows have 3,072 values.")
+def _is_batch(batch: Any, keys: list[str]) -> bool:
+    """Whether what was unpickled holds "data" (n, 3072) uint8 and n labels under each of `keys`."""
+    data = batch.get("data") if isinstance(batch, dict) else None
+    if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape[1:] == (3072,)):
+        return False
+    return all(
+        isinstance(labels := batch.get(key), list | np.ndarray)
+        and len(labels) == len(data) > 0
+        and all(isinstance(n, int | np.integer) and 0 <= n <= 255 for n in labels)
+        for key in keys
+    )
 
 
 def _cifar_images(rows: np.ndarray) -> np.ndarray:
@@ -236,11 +256,11 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _unpickle(content: bytes, member: str) -> dict:
+def _unpickle(content: bytes, member: str) -> Any:
     try:
         # Pickled by Python 2, whose texts hold the pixels: Latin-1 gives every byte back.
         return _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # of a damaged pickle: any kind
         raise DataError(f"{member} is truncated or no CIFAR batch: {error}.") from error
 
 

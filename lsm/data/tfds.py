@@ -21,7 +21,7 @@ from lsm.data.dataset import (
     digest,
     narrowed,
 )
-from lsm.errors import ConfigError, DataError, listed, nearest
+from lsm.errors import ConfigError, DataError, LsmError, listed, nearest
 
 _CHUNK = 1000  # examples decoded at a time; bounds the memory of a first decode
 
@@ -111,7 +111,7 @@ def _find(name: str, data_dir: PathLike | None) -> Any:
             f"dataset {name!r} is neither in TFDS's catalogue nor prepared in "
             f"{data_dir or tfds.core.constants.DATA_DIR}.{hint}"
         ) from None
-    except (ValueError, AssertionError, RuntimeError, OSError) as error:
+    except Exception as error:  # TFDS and what it reads with have many kinds
         reason, *_ = [*str(error).strip().splitlines(), type(error).__name__]  # it may say nothing
         raise DataError(f"dataset {name!r} cannot be opened: {reason}") from None
 
@@ -146,7 +146,9 @@ class _Column:
         if self.one.dtype != object:
             # Checked as stored, in 64 bits: a cast would wrap an integer that does not fit.
             stacked = narrowed(np.asarray(decoded), name)
-            return stacked.astype(self.one.dtype, copy=False).reshape(-1, *self.one.shape)
+            # An error where they are of another shape: -1 would make fewer, or more, of them.
+            shape = (len(decoded), *self.one.shape)
+            return stacked.astype(self.one.dtype, copy=False).reshape(shape)
         # np.array(decoded, object) would make pictures of one size a single array of numbers.
         column = np.empty(len(decoded), object)
         column[:] = decoded
@@ -232,7 +234,9 @@ def _readable(name: str, files: list[pathlib.Path]) -> Iterator[None]:
     """Tells of a record file that cannot be read, or read as what features.json says, in a line."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, IndexError, KeyError) as error:
+    except LsmError:
+        raise
+    except Exception as error:  # TFDS and what it reads with have many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = f"{files[0].parent} ({listed(file.name for file in files)})"
         raise DataError(f"dataset {name}: {where} is damaged or incomplete: {reason}") from error

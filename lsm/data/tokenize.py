@@ -29,13 +29,14 @@ import numpy as np
 from absl import flags, logging
 
 from lsm import command_line
+from lsm.checks import THREADS
 from lsm.data import documents
 from lsm.data.dataset import PathLike
 from lsm.data.documents import Piece, Position
 from lsm.data.tokenizer import END_OF_TEXT, Tokenizer
 from lsm.data.tokens import INDEX, Index, Shard, check_shards, read_index
-from lsm.errors import ConfigError, DataError
-from lsm.files import atomic_write, exclusive, readable_disk_errors
+from lsm.errors import ConfigError, DataError, shortened
+from lsm.files import atomic_write, exclusive, expanded, readable_disk_errors
 
 SHARD_TOKENS = 1 << 28
 """Half a GiB of uint16: at a million tokens a second, what a kill costs is under five minutes."""
@@ -67,10 +68,10 @@ class Packing:
     workers: int = 1
 
     def __post_init__(self):
-        for name in ("shard_tokens", "workers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name}: {getattr(self, name)} is below 1.")
-        if not self.split or pathlib.PurePath(self.split).name != self.split:
+        for name, most in (("shard_tokens", 1 << 40), ("workers", THREADS)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ConfigError(f"--{name}: {getattr(self, name)} given; allowed: 1 to {most:,}.")
+        if self.split in ("", "..") or pathlib.PurePath(self.split).name != self.split:
             raise ConfigError(f"--split: {self.split!r} is no name of a folder, such as 'train'.")
 
 
@@ -109,7 +110,7 @@ def tokenize(
         column=packing.column,
         shard_tokens=packing.shard_tokens,
     )
-    folder = pathlib.Path(out).expanduser() / packing.split
+    folder = expanded(out, "--out") / packing.split
     with readable_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     taken = DataError(f"--out: another process is writing {folder}.")
@@ -255,15 +256,10 @@ def _found(folder: pathlib.Path, wanted: Index) -> Index:
         # Progress is to differ; all else decides what the files hold.
         if field.name not in ("shards", "position") and before != now:
             raise DataError(
-                f"--out: {folder} was begun with {field.name} {_short(before)}, not {_short(now)}; "
-                "give another folder or --split, or remove that one."
+                f"--out: {folder} was begun with {field.name} {shortened(str(before), 100)}, not "
+                f"{shortened(str(now), 100)}; give another folder or --split, or remove that one."
             )
     return index
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) < 100 else text[:97] + "..."
 
 
 class _Progress:
@@ -343,7 +339,7 @@ def _write_split(given: flags.FlagValues, inputs: list[str], split: str) -> None
     index = tokenize(inputs, given.out, packing, given.data_dir, _Progress(split))
     print(
         f"{split}: {index.tokens:,} tokens of {index.documents:,} documents by {index.tokenizer} "
-        f"in {pathlib.Path(given.out) / split} ({time.perf_counter() - start:.0f} s)"
+        f"in {expanded(given.out, '--out') / split} ({time.perf_counter() - start:.0f} s)"
     )
 
 

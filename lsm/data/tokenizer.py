@@ -11,6 +11,7 @@ import numpy as np
 
 from lsm.data.dataset import PathLike
 from lsm.errors import DataError, listed, nearest
+from lsm.files import expanded
 
 END_OF_TEXT = "<|endoftext|>"
 """GPT-2's token between documents."""
@@ -43,7 +44,7 @@ class Tokenizer:
         Raises:
           DataError: no such file, one that cannot be read, or the library is not installed.
         """
-        files = _files(pathlib.Path(path).expanduser())
+        files = _files(expanded(path, "--tokenizer"))
         self._tokenizer = _load(files)
         # Of "llama3.json" the file's name; "tokenizer.json" says nothing, its folder does.
         whole = files[0].stem not in ("tokenizer", "vocab")

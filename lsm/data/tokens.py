@@ -19,6 +19,7 @@ import numpy as np
 from lsm.checks import require_sizes
 from lsm.data.dataset import Columns, Dataset, PathLike, Spec, SplitSource, digest
 from lsm.errors import ConfigError, DataError
+from lsm.files import expanded, parsed_json
 
 _FORMAT = "lsm tokens 1"
 INDEX = "index.json"
@@ -95,7 +96,7 @@ def read_index(folder: pathlib.Path) -> Index | None:
     """
     path = folder / INDEX
     try:
-        fields = json.loads(path.read_bytes())
+        fields = parsed_json(path.read_bytes())
         kind = fields.pop("format")
         if kind == _FORMAT:
             if fields["dtype"] not in ("uint16", "uint32"):
@@ -198,7 +199,7 @@ class Tokens(SplitSource):
 
     def folder(self, data_dir: PathLike | None = None) -> pathlib.Path:
         """Returns where the splits are: `path`, or where that is not there `data_dir`/`path`."""
-        path = pathlib.Path(self.path).expanduser()
+        path = expanded(self.path, "Tokens.path")
         return path if data_dir is None or path.is_dir() else pathlib.Path(data_dir) / path
 
     def _splits(self, data_dir: PathLike | None) -> dict[str, Index]:

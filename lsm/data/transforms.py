@@ -1,4 +1,4 @@
-"""Augmentation of pictures: vectorised NumPy on uint8 batches, uint8 out.
+"""Augmentation of pictures: vectorised NumPy on batches of any dtype, which stays.
 
 A transform draws its random numbers apart from applying them. The draw is for the whole global
 batch, from a generator keyed by (seed, step); each process applies its own rows of it. So a batch
@@ -52,8 +52,8 @@ class RandomFlip(Transform):
 
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
-        # A copy, which is contiguous too: the view below needs that.
-        image = np.array(batch[_IMAGE])
+        # A copy in rows, whatever the order was: the view below needs that.
+        image = np.array(batch[_IMAGE], order="C")
         # A pixel as one item of C bytes instead of C items: moved at once.
         pixels = image.view(np.dtype((np.void, image.shape[-1] * image.itemsize)))
         mirror = drawn["mirror"]
@@ -94,7 +94,7 @@ class RandomCrop(Transform):
             )
         padded = _pad(image, self.padding, self.reflect)
         # Rows of W * C numbers instead of W pixels: the copies are longer, hence fewer.
-        lines = padded.reshape(b, h + 2 * self.padding, -1)
+        lines = padded.reshape(b, h + 2 * self.padding, (w + 2 * self.padding) * c)
         windows = np.lib.stride_tricks.sliding_window_view(lines, (h, w * c), axis=(1, 2))
         # (B, 2p + 1, 2pC + 1, H, W * C); of the third axis every C-th place begins a pixel.
         y, x = drawn["corner"].T
@@ -110,11 +110,11 @@ class Cutout(Transform):
 
     Attributes:
       size: side of the square in pixels, at least 1.
-      value: what it is filled with, 0 to 255.
+      value: what it is filled with, in the units of the pictures, 0 to 255.
     """
 
     size: int = 16
-    value: int = 0
+    value: int | float = 0
 
     def __post_init__(self):
         if self.size < 1:
@@ -129,6 +129,10 @@ class Cutout(Transform):
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
         image = batch[_IMAGE].copy()
+        if image.dtype.kind != "f" and np.array(self.value).astype(image.dtype) != self.value:
+            raise ConfigError(
+                f"Cutout.value: {self.value} cannot be held by pictures of {image.dtype}."
+            )
         sides = np.array(image.shape[1:3])
         top_left = (drawn["centre"] * sides).astype(int) - self.size // 2
         starts = np.maximum(top_left, 0).tolist()  # slices of Python's ints are faster
@@ -207,7 +211,7 @@ def _pad(image: np.ndarray, p: int, reflect: bool) -> np.ndarray:
 
 
 def _warp(image: np.ndarray, matrix_Bx2x2: np.ndarray) -> np.ndarray:
-    """Samples `image` (B, H, W, C) at matrix @ (y, x), both from the centre; bilinear, uint8."""
+    """Samples `image` (B, H, W, C) at matrix @ (y, x), both from the centre; bilinear."""
     b, h, w, c = image.shape
     # Where each output pixel comes from, in pixels (y, x) of the input.
     centre = np.array([h - 1, w - 1], np.float32) / 2
@@ -222,13 +226,14 @@ def _warp(image: np.ndarray, matrix_Bx2x2: np.ndarray) -> np.ndarray:
     # The corner's place in the flat padded plane: h + 2 rows a picture, w + 2 pixels a row.
     first = (np.arange(b)[:, None] * (h + 2) + y) * (w + 2) + x
     padded = _pad(image, 1, reflect=False)
-    warped = np.empty((b, h * w, c), np.uint8)
+    warped = np.empty((b, h * w, c), image.dtype)
     for channel in range(c):  # planes, because NumPy is slow on a last dimension of 3
         plane = padded[..., channel].ravel()
         top = _between(plane.take(first), plane.take(first + 1), fx)
         bottom = _between(plane.take(first + w + 2), plane.take(first + w + 3), fx)
-        # A cast alone would round down, and darken.
-        warped[..., channel] = np.rint(_between(top, bottom, fy))
+        values = _between(top, bottom, fy)
+        # Of whole numbers a cast alone would round down, and darken.
+        warped[..., channel] = values if image.dtype.kind == "f" else np.rint(values)
     return warped.reshape(b, h, w, c)
 
 

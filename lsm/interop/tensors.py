@@ -1,6 +1,5 @@
 """Safetensors files, read lazily: each device its own part, and no second copy of the whole."""
 
-import json
 import math
 import os
 import pathlib
@@ -11,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from lsm.errors import CheckpointError, listed, nearest
+from lsm.files import expanded, parsed_json
 
 Index = tuple[slice, ...]
 """One slice a dimension, as `jax.make_array_from_callback` passes it; () is the whole."""
@@ -74,7 +74,7 @@ def open_tensors(path: os.PathLike | str) -> Tensors:
     Raises:
       CheckpointError: a file is missing or damaged, or the index names a tensor that is not there.
     """
-    path = pathlib.Path(path)
+    path = expanded(path, "safetensors")
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
@@ -95,7 +95,7 @@ def _in_folder(folder: pathlib.Path) -> pathlib.Path:
 def _sharded(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Returns the tensors that an index file lists."""
     try:
-        files = dict(json.loads(path.read_bytes())["weight_map"])
+        files = dict(parsed_json(path.read_bytes())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({type(error).__name__}: {error}); it should be JSON with a "

@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
+import logging
 import os
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 import jax
 
 from lsm import processes
-from lsm.errors import CheckpointError
+from lsm.errors import CheckpointError, shortened
 from lsm.files import silent_stderr
 from lsm.mesh import jit, replicated
 from lsm.params import flat, nested, path_name
@@ -53,6 +56,7 @@ class Checkpoints:
         # Orbax takes seconds to import: only where it is needed.
         import orbax.checkpoint as ocp
 
+        _hush()
         self.directory = pathlib.Path(directory).absolute()
         self._checksums = checksums or saved.checksums
         self._kept = _Kept(keep)
@@ -109,6 +113,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         meta = {
+            "step": step,
             "spec": spec_of(state),
             "empty": saved.empties(state),
             "progress": dict(progress),
@@ -132,11 +137,16 @@ class Checkpoints:
             if constants:
                 with ocp.StandardCheckpointer() as checkpointer:
                     checkpointer.save(folder, constants)
-            self._manager.save(
+            kept = self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
                 ),
+            )
+        if not kept:
+            raise CheckpointError(
+                f"cannot save step {step} to {self.directory}: there is a later step, "
+                f"{self.latest()}, which is not of this run; remove that folder."
             )
 
     def progress(self, step: int) -> dict[str, Any]:
@@ -229,6 +239,9 @@ class Checkpoints:
             )["meta"]
             if meta.pop("checksum") != saved.checksum_of_json(meta):
                 raise ValueError("the checksum of its description differs")
+            # Not said by those of earlier versions.
+            if meta.get("step", step) != step:
+                raise ValueError(f"it is a copy of step {meta['step']}")
             return meta
         except Exception as error:
             raise self._damaged(step, error) from error
@@ -288,7 +301,7 @@ class Checkpoints:
         if item == CONSTANTS:
             folder = self.directory / CONSTANTS
             remedy = "every step needs it: restore it from elsewhere, or start again"
-        reason = " ".join(str(error).split())[:160]
+        reason = shortened(" ".join(str(error).split()), 240)
         return CheckpointError(
             f"checkpoint {folder} cannot be read ({type(error).__name__}: {reason}); {remedy}."
         )
@@ -300,7 +313,7 @@ class Checkpoints:
             yield
         except Exception as error:
             self._remove_partial()
-            reason = " ".join(str(error).split())[:160]
+            reason = shortened(" ".join(str(error).split()), 240)
             raise CheckpointError(
                 f"cannot save to {self.directory}: {reason}; {self._intact()}."
             ) from error
@@ -311,6 +324,26 @@ class Checkpoints:
         for folder in (self.directory, self.directory / CONSTANTS):
             for partial in folder.glob(_TEMPORARY):
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+@functools.cache
+def _hush() -> None:
+    """Keeps Orbax from telling, in hundreds of lines, of failures that it raises as well.
+
+    Its background threads log each of them, and TensorStore's find their event loop gone.
+    """
+    logging.getLogger("absl").addFilter(_is_no_failure_of_orbax)
+    hook = sys.unraisablehook
+
+    def other_than_a_closed_loop(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = other_than_a_closed_loop
+
+
+def _is_no_failure_of_orbax(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 @dataclasses.dataclass

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from lsm.errors import TrainingError
-from lsm.files import atomic_write, plain_json
+from lsm.files import atomic_write, parsed_json, plain_json
 from lsm.mesh import jit, replicated
 from lsm.params import path_name
 
@@ -70,7 +70,7 @@ class Result:
         """Reads `workdir/result.json`. Raises TrainingError where it is absent or not a result."""
         path = Path(workdir) / "result.json"
         try:
-            fields = json.loads(path.read_text())
+            fields = parsed_json(path.read_text())
             fields["metrics"] = {
                 split: {k: math.nan if v is None else v for k, v in figures.items()}
                 for split, figures in fields["metrics"].items()

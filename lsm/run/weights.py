@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import jax
 
 from lsm.errors import CheckpointError, ConfigError, listed, nearest
+from lsm.files import expanded
 from lsm.interop.tensors import Tensors, open_tensors
 from lsm.run.checkpoint import Checkpoints
 
@@ -141,7 +142,7 @@ def open_run(
             f"step: {step!r} given; 'best', 'last' or a whole number is needed."
             + nearest(str(step), ("best", "last"))
         )
-    directory = pathlib.Path(workdir) / "checkpoints"
+    directory = expanded(workdir, "--workdir") / "checkpoints"
     if not directory.is_dir() or not any(d.name.isdigit() for d in directory.iterdir()):
         raise CheckpointError(f"no checkpoints in {workdir}; train there first.")
     with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
@@ -159,7 +160,7 @@ def open_weights(path: os.PathLike | str) -> Iterator[Weights]:
     Raises:
       CheckpointError: there is nothing of the kind, or it is damaged.
     """
-    path = pathlib.Path(path)
+    path = expanded(path, "start.path")
     if (path / "checkpoints").is_dir():
         with open_run(path, masters=True) as (weights, _):
             yield weights

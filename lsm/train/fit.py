@@ -11,6 +11,7 @@ import jax
 from lsm import processes
 from lsm.config import Experiment
 from lsm.cpu import keep_memory
+from lsm.files import expanded
 from lsm.run.checkpoint import Checkpoints
 from lsm.run.curves import plot_curves
 from lsm.run.result import Result, fingerprint, git_revision, hardware, versions
@@ -60,7 +61,7 @@ def fit(
       LsmError: anything that the caller can mend, in one line.
     """
     clock = Clock()
-    workdir = pathlib.Path(workdir)
+    workdir = expanded(workdir, "--workdir")
     tracer = Profile(profile, workdir / "profile")
     keep_compiled()
     keep_memory()

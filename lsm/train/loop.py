@@ -62,6 +62,7 @@ class Loop:
         """
         program, start, end = self.trainer.program, int(state.step), self._horizon.steps
         with Interrupt() as interrupt, self._prefetched(start) as batches, self.profile:
+            self.profile.expect(start + 1, end)
             window = Window(start, self.clock)
             for step in range(start + 1, end + 1):
                 if self.progress.stopped:  # by the last evaluation, here or before a restart

@@ -17,7 +17,7 @@ from lsm import processes
 from lsm.config import Experiment, schema
 from lsm.data.dataset import narrowed
 from lsm.errors import CheckpointError, ConfigError, DataError
-from lsm.files import plain_json, readable_disk_errors
+from lsm.files import expanded, parsed_json, plain_json, readable_disk_errors
 from lsm.mesh import Mesh, batch_sharding, batch_ways, jit, local_rows, make_mesh, place, replicated
 from lsm.params import flat, nested
 from lsm.run.checkpoint import Checkpoints
@@ -63,7 +63,7 @@ def predict_run(
     trainer, state, step = _restored(experiment, workdir, data_dir)
     files = {}
     for split in trainer.evaluation:
-        files[split] = pathlib.Path(workdir) / "predictions" / f"{split}.jsonl"
+        files[split] = expanded(workdir, "--workdir") / "predictions" / f"{split}.jsonl"
         predictions = predict(trainer, state, split)
         if processes.is_first():
             _write_rows(files[split], predictions)
@@ -90,7 +90,7 @@ def _restored(
     experiment: Experiment, workdir: os.PathLike | str, data_dir: os.PathLike | str | None
 ) -> tuple[Trainer, TrainState, int]:
     """Opens the data of a run, and restores the checkpoint that speaks for it."""
-    directory = pathlib.Path(workdir) / "checkpoints"
+    directory = expanded(workdir, "--workdir") / "checkpoints"
     if not directory.is_dir():
         raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
     keep_compiled()
@@ -204,7 +204,7 @@ def load(
       MeshError: the mesh does not fit the devices.
     """
     keep_compiled()
-    experiment = _experiment_of(pathlib.Path(workdir), experiment)
+    experiment = _experiment_of(expanded(workdir, "--workdir"), experiment)
     devices = jax.devices() if devices is None else devices
     mesh = mesh or (experiment.mesh if len(devices) > 1 else Mesh(rules=experiment.mesh.rules))
     experiment = dataclasses.replace(experiment, mesh=dataclasses.replace(mesh, offload=False))
@@ -225,7 +225,7 @@ def _experiment_of(workdir: pathlib.Path, given: Experiment | None) -> Experimen
     if given is not None and not path.exists():
         return given
     try:
-        saved = json.loads(path.read_text())
+        saved = parsed_json(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
     except ValueError as error:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from lsm.config import Experiment, schema
-from lsm.data import Columns, EvalBatches, Shuffled, TrainBatches
+from lsm.data import Columns, EvalBatches, Shuffled, TrainBatches, cache
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
 from lsm.evaluate import columns, names
@@ -155,8 +155,7 @@ def keep_compiled() -> None:
     """
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     if not jax.config.jax_compilation_cache_dir:
-        path = os.path.expanduser(os.environ.get("LSM_CACHE", "~/.cache/lsm"))
-        jax.config.update("jax_compilation_cache_dir", os.path.join(path, "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(cache.root() / "compiled"))
 
 
 def _check_vocabulary(experiment: Experiment, ids: int | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from lsm import processes
 from lsm.config import Experiment, schema
 from lsm.errors import ConfigError, ProcessError, TrainingError
-from lsm.files import atomic_write, exclusive
+from lsm.files import atomic_write, exclusive, parsed_json
 from lsm.train.trainer import Trainer
 
 CONFIG, DATA, RESULT = "config.json", "data.json", "result.json"
@@ -88,7 +88,7 @@ def _changes(workdir: pathlib.Path, records: dict[str, Any], free: tuple[str, ..
 def _saved(path: pathlib.Path) -> Any:
     """Returns the JSON that an earlier start wrote, or None."""
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        return parsed_json(path.read_text()) if path.exists() else None
     except (OSError, ValueError) as error:  # a folder; not text; not JSON
         raise ConfigError(f"{path} is damaged ({error}); remove it to continue.") from error
 

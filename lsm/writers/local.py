@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lsm.errors import TrainingError
-from lsm.files import AppendOnly, atomic_write, plain_json
+from lsm.files import AppendOnly, atomic_write, parsed_json, plain_json
 from lsm.writers.base import RunInfo, Writer
 
 
@@ -76,7 +76,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = parsed_json(line)
             row["step"], row["split"]  # raises where one is absent
         except (ValueError, TypeError, KeyError) as error:
             raise TrainingError(

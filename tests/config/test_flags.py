@@ -1,10 +1,14 @@
 """Configs: files, overrides, and what is said when something in them is wrong."""
 
+import dataclasses
 import json
 import pathlib
+import sys
 
 import flax.linen as nn
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Start, Train
 from lsm.config import flags, schema
@@ -98,6 +102,37 @@ def test_override_by_type(path, text, value):
     for name in path.split("."):
         found = found[int(name)] if name.isdigit() else getattr(found, name)
     assert found == value and type(found) is type(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    mean: tuple[float, ...] | None = (0, 0.5)
+    pair: tuple[int, str] = (1, "a")
+    plain: tuple = (1, "a")
+    nested: tuple[tuple[float, ...], ...] = ((0, 1),)
+    many: list[float] = dataclasses.field(default_factory=lambda: [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "field", "value"),
+    [
+        ("mean.0", "0.5", "mean", (0.5, 0.5)),
+        ("pair.1", "5", "pair", (1, "5")),
+        ("plain.1", "5", "plain", (1, "5")),
+        ("nested.0.1", "0.5", "nested", ((0, 0.5),)),
+        ("many.1", "0.5", "many", [1, 0.5]),
+    ],
+)
+def test_an_item_is_of_the_type_that_its_field_says(path, text, field, value):
+    assert getattr(flags.override(Items(), {path: text}), field) == value
+
+
+def test_an_item_of_another_type_is_refused():
+    for path, said in (("pair.0", "int is needed"), ("plain.0", "int is needed")):
+        with pytest.raises(ConfigError, match=f"--config.{path}: '0.5' given; {said}"):
+            flags.override(Items(), {path: "0.5"})
+    with pytest.raises(ConfigError, match=r"there is no item 2; there are 2, counted from 0"):
+        flags.override(Items(), {"many.2": "1"})
 
 
 def test_one_length_replaces_another():
@@ -197,7 +232,7 @@ def test_a_field_and_what_is_inside_it_are_not_both_set(paths, message):
         ({"optimizer.learning_rate": "fast"}, "'fast' given; float is needed."),
         ({"task.model.dtype": "bf16"}, "'float32' | 'bfloat16' is needed."),
         ({"train.steps.x": "1"}, "None has no fields to set"),
-        ({"train.batch_size": "0"}, "Train.batch_size: 0 given; allowed: a number in (0, inf)."),
+        ({"train.batch_size": "0"}, "Train.batch_size: 0 given; allowed: a number in (0, 16777216]."),
         ({"train.accumulation": "3"}, "3 does not divide train.batch_size=128"),
         ({"checkpoint.every": "2 epocs"}, "'2 epocs' is not a duration.* Did you mean 'epochs'?"),
         ({"checkpoint.every": "5_ steps"}, "'5_ steps' is not a duration"),
@@ -205,6 +240,21 @@ def test_a_field_and_what_is_inside_it_are_not_both_set(paths, message):
         ({"optimizer": "Adam"}, "--config.optimizer: 'Adam' given; Optimizer is needed."),
         ({"task.model.widths": "(32, 0)"}, "MLP.widths: (32, 0) given; allowed: 1 or more."),
         ({"train.seed": "4294967296"}, "Train.seed: 4294967296 given; allowed: a number in [0, 4294967296)."),
+        ({"train.batch_size": "1" + "0" * 30}, "allowed: a number in (0, 16777216]"),
+        ({"data.workers": "100000"}, "Data.workers: 100000 given; allowed: a number in [1, 1024]."),
+        ({"task.model.widths": "(32, 1000000000)"}, "MLP.widths: (32, 1000000000) given; allowed: 16,777,216 or less."),
+        ({"task.model.activation": "this.s"}, "--config.task.model.activation: 'this.s' given; Callable is needed."),
+        ({"task.model.activation": "jax.nn.geul"}, "'jax.nn.geul' given; Callable is needed. Did you mean 'jax.nn.gelu'?"),
+        ({"train.steps": "9" * 5000}, "' given; int | None is needed."),
+        ({"train.steps": "0x" + "9" * 5000}, "given; allowed: a number in (0, 2147483647]"),
+        ({"train.log_every": "9" * 5000 + " steps"}, "99 steps' is not a duration"),
+        ({"train.log_every": "1e999 steps"}, "'1e999 steps' is not a duration"),
+        ({"train.seed": "(" * 5000}, "int is needed."),
+        ({"train.seed": "{[]}"}, "int is needed."),
+        ({"start.path": "x", "start.take": "(" * 5000}, "is not a regular expression"),
+        ({"start.path": "x", "start.take": "a{99999999999999999999}"}, "is not a regular expression"),
+        ({"task.model.widths": str((0,) * 2000)}, "allowed: 1 or more."),
+        ({"x" * 5000: "1"}, "xxx'; it has name, task, data"),
         ({"mesh.data": "0"}, "mesh.data: 0 given; it must be 1 or more, or -1."),
     ],
 )  # fmt: skip
@@ -212,9 +262,70 @@ def test_what_is_wrong_on_the_line(overrides, message):
     with pytest.raises(ConfigError) as caught:
         flags.override(experiment(), overrides)
     text = str(caught.value)
-    assert "\n" not in text
+    assert "\n" not in text and len(text) <= 1000
     for part in message.split(".* "):
         assert part in text
+
+
+PATHS = [
+    "train.steps",
+    "train.epochs",
+    "train.log_every",
+    "train.skip_nonfinite",
+    "optimizer.learning_rate",
+    "optimizer.groups.0.scale",
+    "task.model.widths",
+    "task.model.widths.0",
+    "task.model.activation",
+    "task.model.dtype",
+    "mesh.rules.0.pattern",
+    "data.validation",
+    "data.source",
+    "start.path",
+    "name",
+]
+TEXTS = st.one_of(
+    st.text(max_size=20),
+    st.text("0123456789.-+e_jx", max_size=12),
+    st.text("()[]{},'\"0a:", max_size=12),
+    st.sampled_from(
+        ["none", "true", "1e3", "(1,2)", "[3]", "jax.nn.gelu", "os.path.join", "{1:2}"]
+    ),
+    st.recursive(st.integers() | st.text() | st.none(), lambda x: st.tuples(x, x)).map(repr),
+)
+
+
+@given(st.dictionaries(st.sampled_from(PATHS) | st.text(max_size=8), TEXTS, max_size=3))
+def test_any_override_is_a_checked_experiment_or_one_line(overrides):
+    try:
+        changed = flags.override(experiment(), overrides)
+    except LsmError as error:
+        assert "\n" not in str(error) and len(str(error)) <= 1000
+    else:
+        schema.check(changed)
+        json.dumps(schema.to_json(changed))
+
+
+@given(
+    st.from_type(int)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+    | st.tuples(st.integers())
+)
+def test_what_a_field_shows_can_be_given(value):
+    """As text of its own: `repr`, and a text also as it stands."""
+    hint = type(value) if not isinstance(value, tuple) else tuple[int, ...]
+    assert flags.parse_value(repr(value), hint, "--x") == value
+    if isinstance(value, str) and value.lower() not in ("none", "null", "true", "false"):
+        assert isinstance(flags.parse_value(value, str, "--x"), str)
+
+
+def test_no_module_is_imported_for_a_value():
+    sys.modules.pop("this", None)
+    for text in ("this.s", "antigravity.fly", "test.support.verbose"):
+        with pytest.raises(ConfigError):
+            flags.override(experiment(), {"task.model.activation": text})
+        assert text.rpartition(".")[0] not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -226,7 +337,7 @@ def test_what_is_wrong_on_the_line(overrides, message):
         ("(8,)", "'8'", "task.model.widths: '8' given, which is str; tuple[int, ...] is needed."),
         ("1e-3", "'1e-3'", "config.py:11: Adam.learning_rate: '1e-3' given"),
         ("int(arg)", "1.5", "train.steps: 1.5 given, which is float; int | None is needed."),
-        ("int(arg)", "True", "Train.steps: True given; allowed: a number in (0, inf)."),
+        ("int(arg)", "True", "Train.steps: True given; allowed: a number in (0, 2147483647]."),
         ("Digits()", "Digit()", "config.py:10: name 'Digit' is not defined. Did you mean 'Digits'?"),
         ("Digits()", "None", "data.source: None given, which is NoneType; Source is needed."),
         ("get_config", "make", "no function get_config(arg=None) in it"),

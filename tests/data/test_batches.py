@@ -3,6 +3,8 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lsm.data import ArrayDataset, Data, Digits, EvalBatches, RandomCrop, RandomFlip, TrainBatches
 from lsm.data.sampling import permutation
@@ -126,5 +128,45 @@ def test_a_batch_of_nothing_is_an_error(kind):
 def test_settings_out_of_range_are_errors():
     with pytest.raises(ConfigError, match="seed: -1 is negative"):
         TrainBatches(numbered(8), 4, seed=-1)
-    with pytest.raises(ConfigError, match="workers: 0 is below 1"):
+    with pytest.raises(
+        ConfigError, match=r"Data.workers: 0 given; allowed: a number in \[1, 1024\]"
+    ):
         Data(Digits(), workers=0)
+
+
+SIZES = st.integers(1, 40)
+
+
+@given(SIZES, st.integers(1, 60), st.integers(0, 2**32 - 1), st.integers(0, 10**9), st.data())
+def test_any_share_of_any_batch(examples, batch_size, seed, step, data):
+    augment = (RandomFlip(), RandomCrop(2))
+    whole = TrainBatches(numbered(examples), batch_size, seed, augment)
+    batch = whole.batch_at(step)
+    # Cut at any places, by as many processes: joined, it is the batch.
+    cuts = data.draw(st.lists(st.integers(0, batch_size), max_size=3).map(sorted))
+    bounds = zip([0, *cuts], [*cuts, batch_size], strict=True)
+    parts = [
+        dataclasses.replace(whole, rows=np.arange(start, stop)).batch_at(step)
+        for start, stop in bounds
+    ]
+    for name, column in batch.items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), column)
+    # A window of the endless line of epochs: the epochs in it are whole permutations.
+    place = step * batch_size
+    line = batch["number"].tolist()
+    ahead = -place % examples
+    for start in range(ahead, batch_size - examples + 1, examples):
+        assert sorted(line[start : start + examples]) == list(range(examples))
+    assert len(set(line[:ahead])) == len(line[:ahead])
+
+
+@given(SIZES, st.integers(1, 60), st.integers(1, 4))
+def test_any_evaluation_counts_every_example_once(examples, batch_size, processes):
+    rows = np.array_split(np.arange(batch_size), processes)
+    shares = [EvalBatches(numbered(examples), batch_size, rows=share) for share in rows]
+    counted = np.zeros(examples)
+    for number in range(len(shares[0])):
+        for share in shares:
+            batch = share.batch_at(number)
+            np.add.at(counted, batch["number"], batch["weight"])
+    np.testing.assert_array_equal(counted, 1)

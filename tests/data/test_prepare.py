@@ -299,6 +299,88 @@ def test_cifar_errors(raw_dir, data_dir):
     refused("cifar10", raw_dir, data_dir, "data_batch_2 is truncated or no CIFAR batch")
 
 
+@pytest.mark.parametrize("cut", [4, 5, 15])
+def test_an_idx_file_that_ends_within_its_header(raw_dir, data_dir, cut):
+    write_mnist(raw_dir, zipped=False)
+    images = raw_dir / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:cut])
+    refused("mnist", raw_dir, data_dir, "train-images-idx3-ubyte is truncated: it ends within")
+
+
+def test_pictures_of_another_size_are_refused(raw_dir, data_dir):
+    write_mnist(raw_dir)
+    half = gzip.compress(idx(pictures(12, 14, 14)))
+    (raw_dir / "train-images-idx3-ubyte.gz").write_bytes(half)
+    said = "'train' holds pictures of 14 x 14 x 1; those of mnist are of 28 x 28 x 1"
+    refused("mnist", raw_dir, data_dir, said)
+
+
+NO_BATCH = "data_batch_2 is no CIFAR batch: rows of 3,072 bytes are needed"
+NO_META = "batches.meta is no CIFAR meta file: it has no list 'label_names' of names"
+
+
+@pytest.mark.parametrize(
+    ("member", "changed", "said"),
+    [
+        ("data_batch_2", lambda batch: [batch], NO_BATCH),
+        ("data_batch_2", lambda batch: None, NO_BATCH),
+        ("data_batch_2", lambda batch: batch | {"data": batch["data"].tolist()}, NO_BATCH),
+        ("data_batch_2", lambda batch: batch | {"data": batch["data"] / 255}, NO_BATCH),
+        ("data_batch_2", lambda batch: batch | {"data": batch["data"][:, :3]}, NO_BATCH),
+        ("data_batch_2", lambda batch: batch | {"labels": [300, 0]}, NO_BATCH),
+        ("data_batch_2", lambda batch: batch | {"labels": [-1, 0]}, NO_BATCH),
+        ("data_batch_2", lambda batch: batch | {"labels": [1.5, 0]}, NO_BATCH),
+        ("data_batch_2", lambda batch: batch | {"labels": [0]}, NO_BATCH),
+        ("data_batch_2", lambda batch: batch | {"labels": None}, NO_BATCH),
+        ("data_batch_2", lambda batch: batch | {"labels": [77, 0]}, "cannot be built: .*label 77"),
+        ("batches.meta", lambda meta: {}, NO_META),
+        ("batches.meta", lambda meta: [meta], NO_META),
+        ("batches.meta", lambda meta: {"label_names": [1, 2]}, NO_META),
+        ("batches.meta", lambda meta: {"label_names": ["a"]}, "cannot be built: .*Got 1 names"),
+    ],
+)
+def test_cifar_pickles_of_something_else(raw_dir, data_dir, member, changed, said):
+    files = cifar_files("python", raw.CIFAR10)
+    files[member] = pickle.dumps(changed(pickle.loads(files[member])), protocol=2)
+    tarball(files, raw_dir / "cifar-10-python.tar.gz")
+    refused("cifar10", raw_dir, data_dir, said)
+
+
+def test_cifar_names_that_are_no_text(raw_dir, data_dir):
+    files = cifar_files("binary", raw.CIFAR10) | {"batches.meta.txt": b"caf\xe9"}
+    tarball(files, raw_dir / "cifar-10-binary.tar.gz")
+    refused("cifar10", raw_dir, data_dir, "names of the classes are not UTF-8 text")
+
+
+def test_a_tree_with_a_broken_link(raw_dir, data_dir):
+    (raw_dir / "train/ant").mkdir(parents=True)
+    (raw_dir / "train/ant/gone.png").symlink_to("nowhere.png")
+    refused("insects", raw_dir, data_dir, r"gone\.png cannot be read: No such file")
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_prepared_dataset_that_is_damaged(raw_dir, data_dir, cached, monkeypatch):
+    """Whatever is done to one of its files: one line, or as before."""
+    if not cached:
+        monkeypatch.setattr("lsm.data.cache.MAX_BYTES", 0)
+    (raw_dir / "train/ant").mkdir(parents=True)
+    Image.fromarray(pictures(8, 9, 3)).save(raw_dir / "train/ant/a.png")
+    good = prepare.prepare("insects", raw_dir, data_dir)
+    for name in ("dataset_info.json", "features.json", "insects-train.array_record-00000-of-00001"):
+        file, kept = good / name, (good / name).read_bytes()
+        for change in (None, "link", b"", b"{}", b"[]", b"\xff\xfe", b"[" * 50_000, kept[:99]):
+            file.unlink()
+            if change == "link":
+                file.symlink_to(name)
+            elif change is not None:
+                file.write_bytes(change)
+            with pytest.raises(DataError) as error:
+                Tfds("insects", size=4).open("train", data_dir).take(np.arange(1))
+            assert "\n" not in str(error.value)
+            file.unlink(missing_ok=True)
+            file.write_bytes(kept)
+
+
 def test_a_pickle_that_would_run_code_is_refused(raw_dir, data_dir, tmp_path):
     class Evil:
         def __reduce__(self):

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import pathlib
 import re
 
@@ -251,6 +252,60 @@ def test_a_grey_picture_of_16_bits_keeps_its_upper_8(tree):
     Image.fromarray(grey).save(tree / "val/blue/e.png")
     image = Folder(str(tree), size=(2, 3)).open("val").take(np.array([0]))["image"][0]
     assert image[..., 0].tolist() == image[..., 2].tolist() == [[0, 0, 1], [128, 254, 255]]
+
+
+def picture(path: pathlib.Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("stray", "other"),
+    [
+        ("train/0.png", "train/[a-z]+/.*"),  # once: the one class 'train', and one example
+        ("0.png", "train/[a-z]+/.*"),
+        ("train/red/more/0.png", "train/[a-z]+/.*"),
+        ("train/red/even/more/0.png", "train/[a-z]+/.*"),
+    ],
+)
+def test_folder_names_a_picture_at_another_depth(tree, stray, other):
+    picture(tree / stray)
+    with pytest.raises(DataError, match=f"({stray} and {other}|{other} and {stray}) are at"):
+        Folder(str(tree)).open("train")
+
+
+def test_folder_does_not_see_hidden_files(tree):
+    picture(tree / "train/.thumbnails/a.png")
+    picture(tree / "train/red/.a.png")
+    picture(tree / ".trash/a.png")
+    dataset = Folder(str(tree), size=4).open("train")
+    assert dataset.classes == ("blue", "red") and len(dataset) == 5
+
+
+def test_folder_takes_links_and_names_of_any_bytes(tree):
+    (tree / "train/green").symlink_to(tree / "train/red")
+    os.rename(tree / "train/blue/a.png", os.fsencode(tree) + b"/train/blue/caf\xe9.png")
+    dataset = Folder(str(tree), size=4).open("train")
+    assert dataset.classes == ("blue", "green", "red") and len(dataset) == 8
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(
+    ("link", "to", "said"),
+    [
+        ("train/red/gone.png", "nowhere.png", r"red/gone\.png.*(cannot be read|No such file)"),
+        ("train/red/loop.png", "loop.png", r"red/loop\.png.*(cannot be read|symbolic links)"),
+        ("train/red/up", "..", r"train/.* and train/.* are at different depths"),
+    ],
+)
+def test_folder_names_a_broken_link(tree, link, to, said, cached, monkeypatch):
+    if not cached:
+        monkeypatch.setattr("lsm.data.cache.MAX_BYTES", 0)
+    (tree / link).symlink_to(to)
+    with pytest.raises(DataError, match=said) as error:
+        dataset = Folder(str(tree)).open("train")
+        dataset.take(np.arange(len(dataset)))
+    assert "\n" not in str(error.value)
 
 
 def test_folder_errors(tree, tmp_path):

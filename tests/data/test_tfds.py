@@ -240,6 +240,20 @@ def test_cache_mends_a_damaged_entry():
     assert decoder.columns() == FOUR and decoder.calls == 2
 
 
+@pytest.mark.parametrize("name", ["x.npy", "checksums.json"])
+def test_cache_finds_every_changed_byte(name, caplog):
+    decoder = Decoder()
+    decoder.columns()
+    (file,) = cache.root().rglob(name)
+    good = file.read_bytes()
+    for calls, place in enumerate(range(0, len(good), 7), 2):
+        changed = good[place] ^ 1
+        file.write_bytes(good[:place] + bytes([changed]) + good[place + 1 :])
+        assert decoder.columns() == FOUR and decoder.calls == calls
+        assert file.read_bytes() == good
+    assert "a-b-1.0-k is damaged; it is made again" in caplog.text
+
+
 def test_cache_that_cannot_be_written_falls_back_to_memory(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LSM_CACHE", str(tmp_path / "file" / "cache"))

@@ -352,7 +352,7 @@ def test_other_work_is_not_overwritten(bpe, tmp_path):
             Packing(bpe, shard_tokens=9),
             "train was begun with shard_tokens 268435456, not 9",
         ),
-        (inputs[1:], Packing(bpe), "train was begun with inputs .*a.jsonl"),
+        (inputs[1:], Packing(bpe), "train was begun with inputs .*c.txt"),
         (inputs, Packing(words), "was made by another tokenizer, .* of 388 ids, not words of 10"),
         (inputs, Packing(words, split="test"), "out/train was made by another tokenizer"),
     ):
@@ -372,8 +372,9 @@ def test_only_one_process_writes_a_split(bpe, tmp_path):
 
 def test_packing_checks_its_fields(bpe):
     for wrong, said in (
-        ({"workers": 0}, "--workers: 0 is below 1"),
-        ({"shard_tokens": -1}, "--shard_tokens: -1 is below 1"),
+        ({"workers": 0}, "--workers: 0 given; allowed: 1 to 1,024"),
+        ({"workers": 100_000}, "--workers: 100000 given; allowed: 1 to 1,024"),
+        ({"shard_tokens": -1}, "--shard_tokens: -1 given; allowed: 1 to "),
         ({"split": "a/b"}, "--split: 'a/b' is no name of a folder"),
     ):
         with pytest.raises(ConfigError, match=said):

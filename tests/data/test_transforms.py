@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from lsm.data import Cutout, RandomCrop, RandomFlip, RandomRotate, RandomScale
@@ -80,6 +82,77 @@ def test_cutout_fills_a_square_that_may_reach_outside():
     expected = np.full((3, 6, 6, 1), 9, np.uint8)
     expected[0, 1:5, 1:5] = expected[1, :2, :2] = expected[2, 3:, 1:5] = 7
     np.testing.assert_array_equal(out, expected)
+
+
+DTYPES = [
+    np.uint8,
+    np.int8,
+    np.uint16,
+    np.int16,
+    np.int32,
+    np.float16,
+    np.float32,
+    np.float64,
+    bool,
+]
+LAYOUTS = {
+    "rows": lambda x: x,
+    "columns": np.asfortranarray,
+    "planes": lambda x: np.ascontiguousarray(x.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1),
+    "turned": lambda x: np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2),
+    "mirrored": lambda x: np.ascontiguousarray(x[:, ::-1, ::-1])[:, ::-1, ::-1],
+    "every second": lambda x: np.repeat(x, 2, axis=0)[::2],
+}
+
+
+@given(
+    st.sampled_from(ALL),
+    st.sampled_from(DTYPES),
+    st.tuples(st.integers(0, 3), st.integers(3, 7), st.integers(3, 7), st.integers(1, 4)),
+    st.integers(0, 1000),
+)
+def test_any_dtype_and_layout(transform, dtype, shape, seed):
+    rng = np.random.default_rng(seed)
+    real = np.dtype(dtype).kind == "f"
+    high = 2 if dtype is bool else 127
+    image = (rng.random(shape) if real else rng.integers(0, high, shape)).astype(dtype)
+    drawn = transform.draw(rng, len(image))
+    out = transform.apply({"image": image}, drawn)["image"]
+    assert out.dtype == dtype and out.shape == shape
+    for layout in LAYOUTS.values():
+        there = layout(image)
+        before = there.copy()
+        np.testing.assert_array_equal(transform.apply({"image": there}, drawn)["image"], out)
+        np.testing.assert_array_equal(there, before)
+    # Of bytes: the same picture, which the tests below know.
+    if not real and dtype is not bool:
+        as_bytes = transform.apply({"image": image.astype(np.uint8)}, drawn)["image"]
+        np.testing.assert_array_equal(out, as_bytes)
+    assert not out.size or (out.min() >= 0 and out.max() <= image.max())
+
+
+@given(st.sampled_from([np.float16, np.float32, np.float64]), st.integers(0, 1000))
+def test_pictures_of_floats_are_scaled_ones_of_bytes(dtype, seed):
+    rng, image = np.random.default_rng(seed), pictures(3)
+    for transform in (RandomRotate(180), RandomScale(0.5, 2.0)):
+        drawn = transform.draw(rng, 3)
+        of_bytes = transform.apply({"image": image}, drawn)["image"].astype(float)
+        of_floats = transform.apply({"image": (image / 255).astype(dtype)}, drawn)["image"]
+        # Half a unit of rounding to bytes, and float16's own.
+        assert np.abs(of_floats.astype(float) * 255 - of_bytes).max() < 0.75
+        assert len(np.unique(of_floats)) > 20
+
+
+def test_cutout_fills_only_with_what_the_pictures_can_hold():
+    grey = np.ones((1, 4, 4, 1), np.float32)
+    filled = Cutout(4, value=0.5)({"image": grey}, np.random.default_rng(0))["image"]
+    assert set(np.unique(filled)) == {0.5, 1.0}
+    for value, dtype in ((0.5, np.uint8), (200, np.int8), (2, bool)):
+        with pytest.raises(
+            ConfigError,
+            match=f"Cutout.value: {value} cannot be held by pictures of {np.dtype(dtype)}",
+        ):
+            Cutout(4, value)({"image": grey.astype(dtype)}, np.random.default_rng(0))
 
 
 def test_quarter_turns_are_exact():

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lsm.durations import Horizon
 from lsm.errors import ConfigError
@@ -175,3 +177,40 @@ def test_an_optimizer_without_plateau_ignores_the_loss():
 def test_a_wrong_schedule_is_named(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+DURATIONS = st.integers(1, 3000) | st.sampled_from(["1 epoch", "0.1 epochs", "33%", "100%", "0.1%"])
+PLAIN = st.one_of(
+    st.just(Constant()),
+    st.builds(Linear, to=st.floats(0, 1)),
+    st.builds(Exponential, factor=st.floats(1e-6, 1), every=DURATIONS),
+    st.builds(
+        Step,
+        milestones=st.lists(DURATIONS, max_size=4).map(tuple),
+        factor=st.floats(1e-6, 1),
+    ),
+    st.builds(Cosine, final=st.floats(0, 1)),
+    st.builds(InverseSqrt, timescale=DURATIONS),
+)
+WARM = st.builds(
+    WarmUp,
+    duration=st.sampled_from([0, 1, "10%", "99.9%", "100%"]),
+    then=PLAIN,
+    start=st.floats(0, 1),
+)
+RUNS = st.builds(
+    Horizon, steps=st.integers(1, 3000), batch_size=st.integers(1, 50), examples=st.integers(1, 999)
+)
+
+
+@settings(max_examples=15)  # each compiles a little
+@given(PLAIN | WARM, RUNS)
+def test_any_schedule_stays_between_0_and_1_and_falls_once_it_has_risen(schedule, horizon):
+    # Beyond the end too: `skip_nonfinite` and a longer run that is continued go there.
+    steps = np.unique(np.linspace(0, 1.2 * horizon.steps, 50).astype(int))
+    factors = np.asarray(jax.vmap(schedule.shape(horizon))(steps))
+    assert np.isfinite(factors).all() and factors.min() >= 0 and factors.max() <= 1 + 1e-6
+    rises = np.diff(factors) > 1e-6
+    assert not rises[np.argmin(rises) :].any()
+    if not isinstance(schedule, WarmUp):
+        assert not rises.any() and factors[0] <= 1

@@ -20,6 +20,7 @@ from lsm.run.checkpoint import Checkpoints
 from lsm.run.result import fingerprint
 from lsm.run.saved import checksums
 from lsm.tasks import Classification
+from lsm.train.profile import Profile
 from lsm.train.progress import Progress
 from lsm.writers import Jsonl
 
@@ -434,5 +435,35 @@ def test_fingerprint_is_of_the_last_checkpoint(finished):
 def test_profile_traces_its_window(tmp_path):
     lsm.fit(experiment(), tmp_path, profile="3:4")
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    with pytest.raises(ConfigError, match="--profile: '4:3' given"):
-        lsm.fit(experiment(), tmp_path, profile="4:3")
+    for window in ("4:3", "0:3", "3", "²:3", "1:" + "9" * 5000):
+        with pytest.raises(ConfigError, match=f"--profile: '{window[:9]}.* FIRST:LAST is needed"):
+            lsm.fit(experiment(), tmp_path, profile=window)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff", b"{", b"[" * 100_000])
+def test_a_damaged_config_is_one_line(finished, tmp_path, content):
+    shutil.copytree(finished[0], tmp_path / "run")
+    config = tmp_path / "run/config.json"
+    config.unlink()
+    config.mkdir() if content is None else config.write_bytes(content)
+    for act in (lambda: lsm.fit(experiment(), config.parent), lambda: lsm.load(config.parent)):
+        with pytest.raises(ConfigError, match=r"config\.json(:| is damaged).*") as error:
+            act()
+        assert "\n" not in str(error.value)
+
+
+def test_profile_of_a_run_that_goes_on(tmp_path, monkeypatch, caplog):
+    traced = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda _: traced.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: traced.append("stop"))
+    profile = Profile("10:20", tmp_path)
+    profile.expect(15, 100)
+    for step in range(15, 20):
+        profile.at(step)
+    assert traced == ["start"] and not caplog.text
+    for step in (20, 21, 22):
+        profile.at(step)
+    assert traced == ["start", "stop"]
+    for first, last in ((21, 100), (1, 9)):
+        Profile("10:20", tmp_path).expect(first, last)
+        assert "none of the steps 10 to 20 is still to come" in caplog.messages.pop()
