@@ -39,8 +39,9 @@ class Progress:
         """Returns the progress after an evaluation that measured `value` at `step`."""
         stopping = config.early_stopping
         min_delta = stopping.min_delta if stopping else 0.0
-        first = self.best is None or math.isnan(self.best)  # NaN is worse than anything
-        if first or (value - self.best) * config.sign > min_delta:
+        best = math.nan if self.best is None else self.best  # NaN is worse than anything
+        better = math.isnan(best) or (value - best) * config.sign > min_delta
+        if better and not math.isnan(value):
             return dataclasses.replace(self, best=value, best_step=step, stale=0)
         stale = self.stale + 1
         stopped = stopping is not None and stale >= stopping.patience

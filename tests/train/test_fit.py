@@ -119,7 +119,16 @@ def test_early_stopping_restores_the_best(tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "stale", "best_step", "stopped"),
-    [([3, 2, 1], 0, 3, False), ([1, 2, 3], 2, 1, True), ([2, 1.95, 1.85], 0, 3, False), ([1, 1], 1, 1, False)],
+    [
+        ([3, 2, 1], 0, 3, False),
+        ([1, 2, 3], 2, 1, True),
+        ([2, 1.95, 1.85], 0, 3, False),
+        ([1, 1], 1, 1, False),
+        ([np.nan, 5], 0, 2, False),
+        ([1, np.nan], 1, 1, False),
+        ([np.inf, 5], 0, 2, False),
+        ([np.nan, np.nan], 2, None, True),  # no evaluation was good: none is the best
+    ],
 )  # fmt: skip
 def test_patience_and_min_delta(values, stale, best_step, stopped):
     config = Evaluation(monitor="loss", early_stopping=EarlyStopping(patience=2, min_delta=0.1))
