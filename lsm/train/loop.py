@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+import jax
 import numpy as np
 
 from lsm.data import Prefetcher
@@ -57,7 +58,7 @@ class Loop:
         """Trains from `state` and returns the state at the end, which is also saved.
 
         Raises:
-          TrainingError: the loss or a parameter is not finite.
+          TrainingError: the loss or an array of the state is not finite.
           CheckpointError: a checkpoint cannot be written.
         """
         program, start, end = self.trainer.program, int(state.step), self._horizon.steps
@@ -145,9 +146,10 @@ class Loop:
     def _save(self, step: int, state: TrainState, best: bool) -> None:
         self.progress = dataclasses.replace(self.progress, goodput=self.clock.spent)
         with self.clock("checkpoint"):
-            if not self.trainer.program.finite(state.params):
+            finite = jax.device_get(self.trainer.program.finite(state))
+            if bad := [path for path, is_finite in finite.items() if not is_finite]:
                 raise TrainingError(
-                    f"step {step}: a parameter is not finite, so it is not saved; {self._advice()}"
+                    f"step {step}: {bad[0]} is not finite, so nothing is saved; {self._advice()}"
                 )
             score = self.progress.best * self._experiment.evaluation.sign if best else None
             self.checkpoints.save(step, state, dataclasses.asdict(self.progress), score)

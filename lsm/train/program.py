@@ -34,7 +34,7 @@ from lsm.optim import averaged_params
 from lsm.rng import streams
 from lsm.run.saved import checksums
 from lsm.tasks import Task
-from lsm.train.state import TrainState, init_state
+from lsm.train.state import TrainState, finite, init_state
 from lsm.train.step import Step, make_step, skip_nonfinite
 
 
@@ -54,7 +54,7 @@ class Program:
         that number after `step` updates; `seen` are the whole arrays, on every device, that
         `evaluation.metrics` read: {} without any.
       predict: (params, model_state, batch, number, step) -> predictions, whole on every device.
-      finite: params -> whether every parameter is finite.
+      finite: state -> whether its arrays are finite, by path; see `lsm.train.state.finite`.
       checksums: state -> a checksum of every leaf; see `lsm.run.saved.checksums`.
     """
 
@@ -67,7 +67,7 @@ class Program:
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Weighted]]]
     evaluate: Callable[..., tuple[dict[str, Weighted], dict[str, Any]]]
     predict: Callable[..., dict[str, jax.Array]]
-    finite: Callable[[Any], jax.Array]
+    finite: Callable[[TrainState], dict[str, jax.Array]]
     checksums: Callable[[TrainState], Any]
 
     def table(self) -> list[tuple[str, tuple[int, ...], str, str, int]]:
@@ -126,12 +126,8 @@ def build(
         ),
         evaluate=jit(evaluate, in_shardings=asked, **options),
         predict=jit(predict, in_shardings=asked, **options),
-        finite=jit(_all_finite, in_shardings=(state.params,), **options),
-        checksums=jit(
-            lambda trained: checksums(jax.device_put(trained, in_device_memory(state))),
-            in_shardings=(state,),
-            **options,
-        ),
+        finite=jit(_on_devices(finite, state), in_shardings=(state,), **options),
+        checksums=jit(_on_devices(checksums, state), in_shardings=(state,), **options),
     )
 
 
@@ -183,8 +179,9 @@ def _shardings(experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainStat
 
 
 def _on_devices(function: Callable, shardings: Any) -> Callable:
-    """Returns `function` with its first argument, parameters, put where `shardings` say."""
-    return lambda params, *args: function(jax.device_put(params, shardings), *args)
+    """Returns `function` with its first argument, laid out so, brought to the devices' memory."""
+    there = in_device_memory(shardings)
+    return lambda first, *args: function(jax.device_put(first, there), *args)
 
 
 def _step(
@@ -256,10 +253,6 @@ def make_predict(task: Task, seed: int) -> Callable[..., dict[str, jax.Array]]:
 def evaluated_params(state: TrainState) -> Any:
     """Returns what evaluation uses: the moving average of the parameters, or themselves."""
     return averaged_params(state.opt_state, state.params)
-
-
-def _all_finite(params: Any) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
 
 
 def _check_batch(batch_size: int, accumulation: int, mesh: jax.sharding.Mesh) -> None:

@@ -22,7 +22,7 @@ from lsm.tasks import (
     accumulate,
 )
 from lsm.tasks.base import pair
-from lsm.train.state import TrainState
+from lsm.train.state import TrainState, finite
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -99,19 +99,20 @@ def _require_like(field: str, wanted: Any, given: Any, kind: Callable[[Any], Any
 def skip_nonfinite(step: Step) -> Step:
     """Wraps a step so that an update which is not finite changes nothing but the step count.
 
-    The step is skipped where the loss or any new parameter is NaN or infinite; the metric
-    "skipped" is the share of steps skipped, and the other metrics of such a step weigh 0.
+    The step is skipped where the loss or anything in the new state is NaN or infinite (see
+    `lsm.train.state.finite`); the metric "skipped" is the share of steps skipped, and the other
+    metrics of such a step weigh 0.
     """
 
     def guarded(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new, metrics = step(state, batch)
-        finite = jnp.isfinite(metrics["loss"].sum)
-        for leaf in jax.tree.leaves(new.params):
-            finite &= jnp.isfinite(leaf).all()
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+        sound = jnp.isfinite(metrics["loss"].sum)
+        for finite_leaf in finite(new).values():
+            sound &= finite_leaf
+        kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), new, state)
         kept = TrainState(new.step, kept.params, kept.model_state, kept.opt_state)
-        metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0), metrics)
-        skipped = Weighted(1 - finite.astype(jnp.float32), jnp.float32(1))
+        metrics = jax.tree.map(lambda x: jnp.where(sound, x, 0), metrics)
+        skipped = Weighted(1 - sound.astype(jnp.float32), jnp.float32(1))
         return kept, metrics | {"skipped": skipped}
 
     return guarded

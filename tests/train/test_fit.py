@@ -204,6 +204,15 @@ def test_a_diverging_parameter_is_never_saved(tmp_path):
     lsm.fit(experiment(), tmp_path)  # nothing is saved, so nothing speaks against another config
 
 
+def test_a_state_with_an_infinity_anywhere_is_never_saved(tmp_path):
+    data = arrays()
+    data.source.train["image"][:] *= 1e20  # its square overflows, the loss does not
+    config = experiment(data=data, task=Classification(model=MLP(widths=(), outputs=2)))
+    with pytest.raises(TrainingError, match=r"step 10: opt_state/core/nu/Dense_0/kernel is not"):
+        lsm.fit(config, tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

@@ -11,9 +11,10 @@ import pytest
 from lsm.durations import Horizon
 from lsm.mesh import Fsdp, Mesh, Rule, batch_sharding, jit, make_mesh, replicated, shard
 from lsm.models import CNN, GPT, MLP, Transformer
-from lsm.optim import SGD, Adam
-from lsm.tasks import Classification, LanguageModelling, Regression
+from lsm.optim import SGD, Adam, ReduceOnPlateau
+from lsm.tasks import CONSTANTS, Classification, LanguageModelling, Regression
 from lsm.train import init_state, make_step, skip_nonfinite
+from lsm.train.state import finite
 
 HORIZON = Horizon(steps=10, batch_size=16, examples=64)
 
@@ -202,6 +203,35 @@ def test_skip_nonfinite_changes_nothing_but_the_step():
     assert float(metrics["skipped"].mean) == 1 and float(metrics["loss"].weight) == 0
     assert int(after.step) == 2
     assert_equal((before.params, before.opt_state), (after.params, after.opt_state))
+
+
+def huge():
+    """A batch whose loss is finite, as its gradient is, but not the gradient's square."""
+    return pictures() | {"image": np.full((16, 8, 8, 1), 1e20, np.float32)}
+
+
+def test_an_update_that_overflows_the_optimizers_state_is_skipped():
+    """Adam would keep nu = inf, and with it the parameter as it is, for good."""
+    task = Classification(model=MLP(widths=()))
+    broken, metrics = steps(task, [huge()])
+    assert np.isfinite(metrics["loss"].sum)
+    bad = [path for path, is_finite in finite(broken).items() if not is_finite]
+    assert bad == ["opt_state/core/nu/Dense_0/kernel"]
+    kept, metrics = steps(task, [huge()], wrap=skip_nonfinite)
+    assert float(metrics["skipped"].mean) == 1
+    assert not any(x.any() for x in jax.tree.leaves(kept.opt_state["core"]))
+
+
+def test_what_is_infinite_by_design_is_no_fault():
+    plateau = Adam(learning_rate=1e-2, schedule=ReduceOnPlateau())
+    state, metrics = steps(MLP_TASK, [pictures()], plateau, wrap=skip_nonfinite)
+    assert np.isinf(state.opt_state["plateau"].best_value)
+    assert float(metrics["skipped"].mean) == 0 and all(finite(state).values())
+    masked = dataclasses.replace(state, model_state={CONSTANTS: {"mask": jnp.array([-jnp.inf])}})
+    assert all(finite(masked).values())
+    lost = state.opt_state["plateau"]._replace(best_value=jnp.float32(jnp.nan))
+    lost = dataclasses.replace(state, opt_state={**state.opt_state, "plateau": lost})
+    assert not all(finite(lost).values())
 
 
 def test_the_step_is_pure():
