@@ -1,5 +1,6 @@
 """The train step: pure, with no jit, no mesh and no I/O inside."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -97,11 +98,11 @@ def _require_like(field: str, wanted: Any, given: Any, kind: Callable[[Any], Any
 
 
 def skip_nonfinite(step: Step) -> Step:
-    """Wraps a step so that an update which is not finite changes nothing but the step count.
+    """Wraps a step so that an update which is not finite changes nothing but the counts of steps.
 
     The step is skipped where the loss or anything in the new state is NaN or infinite (see
     `lsm.train.state.finite`); the metric "skipped" is the share of steps skipped, and the other
-    metrics of such a step weigh 0.
+    metrics of such a step weigh 0. Schedules count it, so that they end when the run does.
     """
 
     def guarded(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -109,10 +110,19 @@ def skip_nonfinite(step: Step) -> Step:
         sound = jnp.isfinite(metrics["loss"].sum)
         for finite_leaf in finite(new).values():
             sound &= finite_leaf
-        kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), new, state)
-        kept = TrainState(new.step, kept.params, kept.model_state, kept.opt_state)
+        kept = jax.tree.map(
+            lambda new, old: new if _is_schedule(new) else jnp.where(sound, new, old),
+            new,
+            state,
+            is_leaf=_is_schedule,
+        )
+        kept = dataclasses.replace(kept, step=new.step)
         metrics = jax.tree.map(lambda x: jnp.where(sound, x, 0), metrics)
         skipped = Weighted(1 - sound.astype(jnp.float32), jnp.float32(1))
         return kept, metrics | {"skipped": skipped}
 
     return guarded
+
+
+def _is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)

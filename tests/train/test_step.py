@@ -11,7 +11,7 @@ import pytest
 from lsm.durations import Horizon
 from lsm.mesh import Fsdp, Mesh, Rule, batch_sharding, jit, make_mesh, replicated, shard
 from lsm.models import CNN, GPT, MLP, Transformer
-from lsm.optim import SGD, Adam, ReduceOnPlateau
+from lsm.optim import SGD, Adam, Linear, ReduceOnPlateau
 from lsm.tasks import CONSTANTS, Classification, LanguageModelling, Regression
 from lsm.train import init_state, make_step, skip_nonfinite
 from lsm.train.state import finite
@@ -232,6 +232,22 @@ def test_what_is_infinite_by_design_is_no_fault():
     lost = state.opt_state["plateau"]._replace(best_value=jnp.float32(jnp.nan))
     lost = dataclasses.replace(state, opt_state={**state.opt_state, "plateau": lost})
     assert not all(finite(lost).values())
+
+
+def test_the_schedule_goes_on_while_updates_are_skipped():
+    """The learning rate that is logged, by the step, is the one that is applied."""
+    falling = SGD(learning_rate=1.0, schedule=Linear())
+    bad = pictures() | {"image": np.full((16, 8, 8, 1), np.nan, np.float32)}
+    good = pictures() | {"image": np.ones((16, 8, 8, 1), np.float32)}
+    batches = [bad, bad, good]
+    before, _ = steps(MLP_TASK, batches[:2], falling, wrap=skip_nonfinite)
+    after, _ = steps(MLP_TASK, batches, falling, wrap=skip_nonfinite)
+    grads, _ = jax.grad(MLP_TASK.loss, has_aux=True)(before.params, {}, good, {})
+    rate = falling.learning_rates(HORIZON, 2)["learning_rate"]
+    assert rate == pytest.approx(0.8)
+    assert_close(
+        after.params, jax.tree.map(lambda p, g: p - rate * g / 16, before.params, grads), atol=1e-5
+    )
 
 
 def test_the_step_is_pure():
