@@ -116,6 +116,9 @@ class Loop:
         totals, speed, bad = window.read()
         if bad is not None:
             raise TrainingError(self._diagnosis(bad, state))
+        if self._experiment.train.skip_nonfinite:
+            skipped = self.progress.skipped + int(totals["skipped"].sum)
+            self.progress = dataclasses.replace(self.progress, skipped=skipped)
         figures = self._experiment.task.summary(totals)
         figures |= self._learning_rates(step, state)
         if speed:

@@ -20,6 +20,7 @@ class Progress:
       stopped: the run ended early.
       goodput: what the time went into so far, over all pieces of the run.
       replayed: steps that kills undid and that were made again.
+      skipped: updates that were not finite, and left out; see `train.skip_nonfinite`.
     """
 
     best: float | None = None
@@ -28,6 +29,7 @@ class Progress:
     stopped: bool = False
     goodput: Goodput = Goodput()
     replayed: int = 0
+    skipped: int = 0
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> "Progress":

@@ -10,6 +10,7 @@ import pytest
 
 import lsm
 from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Train
+from lsm.cli import _closing_line
 from lsm.config import schema
 from lsm.data import Arrays, Digits, TrainBatches
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError, TrainingError
@@ -17,7 +18,7 @@ from lsm.mesh import Fsdp, Rule, make_mesh, shard
 from lsm.models import MLP
 from lsm.optim import Adam
 from lsm.run.checkpoint import Checkpoints
-from lsm.run.result import fingerprint
+from lsm.run.result import Result, fingerprint
 from lsm.run.saved import checksums
 from lsm.tasks import Classification
 from lsm.train.progress import Progress
@@ -194,6 +195,11 @@ def test_skip_nonfinite_trains_through_it(tmp_path):
     skipped = [row["skipped"] for row in rows(tmp_path, "train")]
     assert result.step == 40
     assert (steps * skipped).sum() == pytest.approx(10)  # one batch in four holds the bad example
+    assert result.skipped == Result.load(tmp_path).skipped == 10
+    assert lsm.fit(config, tmp_path).skipped == 10  # saved with the checkpoint
+    assert "completed at step 40, 10 updates skipped as not finite, " in _closing_line(
+        config, result, tmp_path
+    )
 
 
 def test_a_diverging_parameter_is_never_saved(tmp_path):
