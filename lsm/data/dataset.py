@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -46,6 +46,10 @@ class Dataset(abc.ABC):
         """Number of ids that tokens may have, or None where there are none or it is not known."""
         return None
 
+    def held(self) -> Iterator[Columns]:
+        """Yields all examples, part by part, as far as their columns are in memory or mapped."""
+        return iter(())
+
     def evaluation(self) -> "Dataset":
         """Returns the form that is read once from first to last; itself unless windows overlap."""
         return self
@@ -83,6 +87,10 @@ class ArrayDataset(Dataset):
     def classes(self) -> tuple[str, ...] | None:
         """See `Dataset.classes`."""
         return self._classes
+
+    def held(self) -> Iterator[Columns]:
+        """See `Dataset.held`."""
+        yield self.columns
 
     def rows(self, start: int, stop: int) -> Dataset:
         """See `Dataset.rows`."""
@@ -154,6 +162,10 @@ class _Joined(Dataset):
     @property
     def vocabulary_size(self) -> int | None:
         return self._parts[0].vocabulary_size
+
+    def held(self) -> Iterator[Columns]:
+        for part in self._parts:
+            yield from part.held()
 
     def evaluation(self) -> Dataset:
         return _Joined([part.evaluation() for part in self._parts])

@@ -8,7 +8,7 @@ import numpy as np
 
 from lsm.data import Prefetcher
 from lsm.durations import to_steps
-from lsm.errors import TrainingError, listed
+from lsm.errors import DataError, TrainingError, listed
 from lsm.mesh import place
 from lsm.run.checkpoint import Checkpoints
 from lsm.train.evaluation import evaluate
@@ -58,6 +58,7 @@ class Loop:
         """Trains from `state` and returns the state at the end, which is also saved.
 
         Raises:
+          DataError: a batch is not what the task needs.
           TrainingError: the loss or an array of the state is not finite.
           CheckpointError: a checkpoint cannot be written.
         """
@@ -158,8 +159,16 @@ class Loop:
             self.checkpoints.save(step, state, dataclasses.asdict(self.progress), score)
 
     def _diagnosis(self, step: int, state: TrainState) -> str:
-        """Says which step failed and whether its batch was sound: batch_at can be asked again."""
+        """Says which step failed and whether its batch was sound: batch_at can be asked again.
+
+        Raises:
+          DataError: the batch is not what the task needs.
+        """
         batch = self.trainer.train.batch_at(step - 1)
+        try:
+            self._experiment.task.check(batch)  # labels that no check at the start could see
+        except DataError as error:
+            raise DataError(f"step {step}: {error}") from error
         bad = [k for k, v in batch.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
         data = f"its batch is not finite in {listed(bad)}" if bad else "its batch is finite"
         rates = self._learning_rates(step, state).items()

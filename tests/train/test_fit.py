@@ -12,7 +12,7 @@ import lsm
 from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Train
 from lsm.cli import _closing_line
 from lsm.config import schema
-from lsm.data import Arrays, Digits, TrainBatches
+from lsm.data import ArrayDataset, Arrays, Digits, Source, TrainBatches, Transform
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError, TrainingError
 from lsm.mesh import Fsdp, Rule, make_mesh, shard
 from lsm.models import MLP
@@ -217,6 +217,56 @@ def test_a_state_with_an_infinity_anywhere_is_never_saved(tmp_path):
     with pytest.raises(TrainingError, match=r"step 10: opt_state/core/nu/Dense_0/kernel is not"):
         lsm.fit(config, tmp_path)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+class Streamed(ArrayDataset):
+    """Examples of which nobody knows all before they are read."""
+
+    def held(self):
+        return iter(())
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream(Source):
+    arrays: Source
+
+    def open(self, split, data_dir=None):
+        return Streamed(self.arrays.open(split).columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Relabelled(Transform):
+    """Makes of label 7 the class 1."""
+
+    def draw(self, rng, examples):
+        return {}
+
+    def apply(self, batch, drawn):
+        return batch | {"label": np.minimum(batch["label"], 1)}
+
+
+def rare_label(**changes):
+    data = arrays()
+    first = lsm.data.TrainBatches(data.source.open("train"), 64, seed=0)
+    label = data.source.train["label"]
+    label[~np.isin(np.arange(256), first.sampling.draw(0, 0, 256, 64)[0])] = 7
+    assert set(first.batch_at(0)["label"]) == {0, 1}  # a check of the first batch sees none
+    data = dataclasses.replace(data, **changes)
+    return experiment(data=data, task=Classification(model=MLP(outputs=2)))
+
+
+def test_every_label_in_memory_is_checked_before_training(tmp_path):
+    with pytest.raises(DataError, match="^task.label: a label of 7 where the model has 2 outputs"):
+        lsm.fit(rare_label(), tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert lsm.fit(rare_label(augment=(Relabelled(),)), tmp_path).step == 30
+
+
+def test_a_label_that_is_met_on_the_way_stops_the_run(tmp_path):
+    config = rare_label()
+    config = dataclasses.replace(config, data=Data(Stream(config.data.source), test=None))
+    with pytest.raises(DataError, match="^step 2: task.label: a label of 7 where the model has 2"):
+        lsm.fit(config, tmp_path)
 
 
 @pytest.mark.parametrize(
