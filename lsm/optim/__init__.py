@@ -34,6 +34,7 @@ from lsm.optim.schedules import (
     WarmUp,
 )
 from lsm.optim.shampoo import ShampooState, scale_by_shampoo
+from lsm.optim.stacks import unstacked
 
 __all__ = [
     "LAMB",
@@ -69,4 +70,5 @@ __all__ = [
     "keep_master",
     "params_ema",
     "scale_by_shampoo",
+    "unstacked",
 ]

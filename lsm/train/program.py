@@ -91,7 +91,8 @@ def build(
     train, task = experiment.train, experiment.task
     mesh = make_mesh(experiment.mesh, devices)
     _check_batch(train.batch_size, train.accumulation, mesh)
-    optimizer = experiment.optimizer.make(horizon, master=train.params != "float32")
+    master, stacks = train.params != "float32", _layout(experiment).stacks
+    optimizer = experiment.optimizer.make(horizon, master=master, stacks=stacks)
     rows, whole = batch_sharding(mesh), replicated(mesh)
     abstract_batch = {
         name: jax.ShapeDtypeStruct((train.batch_size, *x.shape[1:]), x.dtype, sharding=rows)
@@ -163,11 +164,14 @@ def shardings_of(experiment: Experiment, mesh: jax.sharding.Mesh, tree: Any) -> 
       mesh: the devices.
       tree: a training state, or a tree with paths like its own.
     """
-    model = experiment.task.model
-    layout = getattr(model, "layout", Layout())
+    layout = _layout(experiment)
     rules = experiment.mesh.rules or layout.rules
-    check_axes(mesh, rules, layout, type(model).__name__)
+    check_axes(mesh, rules, layout, type(experiment.task.model).__name__)
     return shard(tree, mesh, rules)
+
+
+def _layout(experiment: Experiment) -> Layout:
+    return getattr(experiment.task.model, "layout", Layout())
 
 
 def _shardings(experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
