@@ -53,7 +53,8 @@ class Optimizer(abc.ABC):
         """Returns the whole optimiser as an Optax transform.
 
         Its `update(grads, state, params, value=loss)` returns what to add to the parameters.
-        `value` is the loss of the step, and needed by `ReduceOnPlateau` alone.
+        `value` is the loss of the step, and needed by `ReduceOnPlateau` alone; an average takes the
+        new `model_state` too, see `lsm.optim.params_ema`.
 
         Args:
           horizon: what the durations in the schedule are measured against.
@@ -116,8 +117,9 @@ class Algorithm(Optimizer):
         default kernels and embeddings; biases and the scales of norms do not.
       groups: factors of the learning rate by path; the first that matches wins, and parameters that
         none matches have 1. Frozen ones (0) keep no state and stay the same to the bit.
-      ema: decay of an exponential moving average of the parameters, used for evaluation; with its
-        bias corrected as in Adam, so that the initial parameters have no share in it.
+      ema: decay of an exponential moving average of the parameters and of the model state (batch
+        norm's statistics), used for evaluation; with its bias corrected as in Adam, so that the
+        initial parameters have no share in it.
     """
 
     coupled: ClassVar[bool] = False

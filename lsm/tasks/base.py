@@ -225,8 +225,7 @@ class Task(abc.ABC):
 
         Runs once an update, however many micro-batches made its gradient: for teachers by moving
         average, target networks, projections of parameters. Structure, shapes and dtypes must stay,
-        and so must constants. The average that `optimizer.ema` keeps is of the parameters before
-        this.
+        and so must constants. The averages that `optimizer.ema` keeps are of both before this.
         """
         del step
         return params, model_state

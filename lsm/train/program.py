@@ -30,10 +30,10 @@ from lsm.mesh import (
     table,
 )
 from lsm.metrics import Weighted
-from lsm.optim import averaged_params
+from lsm.optim import averaged_model_state, averaged_params
 from lsm.rng import streams
 from lsm.run.saved import checksums
-from lsm.tasks import Task
+from lsm.tasks import ModelState, Params, Task
 from lsm.train.state import TrainState, finite, init_state
 from lsm.train.step import Step, make_step, skip_nonfinite
 
@@ -106,10 +106,11 @@ def build(
     )
     predict = make_predict(task, train.seed)
     evaluate = _evaluate(experiment, predict)
-    if experiment.mesh.offload:  # an average of the parameters is in host memory, too
-        evaluate, predict = (_on_devices(f, state.params) for f in (evaluate, predict))
+    held = (state.params, state.model_state)
+    if experiment.mesh.offload:  # averages are in host memory, too
+        evaluate, predict = (_on_devices(f, *held) for f in (evaluate, predict))
     options = {"out_shardings": whole, "mesh": mesh}
-    asked = (evaluated_params(state), state.model_state, rows, whole, whole)
+    asked = (*evaluated(state), rows, whole, whole)
     return Program(
         mesh=mesh,
         abstract_state=abstract_state,
@@ -182,10 +183,10 @@ def _shardings(experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainStat
     return dataclasses.replace(shardings, opt_state=opt_state)
 
 
-def _on_devices(function: Callable, shardings: Any) -> Callable:
-    """Returns `function` with its first argument, laid out so, brought to the devices' memory."""
-    there = in_device_memory(shardings)
-    return lambda first, *args: function(jax.device_put(first, there), *args)
+def _on_devices(function: Callable, *shardings: Any) -> Callable:
+    """Returns `function` with its first arguments, laid out so, brought to the devices' memory."""
+    there, count = in_device_memory(shardings), len(shardings)
+    return lambda *args: function(*jax.device_put(args[:count], there), *args[count:])
 
 
 def _step(
@@ -254,9 +255,10 @@ def make_predict(task: Task, seed: int) -> Callable[..., dict[str, jax.Array]]:
     return predict
 
 
-def evaluated_params(state: TrainState) -> Any:
-    """Returns what evaluation uses: the moving average of the parameters, or themselves."""
-    return averaged_params(state.opt_state, state.params)
+def evaluated(state: TrainState) -> tuple[Params, ModelState]:
+    """Returns what evaluation uses: the moving averages of both, or themselves."""
+    averaged = averaged_model_state(state.opt_state, state.model_state)
+    return averaged_params(state.opt_state, state.params), averaged
 
 
 def _check_batch(batch_size: int, accumulation: int, mesh: jax.sharding.Mesh) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lsm.optim import with_model_state
 from lsm.params import flat, path_name
 from lsm.rng import stream
 from lsm.tasks import CONSTANTS, Batch, ModelState, Params, Task
@@ -61,7 +62,8 @@ def init_state(
         jax.tree.map(jnp.asarray, drawn),
     )
     params = drawn.pop("params")
-    opt_state = optimizer.init(params)
+    changing = {name: tree for name, tree in drawn.items() if name != CONSTANTS}
+    opt_state = with_model_state(optimizer.init(params), changing, params)
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     return TrainState(jnp.int32(0), params, drawn, opt_state)
 

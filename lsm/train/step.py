@@ -41,7 +41,8 @@ def make_step(
 
     Args:
       task: gives the loss.
-      optimizer: an Optax chain; its update also receives `value`, the mean loss.
+      optimizer: an Optax chain; its update also receives `value`, the mean loss, and the new
+        `model_state`, if there is one.
       seed: of the random streams; dropout at step n draws from fold_in(seed, "dropout", n).
       gradient: how the gradient is made of the examples.
       accumulation: micro-batches that the batch is split into; must divide it.
@@ -57,7 +58,10 @@ def make_step(
         rngs = streams(task.streams, seed, state.step)
         sums, metrics, new = gradient_sum(params, state.model_state, batch, rngs, state.step)
         grads = _divide(sums, params, gradient.divisor(metrics))
-        updates, opt_state = update(grads, state.opt_state, params, value=metrics["loss"].mean)
+        extra = {"value": metrics["loss"].mean}
+        if state.model_state:
+            extra["model_state"] = {**state.model_state, **new}
+        updates, opt_state = update(grads, state.opt_state, params, **extra)
         params = optax.apply_updates(params, updates)
         params, model_state = _after_update(task, state, params, new)
         return TrainState(state.step + 1, params, model_state, opt_state), metrics

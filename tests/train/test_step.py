@@ -14,6 +14,7 @@ from lsm.models import CNN, GPT, MLP, Transformer
 from lsm.optim import SGD, Adam, Linear, ReduceOnPlateau
 from lsm.tasks import CONSTANTS, Classification, LanguageModelling, Regression
 from lsm.train import init_state, make_step, skip_nonfinite
+from lsm.train.program import evaluated
 from lsm.train.state import finite
 
 HORIZON = Horizon(steps=10, batch_size=16, examples=64)
@@ -190,6 +191,23 @@ def test_batch_norm_keeps_running_means():
         task.evaluate(state.params, state.model_state, pictures()),
         task.evaluate(state.params, state.model_state, pictures()),
     )
+
+
+def test_the_average_is_of_the_model_state_too():
+    """Batch norm's statistics under the parameters as they are do not fit their average."""
+    task, decay = Classification(model=CNN(widths=(8,), convs=1)), 0.9
+    batches = [pictures(seed=i) for i in range(3)]
+    smooth = SGD(learning_rate=0.1, ema=decay)
+    states = [steps(task, batches[:n], smooth)[0] for n in (1, 2, 3)]
+    plain, _ = steps(task, batches, SGD(learning_rate=0.1))
+    assert_equal((states[2].params, states[2].model_state), (plain.params, plain.model_state))
+    weights = decay ** np.arange(3)[::-1] * (1 - decay) / (1 - decay**3)
+    params, model_state = evaluated(states[2])
+    for found, each in (
+        (params, [s.params for s in states]),
+        (model_state, [s.model_state for s in states]),
+    ):
+        assert_close(found, jax.tree.map(lambda *x: sum(w * a for w, a in zip(weights, x)), *each))  # noqa: B905
 
 
 def test_skip_nonfinite_changes_nothing_but_the_step():
