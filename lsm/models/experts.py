@@ -16,6 +16,9 @@ from lsm.models.layers import Dtype, Initializer
 _AT_EXPERTS = (("data", "fsdp"), "expert", None, None)
 """Where tokens (B, E, P, D) are while experts work on them; elsewhere rows take all of the axes."""
 
+EXPERT_KERNELS = r"(^|/)experts_\w+/kernel$"
+"""Pattern of the parameters that belong to one expert each."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Experts:
