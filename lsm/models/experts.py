@@ -29,9 +29,10 @@ class Experts:
       top_k: experts that a token goes to, weighed by their renormalised probabilities.
       capacity: None drops no token: they are sorted by expert (MegaBlocks, arXiv:2211.15841), or,
         on a mesh with other axes than "data" and "fsdp", and for a single row, every expert has
-        room for all, at count / top_k times the work. Else the places of an expert in a sequence,
-        as a multiple of T x top_k / count (GShard, arXiv:2006.16668), which tokens take in the
-        order of their positions, so that no token depends on later ones; who finds none is dropped.
+        room for all; docs/scale.md says what either costs. Else the places of an expert in a
+        sequence, as a multiple of T x top_k / count (GShard, arXiv:2006.16668), which tokens take
+        in the order of their positions, so that no token depends on later ones; who finds none is
+        dropped.
       balance: weight of the load-balancing loss (Switch, arXiv:2101.03961), taken by sequence.
     """
 
