@@ -121,6 +121,8 @@ def _closing_line(experiment: Experiment, result: Result, workdir: pathlib.Path)
     name = f"{experiment.name}: {result.stopped} at step {result.step}"
     if result.stopped == "interrupted":
         return f"{name}, saved{_AGAIN}."
+    if result.skipped:
+        name += f", {result.skipped} updates skipped as not finite"
     return f"{name}, {summary(result.metrics)}, {result.wall_time:.1f} s, {workdir}"
 
 

@@ -12,7 +12,7 @@ def softmax_cross_entropy(
 
     Args:
       logits_BxK: unnormalised log-probabilities over K classes, any float dtype.
-      labels_B: int class numbers in [0, K).
+      labels_B: int class numbers in [0, K); the loss of any other is NaN, which stops a run.
       label_smoothing: share s of the target spread evenly over all K classes
         (Szegedy et al. 2016, arXiv:1512.00567): (1 - s) CE(y) + s mean_k CE(k).
     """
@@ -21,6 +21,8 @@ def softmax_cross_entropy(
     # A comparison, not a gather: classes that are split over devices stay where they are.
     is_label_BxK = labels_B[..., None] == jnp.arange(logits_BxK.shape[-1])
     picked_B = jnp.where(is_label_BxK, logits_BxK, 0).sum(-1)
+    # Of a label that picks nothing the loss would else be as if its logit were 0.
+    picked_B = jnp.where((labels_B >= 0) & (labels_B < logits_BxK.shape[-1]), picked_B, jnp.nan)
     if not label_smoothing:
         return log_normalizer_B - picked_B
     # The shares sum to 1, so the normaliser, which all CE(k) have, stands outside of them.

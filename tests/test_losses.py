@@ -29,6 +29,12 @@ def test_half_squared_error_claimed_0_10_is_0_011():
     assert weigh(losses.squared_error(predicted, y)).mean == pytest.approx(0.022, abs=1e-7)
 
 
+def test_a_label_that_is_no_class_has_a_loss_of_nan():
+    loss_B = losses.softmax_cross_entropy(jnp.zeros((4, 3)), jnp.array([-1, 0, 2, 3]))
+    np.testing.assert_array_equal(jnp.isnan(loss_B), [True, False, False, True])
+    assert weigh(loss_B, jnp.array([0, 1, 1, 0])).mean == pytest.approx(np.log(3))
+
+
 def test_hinge():
     loss_B = losses.hinge(jnp.array([2.0, 0.5, -1.0]), jnp.array([1, 1, 1]))
     np.testing.assert_allclose(loss_B, [0.0, 0.5, 2.0])

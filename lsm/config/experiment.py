@@ -42,7 +42,8 @@ class Train:
       params: dtype that parameters are held in. With "bfloat16" the optimiser keeps a float32
         master copy, and everything else reads, gathers and differentiates half the bytes.
       gradient: how the gradient is made of the examples of a batch.
-      skip_nonfinite: skip an update with a NaN or infinite loss or parameter, instead of stopping.
+      skip_nonfinite: skip an update with a NaN or infinity in the loss or the new state, instead of
+        stopping.
       log_every: time between rows of training metrics.
     """
 

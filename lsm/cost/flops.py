@@ -85,8 +85,9 @@ def model_flops(loss: Callable, params: Any, *args: Any) -> Flops:
     the first, whose input needs no gradient. Rematerialisation, accumulation and the layout on
     devices change nothing. This is the numerator of model FLOPs utilisation in PaLM
     (arXiv:2204.02311, appendix B): 6 N a token for a Transformer of N parameters, and attention's
-    T x T products in full, causal or not. A mixture of experts counts the places of its experts,
-    filled or not. A kernel that states its cost counts twice that backward.
+    T x T products in full, causal or not. A mixture of experts counts the rows of its products,
+    empty places with them (`lsm.train.throughput.training_flops` leaves those out). A kernel that
+    states its cost counts twice that backward.
 
     Args:
       loss: (params, *args) -> the scalar to differentiate, or a tuple that begins with it.

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,6 +58,10 @@ class Dataset(abc.ABC):
         """
         return {"examples": len(self)}
 
+    def held(self) -> Iterator[Columns]:
+        """Yields all examples, part by part, as far as their columns are in memory or mapped."""
+        return iter(())
+
     def evaluation(self) -> "Dataset":
         """Returns the form that is read once from first to last; itself unless windows overlap."""
         return self
@@ -106,6 +110,10 @@ class ArrayDataset(Dataset):
     def identity(self) -> dict[str, Any]:
         """See `Dataset.identity`."""
         return self._identity | super().identity
+
+    def held(self) -> Iterator[Columns]:
+        """See `Dataset.held`."""
+        yield self.columns
 
     def rows(self, start: int, stop: int) -> Dataset:
         """See `Dataset.rows`."""
@@ -185,6 +193,10 @@ class _Joined(Dataset):
     @property
     def identity(self) -> dict[str, Any]:
         return {"parts": [part.identity for part in self._parts]}
+
+    def held(self) -> Iterator[Columns]:
+        for part in self._parts:
+            yield from part.held()
 
     def evaluation(self) -> Dataset:
         return _Joined([part.evaluation() for part in self._parts])

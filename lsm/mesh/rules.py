@@ -59,7 +59,10 @@ class Layout:
     Attributes:
       rules: where its parameters go; see `Rule`.
       axes: axes beside `BATCH_AXES` that it uses.
+      stacks: (pattern, n) for parameters whose first n axes are stacks, of layers, say, or of
+        experts: optimisers take each part as a tensor of its own. The first match wins.
     """
 
     rules: tuple[Rule, ...] = (Rule(".*", Fsdp()),)
     axes: tuple[str, ...] = ()
+    stacks: tuple[tuple[str, int], ...] = ()

@@ -116,7 +116,7 @@ class GPT(nn.Module):
             logits, cache = model.apply(variables, tokens_BxT, cache, method="decode")
 
         The logits are those of the whole text at once, as long as the cache has room; but experts
-        with a capacity share their places among the tokens of one call.
+        with a capacity count their places anew in each call.
         """
         x_BxTxD, cache = self._features(tokens_BxT, False, mask, cache)
         return self.logits(x_BxTxD), cache

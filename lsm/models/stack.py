@@ -28,6 +28,7 @@ LAYOUT = Layout(
         Rule(r"blocks/", ("pipeline", None)),
     ),
     axes=("tensor", "sequence", "pipeline"),
+    stacks=((r"blocks/experts_", 2), (r"blocks/", 1)),
 )
 """How a stack's parameters lie on a mesh, and the axes it uses: for the `layout` of a model."""
 

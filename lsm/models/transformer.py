@@ -325,8 +325,8 @@ class Block(nn.Module):
             if not config.experts:
                 return self._flat(Mlp(config))(h_BxTxD), jnp.zeros(h_BxTxD.shape[0])
             mlp = functools.partial(_feed_forward, config)
-            mixture = Mixture(config.experts, mlp, config.kernel_init, config.dtype)
-            return self._flat(mixture)(h_BxTxD)
+            mixture = self._flat(Mixture(config.experts, mlp, config.kernel_init, config.dtype))
+            return mixture(h_BxTxD, mask.keys_BxS if cache is None else None)  # of these positions
 
         drop = nn.Dropout(config.dropout, deterministic=not train, name="drop")
         x_BxTxD = _between(x_BxTxD)

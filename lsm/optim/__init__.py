@@ -5,7 +5,13 @@ transform = optimizer.make(Horizon(steps=1000, batch_size=128, examples=50_000))
 """
 
 from lsm.optim.base import Algorithm, Group, Optimizer
-from lsm.optim.ema import ParamsEmaState, averaged_params, params_ema
+from lsm.optim.ema import (
+    ParamsEmaState,
+    averaged_model_state,
+    averaged_params,
+    params_ema,
+    with_model_state,
+)
 from lsm.optim.master import keep_master
 from lsm.optim.muon import MatrixAxes, Muon
 from lsm.optim.optimizers import (
@@ -34,6 +40,7 @@ from lsm.optim.schedules import (
     WarmUp,
 )
 from lsm.optim.shampoo import ShampooState, scale_by_shampoo
+from lsm.optim.stacks import unstacked
 
 __all__ = [
     "LAMB",
@@ -65,8 +72,11 @@ __all__ = [
     "ShampooState",
     "Step",
     "WarmUp",
+    "averaged_model_state",
     "averaged_params",
     "keep_master",
     "params_ema",
     "scale_by_shampoo",
+    "unstacked",
+    "with_model_state",
 ]

@@ -16,8 +16,8 @@ Beside them stands, with `make(..., master=True)`, the float32 copy of the param
 The path of a state leaf that belongs to a parameter ends with the parameter's path: Adam's first
 moment of `Dense_0/kernel` is `core/mu/Dense_0/kernel`, its average `ema/average/Dense_0/kernel`.
 It has the shape of the parameter, but for Adafactor's moments (`core/0/v_row/...`, `v_col`, `v`,
-the unused ones of shape (1,)) and Shampoo's matrices (`core/0/statistics/AXIS/...`, `roots`).
-Counters and scales are scalars.
+the unused ones of shape (1,)) and Shampoo's matrices (`core/0/statistics/AXIS/...`, `roots`), which
+have the axes of a stack in front. Counters and scales are scalars.
 """
 
 import abc
@@ -36,6 +36,7 @@ from lsm.errors import ConfigError
 from lsm.optim.ema import params_ema
 from lsm.optim.master import keep_master
 from lsm.optim.schedules import Constant, Schedule
+from lsm.optim.stacks import Stacks, unstacked
 from lsm.params import mask, matches, names, path_name, require_match
 
 Link = tuple[str, optax.GradientTransformation]
@@ -47,17 +48,20 @@ class Optimizer(abc.ABC):
 
     @abc.abstractmethod
     def make(
-        self, horizon: Horizon, *, master: bool = False
+        self, horizon: Horizon, *, master: bool = False, stacks: Stacks = ()
     ) -> optax.GradientTransformationExtraArgs:
         """Returns the whole optimiser as an Optax transform.
 
         Its `update(grads, state, params, value=loss)` returns what to add to the parameters.
-        `value` is the loss of the step, and needed by `ReduceOnPlateau` alone.
+        `value` is the loss of the step, and needed by `ReduceOnPlateau` alone; an average takes the
+        new `model_state` too, see `lsm.optim.params_ema`.
 
         Args:
           horizon: what the durations in the schedule are measured against.
           master: keep a float32 master copy of every parameter that is not frozen; `init` takes
             float32 parameters, `update` those of fewer bits (see `lsm.optim.keep_master`).
+          stacks: which leading axes are stacks of layers or experts, each of which is a tensor of
+            its own, as the model's `layout` says.
 
         Raises:
           ConfigError: a duration does not fit the run; and, from the transform's `init`, a
@@ -113,8 +117,9 @@ class Algorithm(Optimizer):
         default kernels and embeddings; biases and the scales of norms do not.
       groups: factors of the learning rate by path; the first that matches wins, and parameters that
         none matches have 1. Frozen ones (0) keep no state and stay the same to the bit.
-      ema: decay of an exponential moving average of the parameters, used for evaluation; with its
-        bias corrected as in Adam, so that the initial parameters have no share in it.
+      ema: decay of an exponential moving average of the parameters and of the model state (batch
+        norm's statistics), used for evaluation; with its bias corrected as in Adam, so that the
+        initial parameters have no share in it.
     """
 
     coupled: ClassVar[bool] = False
@@ -151,6 +156,13 @@ class Algorithm(Optimizer):
         links = [] if core is None else [("core", core)]
         return decay + links if self.coupled else links + decay
 
+    def _unstacked(
+        self, stacks: Stacks, name: str, link: optax.GradientTransformation
+    ) -> optax.GradientTransformation:
+        """Returns a link of `direction` that takes the layers of a stack one by one."""
+        del name
+        return unstacked(link, stacks)
+
     def check(self, params: optax.Params) -> None:
         """Checks that every pattern chooses a parameter, else raises ConfigError."""
         if self.weight_decay:
@@ -160,10 +172,10 @@ class Algorithm(Optimizer):
         )
 
     def make(
-        self, horizon: Horizon, *, master: bool = False
+        self, horizon: Horizon, *, master: bool = False, stacks: Stacks = ()
     ) -> optax.GradientTransformationExtraArgs:
         """See `Optimizer.make`; the state is a dict of the links."""
-        transform = optax.named_chain(*self._links(horizon))
+        transform = optax.named_chain(*self._links(horizon, stacks))
         if master:
             transform = keep_master(transform)
         # Around the master copies, so that frozen parameters have none.
@@ -180,12 +192,12 @@ class Algorithm(Optimizer):
             rate *= opt_state["plateau"].scale
         return {"learning_rate": rate}
 
-    def _links(self, horizon: Horizon) -> list[Link]:
+    def _links(self, horizon: Horizon, stacks: Stacks) -> list[Link]:
         links: list[Link] = []
         if self.clip_norm is not None:
             links.append(("clip", optax.clip_by_global_norm(self.clip_norm)))
         # Decay that is coupled is not clipped.
-        links += self.direction()
+        links += [(name, self._unstacked(stacks, name, link)) for name, link in self.direction()]
         # After the decay: a group's factor is for its decoupled decay too.
         if any(group.scale not in (0, 1) for group in self.groups):
             links.append(("groups", _scale_by_path(self._scale)))

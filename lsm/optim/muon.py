@@ -10,6 +10,7 @@ import optax
 from lsm.checks import require, require_pattern
 from lsm.errors import ConfigError
 from lsm.optim.base import Algorithm
+from lsm.optim.stacks import Stacks, depth
 from lsm.params import matches, path_name, require_match
 
 Dimensions = optax.contrib.MuonDimensionNumbers
@@ -66,7 +67,8 @@ class Muon(Algorithm):
         last layer is one by this default; Jordan leaves it to AdamW.
       axes: how they are read, the first match first. By default the last axis is the output; of
         rank 2 and 4 (dense, convolution) the others are the input; rank 3 and 5 are stacks of these
-        along a leading axis, as `nn.scan` makes them.
+        along a leading axis, as `nn.scan` makes them. Axes that the model's `layout` calls stacks
+        are in front of all that.
       adam_b1: AdamW's decay of the mean of gradients.
       adam_b2: AdamW's decay of the mean of their squares.
       adam_eps: AdamW's eps.
@@ -96,12 +98,23 @@ class Muon(Algorithm):
         require_match("Muon.matrices", self.matrices, params)
         for axes in self.axes:
             require_match("MatrixAxes.pattern", axes.pattern, params)
-        self._map(self._dimensions, params)
 
     def core(self) -> optax.GradientTransformation:
         """Returns Muon for the matrices and Adam for the others."""
+        return self._core(())
+
+    def _unstacked(
+        self, stacks: Stacks, name: str, link: optax.GradientTransformation
+    ) -> optax.GradientTransformation:
+        """See `Algorithm._unstacked`; Optax's Muon needs to be told the axes only."""
+        return self._core(stacks) if name == "core" else super()._unstacked(stacks, name, link)
+
+    def _core(self, stacks: Stacks) -> optax.GradientTransformation:
+        def dimensions_of(name: str, x: jax.Array) -> Dimensions | None:
+            return self._dimensions(name, x, depth(stacks, name))
+
         # Optax calls it with trees of the matrices alone: the others are masked, and have no leaf.
-        dimensions = functools.partial(self._map, self._dimensions)
+        dimensions = functools.partial(self._map, dimensions_of)
         muon = optax.contrib.scale_by_muon(
             ns_steps=self.iterations,
             beta=self.beta,
@@ -109,35 +122,38 @@ class Muon(Algorithm):
             weight_dimension_numbers=dimensions,
         )
         # After the iterations, which forget the size of what they are given.
-        scale = optax.stateless(lambda updates, _: self._map(self._scaled, updates))
+        scale = optax.stateless(
+            lambda updates, _: jax.tree.map(self._scaled, updates, dimensions(updates))
+        )
         adam = optax.scale_by_adam(self.adam_b1, self.adam_b2, self.adam_eps)
+
+        def label(name: str, x: jax.Array) -> str:
+            return "adam" if dimensions_of(name, x) is None else "muon"
+
         return optax.partition(
-            {"muon": optax.chain(muon, scale), "adam": adam},
-            functools.partial(self._map, self._label),
+            {"muon": optax.chain(muon, scale), "adam": adam}, functools.partial(self._map, label)
         )
 
     def _map(self, function, tree: optax.Params):
         return jax.tree_util.tree_map_with_path(lambda path, x: function(path_name(path), x), tree)
 
-    def _label(self, name: str, x: jax.Array) -> str:
-        return "adam" if self._dimensions(name, x) is None else "muon"
-
-    def _dimensions(self, name: str, x: jax.Array) -> Dimensions | None:
+    def _dimensions(self, name: str, x: jax.Array, stacked: int) -> Dimensions | None:
         """Returns the axes of a matrix, None of what is no matrix."""
         if not matches(self.matrices, name):
             return None
         for axes in self.axes:
             if matches(axes.pattern, name):
                 return Dimensions(axes.inputs, axes.outputs)
-        if x.ndim not in _BY_RANK:
+        if x.ndim - stacked not in _BY_RANK:
             raise ConfigError(
                 f"Muon.axes: {name!r} has shape {x.shape}, which has no default; add a "
                 "MatrixAxes(pattern, inputs, outputs), or leave it to AdamW by Muon.matrices."
             )
-        return _BY_RANK[x.ndim]
+        return Dimensions(
+            *(tuple(a + stacked for a in axes) for axes in _BY_RANK[x.ndim - stacked])
+        )
 
-    def _scaled(self, name: str, update: jax.Array) -> jax.Array:
-        dimensions = self._dimensions(name, update)
+    def _scaled(self, update: jax.Array, dimensions: Dimensions) -> jax.Array:
         inputs = math.prod(update.shape[axis] for axis in dimensions.reduction_axis)
         outputs = math.prod(update.shape[axis] for axis in dimensions.output_axis)
         if self.rms is None:

@@ -12,6 +12,7 @@ from lsm.checks import require_pattern
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, listed
 from lsm.optim.base import Optimizer, check_first_matches, checked, first_match
+from lsm.optim.stacks import Stacks
 from lsm.params import names, path_name
 
 
@@ -68,13 +69,14 @@ class Partition(Optimizer):
             )
 
     def make(
-        self, horizon: Horizon, *, master: bool = False
+        self, horizon: Horizon, *, master: bool = False, stacks: Stacks = ()
     ) -> optax.GradientTransformationExtraArgs:
         """See `Optimizer.make`; the state of part i is under "inner_states/i/inner_state"."""
         # Numbered, not named: a name in the path could match the sharding rule of another part.
         transforms = {
             str(index): _within(
-                f"Partition.parts.{index}", part.optimizer.make(horizon, master=master)
+                f"Partition.parts.{index}",
+                part.optimizer.make(horizon, master=master, stacks=stacks),
             )
             for index, part in enumerate(self.parts)
         }

@@ -11,6 +11,7 @@ from lsm.durations import Horizon
 from lsm.errors import ConfigError
 from lsm.optim.base import Optimizer
 from lsm.optim.master import keep_master
+from lsm.optim.stacks import Stacks
 
 _EXAMPLE = "such as lambda horizon: optax.adam(1e-3)"
 
@@ -19,8 +20,9 @@ _EXAMPLE = "such as lambda horizon: optax.adam(1e-3)"
 class Raw(Optimizer):
     """A chain that is written in Optax; `update` hands it `value`, the loss of the step.
 
-    Clipping, decay, schedule and the sign of the step are its own affair, and its learning rate is
-    not logged. `config.json` holds the function's name, not what it does.
+    Clipping, decay, schedule and the sign of the step are its own affair, as are stacks of layers
+    (`lsm.optim.unstacked` takes them one by one); and its learning rate is not logged.
+    `config.json` holds the function's name, not what it does.
 
     Attributes:
       chain: function of the horizon (`horizon.steps`, ...) that returns the transform.
@@ -36,9 +38,10 @@ class Raw(Optimizer):
             )
 
     def make(
-        self, horizon: Horizon, *, master: bool = False
+        self, horizon: Horizon, *, master: bool = False, stacks: Stacks = ()
     ) -> optax.GradientTransformationExtraArgs:
         """See `Optimizer.make`; the chain's state is under "chain"."""
+        del stacks
         chain = self.chain(horizon)
         if not isinstance(chain, optax.GradientTransformation):
             raise ConfigError(

@@ -42,7 +42,8 @@ def scale_by_shampoo(
     (for a matrix: L^(-1/4) G R^(-1/4)), and U is scaled to the norm of the grafted step. Axes
     longer than `max_dim` are left alone and do not count in k; a vector, or a tensor none of whose
     axes is left, takes the grafted step itself, which for RMSProp is the diagonal preconditioner.
-    A scanned stack of matrices is a tensor like any other: its layers share the matrices.
+    A stack of matrices is a tensor like any other here; `lsm.optim.unstacked` takes its
+    layers apart.
 
     Args:
       graft: transform without a learning rate, whose step gives each tensor its norm.

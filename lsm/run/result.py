@@ -41,6 +41,7 @@ class Result:
       versions: see `versions`.
       hardware: see `hardware`.
       best_step: the step of the best evaluation, where the run kept track of it.
+      skipped: updates that were not finite, and left out; see `train.skip_nonfinite`.
       goodput: where the time went and how fast the steps were; see `Throughput.summary`. Not
         compared by ==, as no two runs take the same time.
     """
@@ -55,6 +56,7 @@ class Result:
     versions: Mapping[str, str]
     hardware: Mapping[str, Any]
     best_step: int | None = None
+    skipped: int = 0
     goodput: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
 
     def to_json(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Weights(Protocol):
 class RunWeights:
     """`Weights` of a checkpoint: parameters and model state.
 
-    Of a parameter that has an average it is that; else, with `masters`, its float32 master copy
+    Of an array that has an average it is that; else, with `masters`, its float32 master copy
     where there is one.
 
     Attributes:
@@ -78,18 +78,16 @@ class RunWeights:
         self, saved: Mapping[str, jax.ShapeDtypeStruct], masters: bool
     ) -> Iterator[tuple[str, str]]:
         """Yields the name of each array, and the path of what is read for it."""
-        better = _beside_params(saved, "/master/") if masters else {}
+        better = _copies(saved, "/master/", "params/") if masters else {}
         # After the masters: where there are both, the average counts.
-        better |= _beside_params(saved, "/average/")
+        better |= _copies(saved, "/average/", "params/") | _copies(saved, f"/{STATE}", STATE)
         for path in saved:
-            if path.startswith(STATE):
-                yield path.removeprefix(STATE), path
-            elif path.startswith("params/"):
-                yield path, better.get(path, path)
+            if path.startswith(("params/", STATE)):
+                yield path.removeprefix(STATE), better.get(path, path)
 
 
-def _beside_params(saved: Mapping[str, jax.ShapeDtypeStruct], key: str) -> dict[str, str]:
-    """Returns the paths of copies of parameters in the optimiser state, by parameter.
+def _copies(saved: Mapping[str, jax.ShapeDtypeStruct], key: str, of: str) -> dict[str, str]:
+    """Returns the paths of copies of the arrays under `of` in the optimiser state, by array.
 
     A copy stands directly under `key`; an average has a count beside it (`ParamsEmaState`), which
     tells it from Adam's moment of a module that is called so.
@@ -97,9 +95,9 @@ def _beside_params(saved: Mapping[str, jax.ShapeDtypeStruct], key: str) -> dict[
     found = {}
     for path in saved:
         before, _, name = path.partition(key)
-        counted = key != "/average/" or f"{before}/count" in saved
-        if path.startswith("opt_state/") and f"params/{name}" in saved and counted:
-            found[f"params/{name}"] = path
+        counted = key == "/master/" or f"{before}/count" in saved
+        if path.startswith("opt_state/") and f"{of}{name}" in saved and counted:
+            found[f"{of}{name}"] = path
     return found
 
 

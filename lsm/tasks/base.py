@@ -225,8 +225,7 @@ class Task(abc.ABC):
 
         Runs once an update, however many micro-batches made its gradient: for teachers by moving
         average, target networks, projections of parameters. Structure, shapes and dtypes must stay,
-        and so must constants. The average that `optimizer.ema` keeps is of the parameters before
-        this.
+        and so must constants. The averages that `optimizer.ema` keeps are of both before this.
         """
         del step
         return params, model_state
@@ -240,7 +239,11 @@ class Task(abc.ABC):
         }
 
     def check(self, batch: Batch) -> None:
-        """Raises DataError, in one line, where a batch cannot be what the task needs."""
+        """Raises DataError, in one line, where a batch cannot be what the task needs.
+
+        Called before a run for the first batch of every split, and for all of its examples at once
+        where they are in memory; and for the batch of a step whose loss is not finite.
+        """
         del batch
 
     def _run(self, *args: Any) -> tuple[Any, ModelState]:
@@ -330,7 +333,6 @@ def check_labels(labels: np.ndarray, outputs: int | None, field: str) -> None:
         raise DataError(f"{field}: labels are {labels.dtype}; integer class numbers are needed.")
     if outputs is None or not labels.size:
         return
-    # The loss would not notice: such a label picks no logit.
     low, high = labels.min(), labels.max()
     if low < 0 or high >= outputs:
         raise DataError(

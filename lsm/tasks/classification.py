@@ -88,7 +88,10 @@ class Classification(Task):
         """Raises DataError for missing columns or labels outside the model's outputs."""
         check_numeric(column(batch, self.input, "task.input"), "task.input")
         outputs = getattr(self.model, "outputs", None)
-        check_labels(column(batch, self.label, "task.label"), outputs, "task.label")
+        labels_B = column(batch, self.label, "task.label")
+        if "weight" in batch:  # what has no weight may hold anything
+            labels_B = labels_B[np.asarray(batch["weight"]) != 0]
+        check_labels(labels_B, outputs, "task.label")
         if self.class_weights and outputs and len(self.class_weights) != outputs:
             raise ConfigError(
                 f"task.class_weights: {len(self.class_weights)} given; the model has {outputs} "

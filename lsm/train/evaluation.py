@@ -11,7 +11,7 @@ from lsm.evaluate import compute, init, update
 from lsm.mesh import place
 from lsm.metrics import Weighted
 from lsm.train.goodput import Clock
-from lsm.train.program import evaluated_params
+from lsm.train.program import evaluated
 from lsm.train.state import TrainState
 from lsm.train.trainer import Trainer
 
@@ -25,7 +25,7 @@ def evaluate(trainer: Trainer, state: TrainState, split: str, clock: Clock) -> d
     Args:
       trainer: gives the batches, their compiled evaluation, and the metrics that are computed
         here on the host.
-      state: what to evaluate: its parameters, or their moving average.
+      state: what to evaluate: its parameters and model state, or their moving averages.
       split: "validation" or "test".
       clock: books the first dispatch as "compile", the rest as "evaluation".
     """
@@ -62,12 +62,12 @@ def _dispatched(
 ) -> Iterator[Any]:
     """Yields what `function` gives for each batch, on the host, a few batches late."""
     batches, pending = trainer.evaluation[split], []
-    params, step = evaluated_params(state), jax.device_get(state.step)
+    held, step = evaluated(state), jax.device_get(state.step)
     with Prefetcher(batches.batch_at, 0, len(batches)) as prefetcher:
         for number, batch in enumerate(prefetcher):
             batch = place(batch, trainer.program.batch)
             with clock("evaluation" if number else "compile"):
-                pending.append(function(params, state.model_state, batch, np.int32(number), step))
+                pending.append(function(*held, batch, np.int32(number), step))
             # Read late: while the host waits for one batch, the devices have the next ones.
             if len(pending) > _IN_FLIGHT:
                 yield jax.device_get(pending.pop(0))

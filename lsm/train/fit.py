@@ -159,6 +159,7 @@ def _finished(loop: Loop, state: TrainState, ending: Ending, workdir: pathlib.Pa
         versions=versions(),
         hardware=hardware(),
         best_step=progress.best_step,
+        skipped=progress.skipped,
         goodput=goodput,
     )
 

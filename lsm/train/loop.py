@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Literal
 
+import jax
 import numpy as np
 
 from lsm.data import Prefetcher
 from lsm.durations import to_steps
-from lsm.errors import TrainingError, listed
+from lsm.errors import DataError, TrainingError, listed
 from lsm.mesh import place
 from lsm.run.checkpoint import Checkpoints
 from lsm.train.evaluation import evaluate
@@ -57,7 +58,8 @@ class Loop:
         """Trains from `state` and returns the state at the end, which is also saved.
 
         Raises:
-          TrainingError: the loss or a parameter is not finite.
+          DataError: a batch is not what the task needs.
+          TrainingError: the loss or an array of the state is not finite.
           CheckpointError: a checkpoint cannot be written.
         """
         program, start, end = self.trainer.program, int(state.step), self._horizon.steps
@@ -116,6 +118,9 @@ class Loop:
         totals, speed, bad = window.read()
         if bad is not None:
             raise TrainingError(self._diagnosis(bad, state))
+        if self._experiment.train.skip_nonfinite:
+            skipped = self.progress.skipped + int(totals["skipped"].sum)
+            self.progress = dataclasses.replace(self.progress, skipped=skipped)
         figures = self._experiment.task.summary(totals)
         figures |= self._learning_rates(step, state)
         if speed:
@@ -146,15 +151,24 @@ class Loop:
     def _save(self, step: int, state: TrainState) -> None:
         self.progress = dataclasses.replace(self.progress, goodput=self.clock.spent)
         with self.clock("checkpoint"):
-            if not self.trainer.program.finite(state.params):
+            finite = jax.device_get(self.trainer.program.finite(state))
+            if bad := [path for path, is_finite in finite.items() if not is_finite]:
                 raise TrainingError(
-                    f"step {step}: a parameter is not finite, so it is not saved; {self._advice()}"
+                    f"step {step}: {bad[0]} is not finite, so nothing is saved; {self._advice()}"
                 )
             self.checkpoints.save(step, state, dataclasses.asdict(self.progress))
 
     def _diagnosis(self, step: int, state: TrainState) -> str:
-        """Says which step failed and whether its batch was sound: batch_at can be asked again."""
+        """Says which step failed and whether its batch was sound: batch_at can be asked again.
+
+        Raises:
+          DataError: the batch is not what the task needs.
+        """
         batch = self.trainer.train.batch_at(step - 1)
+        try:
+            self._experiment.task.check(batch)  # labels that no check at the start could see
+        except DataError as error:
+            raise DataError(f"step {step}: {error}") from error
         bad = [k for k, v in batch.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
         data = f"its batch is not finite in {listed(bad)}" if bad else "its batch is finite"
         rates = self._learning_rates(step, state).items()

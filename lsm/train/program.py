@@ -30,11 +30,11 @@ from lsm.mesh import (
     table,
 )
 from lsm.metrics import Weighted
-from lsm.optim import averaged_params
+from lsm.optim import averaged_model_state, averaged_params
 from lsm.rng import streams
 from lsm.run.saved import checksums
-from lsm.tasks import Task
-from lsm.train.state import TrainState, init_state
+from lsm.tasks import ModelState, Params, Task
+from lsm.train.state import TrainState, finite, init_state
 from lsm.train.step import Step, make_step, skip_nonfinite
 
 
@@ -54,7 +54,7 @@ class Program:
         that number after `step` updates; `seen` are the whole arrays, on every device, that
         `evaluation.metrics` read: {} without any.
       predict: (params, model_state, batch, number, step) -> predictions, whole on every device.
-      finite: params -> whether every parameter is finite.
+      finite: state -> whether its arrays are finite, by path; see `lsm.train.state.finite`.
       checksums: state -> a checksum of every leaf; see `lsm.run.saved.checksums`.
     """
 
@@ -67,7 +67,7 @@ class Program:
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Weighted]]]
     evaluate: Callable[..., tuple[dict[str, Weighted], dict[str, Any]]]
     predict: Callable[..., dict[str, jax.Array]]
-    finite: Callable[[Any], jax.Array]
+    finite: Callable[[TrainState], dict[str, jax.Array]]
     checksums: Callable[[TrainState], Any]
 
     def table(self) -> list[tuple[str, tuple[int, ...], str, str, int]]:
@@ -91,7 +91,8 @@ def build(
     train, task = experiment.train, experiment.task
     mesh = make_mesh(experiment.mesh, devices)
     _check_batch(train.batch_size, train.accumulation, mesh)
-    optimizer = experiment.optimizer.make(horizon, master=train.params != "float32")
+    master, stacks = train.params != "float32", _layout(experiment).stacks
+    optimizer = experiment.optimizer.make(horizon, master=master, stacks=stacks)
     rows, whole = batch_sharding(mesh), replicated(mesh)
     abstract_batch = {
         name: jax.ShapeDtypeStruct((train.batch_size, *x.shape[1:]), x.dtype, sharding=rows)
@@ -105,10 +106,11 @@ def build(
     )
     predict = make_predict(task, train.seed)
     evaluate = _evaluate(experiment, predict)
-    if experiment.mesh.offload:  # an average of the parameters is in host memory, too
-        evaluate, predict = (_on_devices(f, state.params) for f in (evaluate, predict))
+    held = (state.params, state.model_state)
+    if experiment.mesh.offload:  # averages are in host memory, too
+        evaluate, predict = (_on_devices(f, *held) for f in (evaluate, predict))
     options = {"out_shardings": whole, "mesh": mesh}
-    asked = (evaluated_params(state), state.model_state, rows, whole, whole)
+    asked = (*evaluated(state), rows, whole, whole)
     return Program(
         mesh=mesh,
         abstract_state=abstract_state,
@@ -126,12 +128,8 @@ def build(
         ),
         evaluate=jit(evaluate, in_shardings=asked, **options),
         predict=jit(predict, in_shardings=asked, **options),
-        finite=jit(_all_finite, in_shardings=(state.params,), **options),
-        checksums=jit(
-            lambda trained: checksums(jax.device_put(trained, in_device_memory(state))),
-            in_shardings=(state,),
-            **options,
-        ),
+        finite=jit(_on_devices(finite, state), in_shardings=(state,), **options),
+        checksums=jit(_on_devices(checksums, state), in_shardings=(state,), **options),
     )
 
 
@@ -167,11 +165,14 @@ def shardings_of(experiment: Experiment, mesh: jax.sharding.Mesh, tree: Any) -> 
       mesh: the devices.
       tree: a training state, or a tree with paths like its own.
     """
-    model = experiment.task.model
-    layout = getattr(model, "layout", Layout())
+    layout = _layout(experiment)
     rules = experiment.mesh.rules or layout.rules
-    check_axes(mesh, rules, layout, type(model).__name__)
+    check_axes(mesh, rules, layout, type(experiment.task.model).__name__)
     return shard(tree, mesh, rules)
+
+
+def _layout(experiment: Experiment) -> Layout:
+    return getattr(experiment.task.model, "layout", Layout())
 
 
 def _shardings(experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
@@ -182,9 +183,10 @@ def _shardings(experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainStat
     return dataclasses.replace(shardings, opt_state=opt_state)
 
 
-def _on_devices(function: Callable, shardings: Any) -> Callable:
-    """Returns `function` with its first argument, parameters, put where `shardings` say."""
-    return lambda params, *args: function(jax.device_put(params, shardings), *args)
+def _on_devices(function: Callable, *shardings: Any) -> Callable:
+    """Returns `function` with its first arguments, laid out so, brought to the devices' memory."""
+    there, count = in_device_memory(shardings), len(shardings)
+    return lambda *args: function(*jax.device_put(args[:count], there), *args[count:])
 
 
 def _step(
@@ -253,13 +255,10 @@ def make_predict(task: Task, seed: int) -> Callable[..., dict[str, jax.Array]]:
     return predict
 
 
-def evaluated_params(state: TrainState) -> Any:
-    """Returns what evaluation uses: the moving average of the parameters, or themselves."""
-    return averaged_params(state.opt_state, state.params)
-
-
-def _all_finite(params: Any) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
+def evaluated(state: TrainState) -> tuple[Params, ModelState]:
+    """Returns what evaluation uses: the moving averages of both, or themselves."""
+    averaged = averaged_model_state(state.opt_state, state.model_state)
+    return averaged_params(state.opt_state, state.params), averaged
 
 
 def _check_batch(batch_size: int, accumulation: int, mesh: jax.sharding.Mesh) -> None:

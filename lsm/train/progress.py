@@ -21,6 +21,7 @@ class Progress:
       within: steps and patience that it was to stop within.
       goodput: what the time went into so far, over all pieces of the run.
       replayed: steps that kills undid and that were made again.
+      skipped: updates that were not finite, and left out; see `train.skip_nonfinite`.
     """
 
     best: float | None = None
@@ -30,6 +31,7 @@ class Progress:
     within: tuple[int, int | None] | None = None
     goodput: Goodput = Goodput()
     replayed: int = 0
+    skipped: int = 0
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> "Progress":
@@ -51,8 +53,9 @@ class Progress:
         """Returns the progress after an evaluation that measured `value` at `step`."""
         stopping = config.early_stopping
         min_delta = stopping.min_delta if stopping else 0.0
-        first = self.best is None or math.isnan(self.best)  # NaN is worse than anything
-        if first or (value - self.best) * config.sign > min_delta:
+        best = math.nan if self.best is None else self.best  # NaN is worse than anything
+        better = math.isnan(best) or (value - best) * config.sign > min_delta
+        if better and not math.isnan(value):
             return dataclasses.replace(self, best=value, best_step=step, stale=0)
         stale = self.stale + 1
         stopped = stopping is not None and stale >= stopping.patience

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lsm.params import path_name
+from lsm.optim import with_model_state
+from lsm.params import flat, path_name
 from lsm.rng import stream
-from lsm.tasks import Batch, ModelState, Params, Task
+from lsm.tasks import CONSTANTS, Batch, ModelState, Params, Task
 from lsm.tasks.base import pair
 
 
@@ -61,6 +62,23 @@ def init_state(
         jax.tree.map(jnp.asarray, drawn),
     )
     params = drawn.pop("params")
-    opt_state = optimizer.init(params)
+    changing = {name: tree for name, tree in drawn.items() if name != CONSTANTS}
+    opt_state = with_model_state(optimizer.init(params), changing, params)
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     return TrainState(jnp.int32(0), params, drawn, opt_state)
+
+
+def finite(state: TrainState) -> dict[str, jax.Array]:
+    """Returns of every float array, by its path, whether all of it is finite: bool scalars.
+
+    Constants are left out, since a mask may hold infinities. So may a scalar of the optimiser's,
+    which has to be a number only: the best loss of `ReduceOnPlateau` begins at infinity.
+    """
+    changing = {name: tree for name, tree in state.model_state.items() if name != CONSTANTS}
+    return {
+        path: ~jnp.isnan(x)
+        if path.startswith("opt_state/") and not x.shape
+        else jnp.isfinite(x).all()
+        for path, x in flat(dataclasses.replace(state, model_state=changing)).items()
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+    }

@@ -1,5 +1,6 @@
 """The train step: pure, with no jit, no mesh and no I/O inside."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from lsm.tasks import (
     accumulate,
 )
 from lsm.tasks.base import pair
-from lsm.train.state import TrainState
+from lsm.train.state import TrainState, finite
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -40,7 +41,8 @@ def make_step(
 
     Args:
       task: gives the loss.
-      optimizer: an Optax chain; its update also receives `value`, the mean loss.
+      optimizer: an Optax chain; its update also receives `value`, the mean loss, and the new
+        `model_state`, if there is one.
       seed: of the random streams; dropout at step n draws from fold_in(seed, "dropout", n).
       gradient: how the gradient is made of the examples.
       accumulation: micro-batches that the batch is split into; must divide it.
@@ -56,7 +58,10 @@ def make_step(
         rngs = streams(task.streams, seed, state.step)
         sums, metrics, new = gradient_sum(params, state.model_state, batch, rngs, state.step)
         grads = _divide(sums, params, gradient.divisor(metrics))
-        updates, opt_state = update(grads, state.opt_state, params, value=metrics["loss"].mean)
+        extra = {"value": metrics["loss"].mean}
+        if state.model_state:
+            extra["model_state"] = {**state.model_state, **new}
+        updates, opt_state = update(grads, state.opt_state, params, **extra)
         params = optax.apply_updates(params, updates)
         params, model_state = _after_update(task, state, params, new)
         return TrainState(state.step + 1, params, model_state, opt_state), metrics
@@ -97,21 +102,31 @@ def _require_like(field: str, wanted: Any, given: Any, kind: Callable[[Any], Any
 
 
 def skip_nonfinite(step: Step) -> Step:
-    """Wraps a step so that an update which is not finite changes nothing but the step count.
+    """Wraps a step so that an update which is not finite changes nothing but the counts of steps.
 
-    The step is skipped where the loss or any new parameter is NaN or infinite; the metric
-    "skipped" is the share of steps skipped, and the other metrics of such a step weigh 0.
+    The step is skipped where the loss or anything in the new state is NaN or infinite (see
+    `lsm.train.state.finite`); the metric "skipped" is the share of steps skipped, and the other
+    metrics of such a step weigh 0. Schedules count it, so that they end when the run does.
     """
 
     def guarded(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new, metrics = step(state, batch)
-        finite = jnp.isfinite(metrics["loss"].sum)
-        for leaf in jax.tree.leaves(new.params):
-            finite &= jnp.isfinite(leaf).all()
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-        kept = TrainState(new.step, kept.params, kept.model_state, kept.opt_state)
-        metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0), metrics)
-        skipped = Weighted(1 - finite.astype(jnp.float32), jnp.float32(1))
+        sound = jnp.isfinite(metrics["loss"].sum)
+        for finite_leaf in finite(new).values():
+            sound &= finite_leaf
+        kept = jax.tree.map(
+            lambda new, old: new if _is_schedule(new) else jnp.where(sound, new, old),
+            new,
+            state,
+            is_leaf=_is_schedule,
+        )
+        kept = dataclasses.replace(kept, step=new.step)
+        metrics = jax.tree.map(lambda x: jnp.where(sound, x, 0), metrics)
+        skipped = Weighted(1 - sound.astype(jnp.float32), jnp.float32(1))
         return kept, metrics | {"skipped": skipped}
 
     return guarded
+
+
+def _is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)

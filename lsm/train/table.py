@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import jax
 
 from lsm.config import Experiment
+from lsm.models.experts import mixtures
 from lsm.train.program import build
+from lsm.train.throughput import active_params
 from lsm.train.trainer import abstract_batch
 
 HEADINGS = ("path", "shape", "dtype", "spec", "bytes a device")
@@ -20,15 +22,17 @@ def state_table(
 ) -> str:
     """Returns every array of the training state: path, shape, dtype, spec, bytes on each device.
 
-    Lines with totals follow, for parameters, optimiser state and all. The data is opened only
-    where its source cannot tell its shapes without.
+    Lines with totals follow, for parameters, optimiser state and all, and with experts the
+    parameters that a token meets. The data is opened only where its source cannot tell its shapes
+    without.
 
     Raises:
       MeshError: the mesh does not fit the devices, the batch or an array, which is named.
       DataError: the shapes of the data are not known, and it is not there.
     """
     batch, horizon = abstract_batch(experiment, data_dir)
-    rows = build(experiment, horizon, batch, devices).table()
+    program = build(experiment, horizon, batch, devices)
+    rows = program.table()
     lines = [HEADINGS]
     for path, shape, dtype, spec, size in rows:
         lines.append((path, "x".join(map(str, shape)), dtype, spec, f"{size:,}"))
@@ -41,6 +45,9 @@ def state_table(
         count = sum(math.prod(row[1]) for row in part)
         size = sum(row[-1] for row in part)
         lines.append((title, f"{count:,}", "", f"{len(part)} arrays", f"{size:,}"))
+    if mixtures(experiment.task):
+        active = active_params(experiment.task, program.abstract_state.params)
+        lines.append(("parameters that a token meets", f"{active:,}", "", "", ""))
     return "\n".join(_aligned(lines))
 
 

@@ -1,20 +1,44 @@
 """How much of the devices a run uses."""
 
 import dataclasses
+from fractions import Fraction
 from typing import Any
 
 import jax
 
 from lsm.cost import Flops, chip_of, model_flops
+from lsm.errors import ConfigError
+from lsm.models.experts import EXPERT_KERNELS, dropless, mixtures
+from lsm.params import flat, matches
 from lsm.rng import streams
-from lsm.tasks import Task
+from lsm.tasks import Params, Task
 from lsm.train.goodput import Goodput
 from lsm.train.state import TrainState
 from lsm.train.trainer import Trainer
 
 
+def active_params(task: Task, params: Params) -> int:
+    """Returns the parameters that one token meets: of experts, the `top_k` that it goes to.
+
+    As published: of Mixtral 8x7B's 46.7 billion these are 12.9. Arrays may be
+    `jax.ShapeDtypeStruct`.
+    """
+    shares = [Fraction(experts.top_k, experts.count) for experts in mixtures(task)]
+    if len(set(shares)) > 1:
+        raise ConfigError("task: mixtures of several shares; which parameters are whose?")
+    return sum(
+        int(x.size * shares[0]) if shares and matches(EXPERT_KERNELS, path) else x.size
+        for path, x in flat(params).items()
+    )
+
+
 def training_flops(task: Task, state: TrainState, batch: Any) -> Flops:
-    """Returns the model FLOPs of a step on `batch`; arrays may be `jax.ShapeDtypeStruct`."""
+    """Returns the model FLOPs of a step on `batch`; arrays may be `jax.ShapeDtypeStruct`.
+
+    By the convention a token needs 6 FLOPs for each parameter that it meets (`active_params`), and
+    attention: places of experts that stay empty do not count, and dropped tokens do.
+    """
+    task = dropless(task)
     rngs = jax.eval_shape(lambda: streams(task.streams, 0, 0))
     return model_flops(task.loss, state.params, state.model_state, batch, rngs, state.step)
 

@@ -119,7 +119,7 @@ class Trained:
       experiment: what was trained.
       step: updates that made the parameters.
       params: parameters, averaged ones where the run kept an average; on `mesh`.
-      model_state: the other collections.
+      model_state: the other collections, averaged likewise.
       mesh: the devices.
     """
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from lsm.config import Experiment, schema
-from lsm.data import Columns, EvalBatches, Shuffled, TrainBatches, cache
+from lsm.data import Columns, Dataset, EvalBatches, Shuffled, TrainBatches, cache
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
 from lsm.evaluate import columns, names
@@ -56,6 +56,7 @@ class Trainer:
         sample = _sample(batches)
         _check_vocabulary(experiment, batches.dataset.vocabulary_size)
         experiment.task.check(sample)
+        _check_examples(experiment, batches.dataset, _augmented(batches, sample))
         program = build(experiment, horizon, sample)
         evaluation = _evaluation_batches(experiment, program, data_dir)
         _check_monitor(experiment, program)
@@ -110,7 +111,28 @@ def _evaluation_batches(
     }
     for batches in evaluation.values():
         experiment.task.check(batches.batch_at(0))
+        _check_examples(experiment, batches.dataset, {})
     return evaluation
+
+
+def _check_examples(experiment: Experiment, dataset: Dataset, instead: Columns) -> None:
+    """Checks all examples that are in memory, with the columns of `instead` in place of theirs.
+
+    Else a rare label is found in the middle of a run, by its loss, which is NaN.
+    """
+    for part in dataset.held():
+        experiment.task.check(part | instead)
+
+
+def _augmented(batches: TrainBatches, sample: Columns) -> Columns:
+    """Returns the columns that augmentations change or add, of the sample that they made."""
+    if not batches.augment:
+        return {}
+    raw = made = _sample(dataclasses.replace(batches, augment=()))
+    for transform in batches.augment:
+        made = transform(made, np.random.default_rng(0))
+    # By identity: a label that is changed may be too rare for the sample.
+    return {name: sample[name] for name in made if made[name] is not raw.get(name)}
 
 
 def abstract_batch(

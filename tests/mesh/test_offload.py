@@ -13,7 +13,7 @@ from lsm.optim import AdamW, Group
 from lsm.run.checkpoint import Checkpoints
 from lsm.tasks import Classification
 from lsm.train import build
-from lsm.train.program import evaluated_params
+from lsm.train.program import evaluated
 
 B = 16
 
@@ -70,9 +70,7 @@ def test_offload_changes_no_bit(optimizer, params):
             state, metrics = program.step(state, batch)
         if offload:
             assert_in_host_memory(state)
-        figures = program.evaluate(
-            evaluated_params(state), state.model_state, batch, np.int32(0), state.step
-        )
+        figures = program.evaluate(*evaluated(state), batch, np.int32(0), state.step)
         results.append((state, metrics, figures, program.checksums(state)))
     assert_equal(*results)
 

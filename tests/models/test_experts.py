@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from lsm.errors import ConfigError
-from lsm.models.experts import Experts, combine, dispatch, route
+from lsm.mesh import Mesh, batch_sharding, jit, make_mesh, replicated
+from lsm.models.attention import Mask
+from lsm.models.experts import Experts, combine, dispatch, in_order, in_place, places, route
 from lsm.models.families import gpt2
 
 B, T, E, D = 3, 16, 4, 5
@@ -24,8 +26,8 @@ def reference(logits_TxE, top_k, places):
     p_TxE = np.exp(logits_TxE) / np.exp(logits_TxE).sum(-1, keepdims=True)
     order_TxE = np.argsort(-p_TxE, axis=-1, kind="stable")[:, :top_k]
     taken, given = np.zeros(E, int), {}
-    for choice in range(top_k):  # all first choices come before any second one
-        for token in range(len(p_TxE)):
+    for token in range(len(p_TxE)):  # nobody waits for a later token
+        for choice in range(top_k):
             expert = order_TxE[token, choice]
             if taken[expert] < places:
                 weight = p_TxE[token, expert] / p_TxE[token, order_TxE[token]].sum()
@@ -39,22 +41,23 @@ def reference(logits_TxE, top_k, places):
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 def test_route_dispatch_and_combine_are_numpys(top_k, capacity):
     experts = Experts(count=E, top_k=top_k, capacity=capacity)
-    places = experts.places(T)
+    p = experts.places(T)
     logits_BxTxE, x_BxTxD = logits_and_tokens()
-    weights, slots, balance_B = route(jnp.array(logits_BxTxE), experts)
+    weights, choice, balance_B = route(jnp.array(logits_BxTxE), experts)
+    slots = places(choice, experts)
     gathered_BxExPxD = np.asarray(dispatch(jnp.array(x_BxTxD), slots, experts))
     scale_E = np.arange(1, E + 1)
     y_BxExPxD = gathered_BxExPxD * scale_E[:, None, None]  # expert e multiplies by e + 1
     combined_BxTxD = combine(jnp.array(y_BxExPxD), weights, slots)
 
-    held, expected, dropped = np.zeros((B, E, places, D)), np.zeros((B, T, D)), 0
+    held, expected, dropped = np.zeros((B, E, p, D)), np.zeros((B, T, D)), 0
     for row in range(B):
-        given, balance = reference(logits_BxTxE[row], top_k, places)
+        given, balance = reference(logits_BxTxE[row], top_k, p)
         for (token, choice), (expert, place, weight) in given.items():
-            assert slots[row, token, choice] == expert * places + place
+            assert slots[row, token, choice] == expert * p + place
             held[row, expert, place] = x_BxTxD[row, token]
             expected[row, token] += weight * scale_E[expert] * x_BxTxD[row, token]
-        assert (np.asarray(slots[row]) == E * places).sum() == T * top_k - len(given)
+        assert (np.asarray(slots[row]) == E * p).sum() == T * top_k - len(given)
         dropped += T * top_k - len(given)
         np.testing.assert_allclose(balance_B[row], balance, rtol=1e-5)
     np.testing.assert_array_equal(gathered_BxExPxD, held.astype(np.float32))
@@ -63,16 +66,40 @@ def test_route_dispatch_and_combine_are_numpys(top_k, capacity):
     assert (dropped == 0) == (capacity is None)
 
 
-def test_first_choices_come_before_second_ones():
-    # Tokens 0 and 1 choose expert 0 second, token 2 chooses it first: that one gets the only place.
+def test_sorted_tokens_meet_the_experts_that_they_chose():
+    logits_BxTxE, x_BxTxD = logits_and_tokens()
+    weights, choice, _ = route(jnp.array(logits_BxTxE), Experts(count=E, top_k=2))
+    x, sizes, back = in_order(jnp.array(x_BxTxD), choice, E)
+    assert sizes.sum() == B * T * 2
+    experts = jnp.repeat(jnp.arange(E), sizes[0], total_repeat_length=B * T * 2)
+    y = in_place(x * (experts + 1)[None, :, None], weights, back)
+    factor = (np.asarray(weights) * (np.asarray(choice) + 1)).sum(-1)
+    np.testing.assert_allclose(y, factor[..., None] * x_BxTxD, rtol=1e-5, atol=1e-6)
+
+
+def test_places_go_by_position_and_then_by_choice():
+    # Tokens 0 and 1 choose expert 0 second, token 2 chooses it first: it is taken by then.
     logits_1x3x3 = jnp.array([[[1.0, 2.0, -9.0], [1.0, -9.0, 2.0], [2.0, 1.0, -9.0]]])
     experts = Experts(count=3, top_k=2, capacity=0.5)
     assert experts.places(3) == 1
-    _, slots, _ = route(logits_1x3x3, experts)
-    np.testing.assert_array_equal(slots[0], [[1, 3], [2, 3], [0, 3]])  # 3 is dropped
+    _, choice, _ = route(logits_1x3x3, experts)
+    np.testing.assert_array_equal(places(choice, experts)[0], [[1, 0], [2, 3], [3, 3]])
+    real = jnp.array([[False, True, True]])  # padding takes no place: 3 is dropped
+    np.testing.assert_array_equal(places(choice, experts, real)[0], [[3, 3], [2, 0], [3, 1]])
 
 
-def test_places():
+def test_padding_has_no_part_in_the_balance():
+    logits_BxTxE, _ = logits_and_tokens()
+    real = jnp.arange(T) < jnp.array([T, 5, 0])[:, None]
+    found = route(jnp.array(logits_BxTxE), Experts(count=E), real)[2]
+    whole, part = (
+        route(jnp.array(logits_BxTxE[row : row + 1, :n]), Experts(count=E))[2][0]
+        for row, n in ((0, T), (1, 5))
+    )
+    np.testing.assert_allclose(found, [whole, part, 0], rtol=1e-5)
+
+
+def test_how_many_places_there_are():
     assert Experts(count=8, top_k=2, capacity=1.25).places(64) == 20  # 64 x 2 x 1.25 / 8
     assert Experts(count=8, top_k=2, capacity=1.0).places(65) == 17  # rounded up
     assert Experts(count=2, top_k=2, capacity=4.0).places(64) == 64  # no more than there are
@@ -105,7 +132,8 @@ def test_gradients_are_those_of_finite_differences():
     experts = Experts(count=E, top_k=2, capacity=1.0)
 
     def loss(logits, x):
-        weights, slots, balance_B = route(logits, experts)
+        weights, choice, balance_B = route(logits, experts)
+        slots = places(choice, experts)
         y = jnp.tanh(dispatch(x, slots, experts) * jnp.arange(1.0, E + 1)[:, None, None])
         return (combine(y, weights, slots) ** 2).sum() + balance_B.sum()
 
@@ -123,6 +151,51 @@ def test_gradients_are_those_of_finite_differences():
 
 
 SIZES = {"vocabulary": 11, "layers": 2, "heads": 2, "width": 8, "context": T, "hidden": 12}
+
+
+@pytest.mark.parametrize("capacity", [None, 0.5, 1.25])
+def test_no_token_depends_on_later_ones_or_on_padding(capacity):
+    """Else the loss in training is not that of a model which writes token by token."""
+    model = gpt2(**SIZES, experts=Experts(count=E, capacity=capacity))
+    tokens_BxT = np.random.default_rng(0).integers(0, 11, (4, T))
+    params = model.init(jax.random.key(1), tokens_BxT)["params"]
+    logits = model.apply({"params": params}, tokens_BxT)
+    changed = tokens_BxT.copy()
+    changed[:, 10:] = 3
+    found = model.apply({"params": params}, changed)
+    np.testing.assert_allclose(found[:, :10], logits[:, :10], rtol=1e-5, atol=1e-6)
+    # Padding at the left, as in a batch of prompts, changes nothing either.
+    padded = np.concatenate([np.full((4, 6), 5), tokens_BxT[:, :10]], axis=1)
+    keys = jnp.broadcast_to(jnp.arange(T) >= 6, (4, T))
+    both = [
+        model.apply({"params": params}, x, mask=Mask(causal=True, keys_BxS=keys))[:, 6:]
+        for x in (padded, np.where(keys, padded, 9))
+    ]
+    np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-6)
+
+
+def test_all_forms_without_a_capacity_are_one_function():
+    """Sorted on one device, sorted on each of eight, and with room for all."""
+    model = gpt2(**SIZES, experts=Experts(count=E))
+    tokens_BxT = np.random.default_rng(0).integers(0, 11, (8, T))
+    params = model.init(jax.random.key(1), tokens_BxT)["params"]
+
+    def loss(params, tokens):
+        y, state = model.apply({"params": params}, tokens, mutable=["losses"])
+        return (y**2).mean() + state["losses"]["balance"][0].mean()
+
+    expected = jax.value_and_grad(loss)(params, tokens_BxT)
+    primitives = str(jax.make_jaxpr(loss)(params, tokens_BxT))
+    assert "ragged_dot" in primitives
+    for axes in ({"data": 2, "fsdp": 4}, {"data": 2, "expert": 4}, {"data": 4, "tensor": 2}):
+        mesh = make_mesh(Mesh(**axes))
+        whole, rows = replicated(mesh), batch_sharding(mesh)
+        found = jit(
+            jax.value_and_grad(loss), in_shardings=(whole, rows), out_shardings=whole, mesh=mesh
+        )(params, tokens_BxT)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=1e-6), found, expected
+        )
 
 
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])

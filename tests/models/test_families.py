@@ -156,7 +156,7 @@ def test_llama_and_its_kin(name):
     reference, w = hugging_face(name, **options)
     extra = {
         "Qwen3": {"head_width": 16},
-        "Mixtral": {"experts": Experts(count=4, top_k=2, capacity=None)},
+        "Mixtral": {"experts": Experts(count=4, top_k=2)},
     }
     model = getattr(families, name.lower())(**SIZES, layers=2, **extra.get(name, {}))
     params = llama_params(w, 2)

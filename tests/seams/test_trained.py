@@ -32,8 +32,14 @@ def test_load_rebuilds_the_experiment_from_its_json(tmp_path):
         "experiments/configs/digits/cnn.py",
         {"train.steps": "4", "evaluation.every": "2", "optimizer.ema": "0.5"},
     )
-    lsm.fit(dataclasses.replace(case, writers=()), tmp_path)
+    result = lsm.fit(dataclasses.replace(case, writers=()), tmp_path)
     run = lsm.load(tmp_path)
+    # Batch norm's statistics are averaged as the parameters are, here and in the evaluation.
+    test = case.data.source.open(case.data.test)
+    figures = case.task.evaluate(
+        run.params, run.model_state, test.take(np.arange(len(test))), step=run.step
+    )
+    assert float(figures["loss"].mean) == pytest.approx(result.metrics["test"]["loss"], rel=1e-4)
     assert run.experiment.task == case.task
     digits = case.data.source.open("test").take(np.arange(11))
     many = run.predict({"image": digits["image"]})

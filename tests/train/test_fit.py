@@ -10,14 +10,15 @@ import pytest
 
 import lsm
 from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Train
+from lsm.cli import _closing_line
 from lsm.config import schema
-from lsm.data import ArrayDataset, Arrays, Digits, Source, TrainBatches
+from lsm.data import ArrayDataset, Arrays, Digits, Source, TrainBatches, Transform
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError, TrainingError
 from lsm.mesh import Fsdp, Rule, make_mesh, shard
 from lsm.models import MLP
 from lsm.optim import Adam
 from lsm.run.checkpoint import Checkpoints
-from lsm.run.result import fingerprint
+from lsm.run.result import Result, fingerprint
 from lsm.run.saved import checksums
 from lsm.tasks import Classification
 from lsm.train.profile import Profile
@@ -147,7 +148,16 @@ def test_what_an_early_stop_holds_for(before, now, goes_on):
 
 @pytest.mark.parametrize(
     ("values", "stale", "best_step", "stopped"),
-    [([3, 2, 1], 0, 3, False), ([1, 2, 3], 2, 1, True), ([2, 1.95, 1.85], 0, 3, False), ([1, 1], 1, 1, False)],
+    [
+        ([3, 2, 1], 0, 3, False),
+        ([1, 2, 3], 2, 1, True),
+        ([2, 1.95, 1.85], 0, 3, False),
+        ([1, 1], 1, 1, False),
+        ([np.nan, 5], 0, 2, False),
+        ([1, np.nan], 1, 1, False),
+        ([np.inf, 5], 0, 2, False),
+        ([np.nan, np.nan], 2, None, True),  # no evaluation was good: none is the best
+    ],
 )  # fmt: skip
 def test_patience_and_min_delta(values, stale, best_step, stopped):
     config = Evaluation(monitor="loss", early_stopping=EarlyStopping(patience=2, min_delta=0.1))
@@ -251,6 +261,11 @@ def test_skip_nonfinite_trains_through_it(tmp_path):
     skipped = [row["skipped"] for row in rows(tmp_path, "train")]
     assert result.step == 40
     assert (steps * skipped).sum() == pytest.approx(10)  # one batch in four holds the bad example
+    assert result.skipped == Result.load(tmp_path).skipped == 10
+    assert lsm.fit(config, tmp_path).skipped == 10  # saved with the checkpoint
+    assert "completed at step 40, 10 updates skipped as not finite, " in _closing_line(
+        config, result, tmp_path
+    )
 
 
 def test_a_diverging_parameter_is_never_saved(tmp_path):
@@ -259,6 +274,65 @@ def test_a_diverging_parameter_is_never_saved(tmp_path):
         lsm.fit(config, tmp_path)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
     lsm.fit(experiment(), tmp_path)  # nothing is saved, so nothing speaks against another config
+
+
+def test_a_state_with_an_infinity_anywhere_is_never_saved(tmp_path):
+    data = arrays()
+    data.source.train["image"][:] *= 1e20  # its square overflows, the loss does not
+    config = experiment(data=data, task=Classification(model=MLP(widths=(), outputs=2)))
+    with pytest.raises(TrainingError, match=r"step 10: opt_state/core/nu/Dense_0/kernel is not"):
+        lsm.fit(config, tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+class Streamed(ArrayDataset):
+    """Examples of which nobody knows all before they are read."""
+
+    def held(self):
+        return iter(())
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream(Source):
+    arrays: Source
+
+    def open(self, split, data_dir=None):
+        return Streamed(self.arrays.open(split).columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Relabelled(Transform):
+    """Makes of label 7 the class 1."""
+
+    def draw(self, rng, examples):
+        return {}
+
+    def apply(self, batch, drawn):
+        return batch | {"label": np.minimum(batch["label"], 1)}
+
+
+def rare_label(**changes):
+    data = arrays()
+    first = lsm.data.TrainBatches(data.source.open("train"), 64, seed=0)
+    label = data.source.train["label"]
+    label[~np.isin(np.arange(256), first.sampling.draw(0, 0, 256, 64)[0])] = 7
+    assert set(first.batch_at(0)["label"]) == {0, 1}  # a check of the first batch sees none
+    data = dataclasses.replace(data, **changes)
+    return experiment(data=data, task=Classification(model=MLP(outputs=2)))
+
+
+def test_every_label_in_memory_is_checked_before_training(tmp_path):
+    with pytest.raises(DataError, match="^task.label: a label of 7 where the model has 2 outputs"):
+        lsm.fit(rare_label(), tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert lsm.fit(rare_label(augment=(Relabelled(),)), tmp_path).step == 30
+
+
+def test_a_label_that_is_met_on_the_way_stops_the_run(tmp_path):
+    config = rare_label()
+    config = dataclasses.replace(config, data=Data(Stream(config.data.source), test=None))
+    with pytest.raises(DataError, match="^step 2: task.label: a label of 7 where the model has 2"):
+        lsm.fit(config, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ import pytest
 from lsm.durations import Horizon
 from lsm.mesh import Fsdp, Mesh, Rule, batch_sharding, jit, make_mesh, replicated, shard
 from lsm.models import CNN, GPT, MLP, Transformer
-from lsm.optim import SGD, Adam
-from lsm.tasks import Classification, LanguageModelling, Regression
+from lsm.optim import SGD, Adam, Linear, ReduceOnPlateau
+from lsm.tasks import CONSTANTS, Classification, LanguageModelling, Regression
 from lsm.train import init_state, make_step, skip_nonfinite
+from lsm.train.program import evaluated
+from lsm.train.state import finite
 
 HORIZON = Horizon(steps=10, batch_size=16, examples=64)
 
@@ -191,6 +193,23 @@ def test_batch_norm_keeps_running_means():
     )
 
 
+def test_the_average_is_of_the_model_state_too():
+    """Batch norm's statistics under the parameters as they are do not fit their average."""
+    task, decay = Classification(model=CNN(widths=(8,), convs=1)), 0.9
+    batches = [pictures(seed=i) for i in range(3)]
+    smooth = SGD(learning_rate=0.1, ema=decay)
+    states = [steps(task, batches[:n], smooth)[0] for n in (1, 2, 3)]
+    plain, _ = steps(task, batches, SGD(learning_rate=0.1))
+    assert_equal((states[2].params, states[2].model_state), (plain.params, plain.model_state))
+    weights = decay ** np.arange(3)[::-1] * (1 - decay) / (1 - decay**3)
+    params, model_state = evaluated(states[2])
+    for found, each in (
+        (params, [s.params for s in states]),
+        (model_state, [s.model_state for s in states]),
+    ):
+        assert_close(found, jax.tree.map(lambda *x: sum(w * a for w, a in zip(weights, x)), *each))  # noqa: B905
+
+
 def test_skip_nonfinite_changes_nothing_but_the_step():
     good, bad = pictures(), pictures()
     bad["image"] = bad["image"].astype(np.float32)
@@ -202,6 +221,51 @@ def test_skip_nonfinite_changes_nothing_but_the_step():
     assert float(metrics["skipped"].mean) == 1 and float(metrics["loss"].weight) == 0
     assert int(after.step) == 2
     assert_equal((before.params, before.opt_state), (after.params, after.opt_state))
+
+
+def huge():
+    """A batch whose loss is finite, as its gradient is, but not the gradient's square."""
+    return pictures() | {"image": np.full((16, 8, 8, 1), 1e20, np.float32)}
+
+
+def test_an_update_that_overflows_the_optimizers_state_is_skipped():
+    """Adam would keep nu = inf, and with it the parameter as it is, for good."""
+    task = Classification(model=MLP(widths=()))
+    broken, metrics = steps(task, [huge()])
+    assert np.isfinite(metrics["loss"].sum)
+    bad = [path for path, is_finite in finite(broken).items() if not is_finite]
+    assert bad == ["opt_state/core/nu/Dense_0/kernel"]
+    kept, metrics = steps(task, [huge()], wrap=skip_nonfinite)
+    assert float(metrics["skipped"].mean) == 1
+    assert not any(x.any() for x in jax.tree.leaves(kept.opt_state["core"]))
+
+
+def test_what_is_infinite_by_design_is_no_fault():
+    plateau = Adam(learning_rate=1e-2, schedule=ReduceOnPlateau())
+    state, metrics = steps(MLP_TASK, [pictures()], plateau, wrap=skip_nonfinite)
+    assert np.isinf(state.opt_state["plateau"].best_value)
+    assert float(metrics["skipped"].mean) == 0 and all(finite(state).values())
+    masked = dataclasses.replace(state, model_state={CONSTANTS: {"mask": jnp.array([-jnp.inf])}})
+    assert all(finite(masked).values())
+    lost = state.opt_state["plateau"]._replace(best_value=jnp.float32(jnp.nan))
+    lost = dataclasses.replace(state, opt_state={**state.opt_state, "plateau": lost})
+    assert not all(finite(lost).values())
+
+
+def test_the_schedule_goes_on_while_updates_are_skipped():
+    """The learning rate that is logged, by the step, is the one that is applied."""
+    falling = SGD(learning_rate=1.0, schedule=Linear())
+    bad = pictures() | {"image": np.full((16, 8, 8, 1), np.nan, np.float32)}
+    good = pictures() | {"image": np.ones((16, 8, 8, 1), np.float32)}
+    batches = [bad, bad, good]
+    before, _ = steps(MLP_TASK, batches[:2], falling, wrap=skip_nonfinite)
+    after, _ = steps(MLP_TASK, batches, falling, wrap=skip_nonfinite)
+    grads, _ = jax.grad(MLP_TASK.loss, has_aux=True)(before.params, {}, good, {})
+    rate = falling.learning_rates(HORIZON, 2)["learning_rate"]
+    assert rate == pytest.approx(0.8)
+    assert_close(
+        after.params, jax.tree.map(lambda p, g: p - rate * g / 16, before.params, grads), atol=1e-5
+    )
 
 
 def test_the_step_is_pure():

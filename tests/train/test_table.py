@@ -9,7 +9,8 @@ import pytest
 from lsm import Data, Experiment, Mesh, Train
 from lsm.data import Tokens
 from lsm.errors import DataError, MeshError
-from lsm.models.families import llama
+from lsm.models.experts import Experts
+from lsm.models.families import llama, mixtral
 from lsm.optim import Adam
 from lsm.tasks import LanguageModelling
 from lsm.train import abstract_batch, state_table
@@ -66,3 +67,14 @@ def test_shapes_come_without_data_where_the_source_knows_them():
     assert horizon.steps == 10
     with pytest.raises(DataError):
         abstract_batch(experiment(train=Train(epochs=1, batch_size=8)))
+
+
+def test_with_experts_the_parameters_that_a_token_meets_are_told():
+    task = LanguageModelling(model=mixtral(**SIZES, hidden=64, experts=Experts(count=4, top_k=1)))
+    lines = state_table(experiment(task=task, mesh=Mesh()), devices=jax.devices()[:1]).splitlines()
+    (whole,) = (line for line in lines if line.startswith("parameters  "))
+    every, met = (
+        int(line.split()[at].replace(",", "")) for line, at in ((whole, 1), (lines[-1], 5))
+    )
+    assert lines[-1].startswith("parameters that a token meets ")
+    assert every - met == 2 * 3 * 3 * 32 * 64  # in 2 layers, 3 kernels of 3 of the 4 experts

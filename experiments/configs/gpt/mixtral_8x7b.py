@@ -9,6 +9,7 @@ Planned (mixtral_8x7b): on 128 v5p chips 29.7 GiB of 95.7 GiB each, a step of 9.
 
 from lsm import Data, Evaluation, Experiment, Mesh, Train
 from lsm.data import Tokens
+from lsm.models.experts import Experts
 from lsm.models.families import mixtral
 from lsm.optim import AdamW, Cosine, WarmUp
 from lsm.tasks import LanguageModelling
@@ -16,6 +17,8 @@ from lsm.tasks import LanguageModelling
 
 def get_config(arg=None):
     model = mixtral(
+        # Experts are split: without a capacity each had room for all tokens, at 4 times the work.
+        experts=Experts(count=8, top_k=2, capacity=1.25),
         dtype="bfloat16",
         remat="full",
     )
