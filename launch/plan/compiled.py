@@ -6,7 +6,6 @@ kernels; how long that takes is reckoned with the GPU's figures (`launch.plan.es
 """
 
 import dataclasses
-import math
 import os
 import re
 import time
@@ -24,7 +23,7 @@ from lsm.cost import hardware_flops
 from lsm.mesh import local_bytes, make_mesh
 from lsm.train import abstract_batch, build
 from lsm.train.program import Program
-from lsm.train.throughput import training_flops
+from lsm.train.throughput import active_params, training_flops
 
 LIST_PRICE = "Google's list price on demand, as of 2025"
 QUICK = {"optimization_level": 9}  # O0 in XLA's numbers; jax 0.10 takes no name
@@ -68,8 +67,7 @@ def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
     )
     needed = sum(_state_bytes(program).values())
     if quick and needed > topology.available:
-        reason = "State and batch alone do not fit."
-        refused = Refusal("state", reason, needed, topology.available)
+        refused = Refusal("state", "State and batch alone are over.", needed, topology.available)
         return dataclasses.replace(base, refusal=refused)
     seconds: dict[str, float] = {}
     for name in ("init", "step") if base.basis == "compiled" else ("step",):
@@ -92,13 +90,15 @@ def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
 
 def _workload(request: Request, program: Program, steps: int) -> Workload:
     experiment, batch = request.experiment, program.abstract_batch
+    params = program.abstract_state.params
     column = getattr(experiment.task, "tokens", None)
     return Workload(
         name=experiment.name,
         config=request.config,
         overrides=request.overrides,
         mesh=dict(program.mesh.shape),
-        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract_state.params)),
+        parameters=sum(x.size for x in jax.tree.leaves(params)),
+        active_parameters=active_params(experiment.task, params),
         batch_size=experiment.train.batch_size,
         accumulation=experiment.train.accumulation,
         tokens_per_example=batch[column].shape[1] - 1 if column in batch else None,

@@ -138,6 +138,7 @@ class Workload:
     overrides: Mapping[str, str]  # of its fields, {"a.b": "text"}
     mesh: Mapping[str, int]  # axis -> ways, in order
     parameters: int  # number of trainable values
+    active_parameters: int  # of these, what a token meets; fewer where there are experts
     batch_size: int  # examples in a step over all devices
     accumulation: int  # micro-batches of a step
     tokens_per_example: int | None  # None where the task has no tokens

@@ -87,10 +87,7 @@ class Choice:
 def search(request: Request, topology: Topology, say: Callable[[str], None]) -> Choice:
     """Returns the fastest plan that fits; what `request.overrides` sets stays as it is.
 
-    Args:
-      request: what to plan.
-      topology: on what.
-      say: takes a line of progress at a time.
+    `say` takes a line of progress at a time.
 
     Raises:
       PlanError: nothing fits.

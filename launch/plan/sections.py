@@ -55,9 +55,10 @@ def head(plan: Plan) -> tuple[str, ...]:
     parts = f" in {run.accumulation} micro-batches" if run.accumulation > 1 else ""
     tokens = f" x {run.tokens_per_example:,} tokens" if run.tokens_per_example else ""
     rows = f"batch {run.batch_size:,}{parts}{tokens}"
+    met = f" ({run.active_parameters:,} a token)" if run.active_parameters < run.parameters else ""
     devices = f"{topology.size} device{'s' * (topology.size > 1)}"
     return (
-        f"{run.name}: {run.parameters:,} parameters, {rows}, {run.steps:,} steps",
+        f"{run.name}: {run.parameters:,} parameters{met}, {rows}, {run.steps:,} steps",
         f"on {slices}{topology.name}: {devices}, mesh {mesh or 'of one'}",
         _verdict(plan),
         *(_PRICED if plan.basis == "priced" else ()),
