@@ -12,6 +12,11 @@ the loss leaves float32, and the run stops and says so.) `line_best` takes 0.05.
     python -m experiments.linear --config=experiments/configs/linear/descent.py:slope
     python -m experiments.linear --config=experiments/configs/linear/descent.py:line
     python -m experiments.linear --config=experiments/configs/linear/descent.py:line_best
+
+Measured (linear_slope): not run yet.
+Measured (linear_slope_best): not run yet.
+Measured (linear_line): not run yet.
+Measured (linear_line_best): not run yet.
 """
 
 import dataclasses
