@@ -25,13 +25,13 @@ def digest(config: Path, *texts: str, root: Path = ROOT) -> str:
 
 
 def closure(config: Path, root: Path = ROOT) -> list[Path]:
-    """Returns the config, `lsm.train.fit`, and the files of lsm that these import, one by another.
+    """Returns the config, `lsm.train.fit`, and our files that these import, one by another.
 
     A name that a room only passes on counts as the file that it comes from, not as the room: the
     result of an MLP does not depend on the CNN beside it.
     """
     modules = {}
-    for path in (root / "lsm").rglob("*.py"):
+    for path in [*(root / "lsm").rglob("*.py"), *(root / "experiments").glob("*.py")]:
         name = ".".join(path.relative_to(root).with_suffix("").parts)
         modules[name.removesuffix(".__init__")] = path
     found, ahead = set(), [config, modules["lsm.train.fit"]]
@@ -45,7 +45,7 @@ def closure(config: Path, root: Path = ROOT) -> list[Path]:
 
 
 def _files(module: str, name: str | None, modules: dict[str, Path]) -> Iterator[Path]:
-    """Yields the file that an import reads, looked up through `__init__.py`; none outside lsm."""
+    """Yields our file that an import reads, looked up through `__init__.py`; none if not ours."""
     inner = f"{module}.{name}"
     if inner in modules:
         module, name = inner, None

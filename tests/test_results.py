@@ -4,6 +4,7 @@ import pathlib
 import re
 import subprocess
 
+import numpy as np
 import pytest
 
 from lsm.config import flags
@@ -214,6 +215,20 @@ def test_every_case_is_a_config_that_names_it_and_its_best_is_a_case(monkeypatch
         assert (ROOT / f"experiments/{case.config.partition('/')[0]}.py").exists()
 
 
+@pytest.mark.parametrize("name", ["mnist_mlp", "mnist_mlp_long"])
+def test_the_exact_form_of_the_mnist_mlp_has_pixels_in_0_to_1_as_totensor_gives_them(
+    name, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import results
+
+    experiment = flags.load(str(ROOT / results.CONFIGS / results.CASES[name].config))
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    scaled = experiment.task.inputs({"image": pixels})
+    np.testing.assert_allclose(scaled, pixels / 255, rtol=1e-6)
+    assert experiment.train.epochs == {"mnist_mlp": 10, "mnist_mlp_long": 100}[name]
+
+
 def test_check_notices_a_figure_changed_by_hand(results, trained, tmp_path, capsys):
     results.main(["run", "cifar_cnn"])
     readme = tmp_path / "README.md"
@@ -376,5 +391,7 @@ def test_the_digest_of_a_shipped_config_is_of_what_it_uses(results):
     other = ROOT / "experiments/configs/cifar/cnn.py"
     assert sources.digest(config) == sources.digest(config) != sources.digest(other)
     names = {path.relative_to(ROOT).as_posix() for path in sources.closure(config)}
+    linear = sources.closure(ROOT / "experiments/configs/linear/descent.py")
+    assert ROOT / "experiments/linear.py" in linear
     assert {"lsm/models/cnn.py", "lsm/train/step.py", "lsm/data/digits.py"} <= names
     assert not names & {"lsm/models/gpt.py", "lsm/writers/console.py", "lsm/cost/flops.py"}

@@ -15,7 +15,7 @@ from lsm.tasks import Classification
 def get_config(arg=None):
     return Experiment(
         name="mnist_cnn",
-        task=Classification(model=CNN(widths=(32, 64, 128))),
+        task=Classification(model=CNN(widths=(32, 64, 128), convs=1)),
         data=Data(
             source=Tfds("mnist"),
             train="train[:55000]",
