@@ -15,13 +15,13 @@ takes 0.05.
     python -m experiments.linear --config=experiments/configs/linear/descent.py:line_best
 
 Measured (linear_slope): test/theta_1 1.428, 1 seed,
-  3 s a run on AMD EPYC, 2 cores, at 916aa4a2a9.
+  3 s a run on AMD EPYC, 2 cores, at 916aa4a2a9+dirty.
 Measured (linear_slope_best): test/theta_1 1.429, 1 seed,
-  4 s a run on AMD EPYC, 2 cores, at 916aa4a2a9.
+  4 s a run on AMD EPYC, 2 cores, at 916aa4a2a9+dirty.
 Measured (linear_line): test/loss 5.562e+28, 1 seed,
-  4 s a run on AMD EPYC, 2 cores, at 916aa4a2a9.
+  4 s a run on AMD EPYC, 2 cores, at 916aa4a2a9+dirty.
 Measured (linear_line_best): test/loss 1.137e-14, 1 seed,
-  7 s a run on AMD EPYC, 2 cores, at 916aa4a2a9.
+  5 s a run on AMD EPYC, 2 cores, at 916aa4a2a9+dirty.
 """
 
 import jax
@@ -39,7 +39,7 @@ FORMS = {
     "slope": (SLOPE, 0.1, 3),
     "slope_best": (SLOPE, 3 / 28, 1),
     "line": (LINE, 0.1, 100),
-    "line_best": (LINE, 0.05, 1500),
+    "line_best": (LINE, 0.05, 900),
 }
 """Points, learning rate, steps."""
 
