@@ -1,27 +1,34 @@
 """Result tables for the README and the docs, made from runs and never typed.
 
-    python -m benchmarks.results add runs/cifar-0 runs/cifar-1 runs/cifar-2 --name=cifar_a1 \\
-        --title="CIFAR-10 CNN, 10 epochs" --claimed="91.80 %" --metric=test/accuracy \\
-        --command="python -m experiments.cifar --config=experiments/configs/cifar/cnn.py"
-    python -m benchmarks.results write README.md docs/*.md
-    python -m benchmarks.results check README.md docs/*.md
+    python -m benchmarks.results run --data_dir=DATA               # all that is not run, or older
+    python -m benchmarks.results run cifar_cnn --data_dir=DATA     # one of them
+    python -m benchmarks.results write README.md docs/*.md experiments/configs/*/*.py
+    python -m benchmarks.results check README.md docs/*.md experiments/configs/*/*.py
 
-`add` keeps what the runs' `result.json` say in `benchmarks/results/NAME.json`, to be committed.
+`run` trains each case below, seed by seed, in `runs/results`, and keeps what the `result.json` of
+its runs say in `benchmarks/results/NAME.json`, to be committed. Interrupted, the same command
+continues. A record holds a digest of the code that its runs depend on (`benchmarks.sources`);
+where that has changed since, the record is older than its code, and `run` makes it again.
+
 `write` fills every place that a document gives for a table, one row for each name:
 
-    <!-- results:cifar_a1, mnist_a2 -->
+    <!-- results:cifar_cnn, mnist_mlp -->
     <!-- /results -->
 
-and every line `Measured (cifar_a1):` in the header of a config, with the line below it.
+and every line `Measured (cifar_cnn):` in the header of a config, with the line below it.
 
-`check` exits with status 1 where a document does not hold what `write` would put there. The spread
-of several seeds is the standard deviation of a sample (n - 1), then the lowest and highest.
+`check` names the records that are older than their code, and exits with status 1 where a document
+does not hold what `write` would put there. The spread of several seeds is the standard deviation
+of a sample (n - 1), then the lowest and highest.
 """
 
+import dataclasses
+import functools
 import json
 import math
 import re
 import statistics
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,35 +36,158 @@ from typing import Any
 
 from absl import flags
 
+from benchmarks import sources
 from lsm import command_line
 from lsm.errors import ConfigError, DataError, listed, nearest
 from lsm.files import atomic_write, plain_json
 from lsm.run.result import Result
 
 RECORDS = Path(__file__).with_suffix("")
+CONFIGS = Path("experiments/configs")
 _TABLE = re.compile(r"^<!-- results:(.*?) -->\n(.*?)^<!-- /results -->$", re.DOTALL | re.MULTILINE)
 _LINE = re.compile(r"^Measured \((\w+)\):.*\n(?:  .*\n)?", re.MULTILINE)
 _SHARES = ("accuracy", "precision", "recall", "f1")
-_COLUMNS = ("system", "claimed", "measured", "seeds", "time per run", "hardware", "revision")
+_COLUMNS = ("system", "claimed", "measured: its exact form", "best")
 
 
-def record(title: str, claimed: str, metric: str, command: str, runs: Sequence[Path]) -> dict:
-    """Returns what the results of `runs`, one for each seed, say about `metric`.
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is run for one record.
+
+    Attributes:
+      title: what it is called in its row.
+      config: FILE.py or FILE.py:arg in experiments/configs; its folder names the experiment.
+      metric: the figure that counts.
+      claimed: the figure to compare with, as text.
+      best: name of the case that is our best on the same data; None where there is no other.
+      seeds: number of runs, with the seeds 0, 1, ...
+    """
+
+    title: str
+    config: str
+    metric: str = "test/accuracy"
+    claimed: str = "none"
+    best: str | None = None
+    seeds: int = 3
+
+    @property
+    def command(self) -> str:
+        """The command that makes one run."""
+        name = self.config.partition("/")[0]
+        return f"python -m experiments.{name} --config={CONFIGS}/{self.config}"
+
+    @property
+    def digest(self) -> str:
+        """Digest of all that the record depends on."""
+        config = sources.ROOT / CONFIGS / self.config.partition(":")[0]
+        return sources.digest(config, self.config, self.metric, str(self.seeds))
+
+
+CASES = {
+    "digits": Case(
+        "scikit-learn digits, CNN, 20 epochs", "digits/cnn.py", claimed="above 97 %", seeds=5
+    ),
+    "mnist_mlp": Case(
+        "MNIST MLP 784-128-10, pixels in [0, 1], 10 epochs",
+        "mnist/mlp.py",
+        claimed="98-99 %",
+        best="mnist_cnn",
+    ),
+    "mnist_mlp_long": Case(
+        "MNIST MLP 784-128-10, pixels in [0, 1], 100 epochs",
+        "mnist/mlp.py:long",
+        claimed="98-99 %",
+        best="mnist_cnn",
+    ),
+    "mnist_mlp_standardised": Case(
+        "MNIST MLP 784-128-10, standardised pixels, 10 epochs", "mnist/mlp.py:standardised"
+    ),
+    "mnist_faulty": Case(
+        "MNIST MLP 784-128-64, softmax twice", "mnist/mlp_softmax.py:faulty", best="mnist_repaired"
+    ),
+    "mnist_repaired": Case("784-128-64-10, logits (repaired)", "mnist/mlp_softmax.py:repaired"),
+    "mnist_cnn": Case("MNIST CNN, shifted pictures", "mnist/cnn.py"),
+    "cifar_cnn": Case(
+        "CIFAR-10 CNN, 10 epochs", "cifar/cnn.py", claimed="91.80 %", best="cifar_modern"
+    ),
+    "cifar_modern": Case("CIFAR-10 CNN with batch norm, augmentation", "cifar/modern.py"),
+    "shakespeare_nanogpt": Case(
+        "Tiny Shakespeare GPT, 2000 steps",
+        "shakespeare/gpt.py:nanogpt",
+        metric="validation/loss",
+        claimed="1.88",
+        best="shakespeare",
+    ),
+    "shakespeare": Case("learning rate 2e-3", "shakespeare/gpt.py", metric="validation/loss"),
+    "linear_slope": Case(
+        "y = theta x, 3 steps of gradient descent",
+        "linear/descent.py:slope",
+        metric="test/theta_1",
+        claimed="theta -8.66",
+        best="linear_slope_best",
+        seeds=1,
+    ),
+    "linear_slope_best": Case(
+        "one step of 3/28, to the optimum 20/14",
+        "linear/descent.py:slope_best",
+        metric="test/theta_1",
+        seeds=1,
+    ),
+    "linear_line": Case(
+        "y = theta_0 + theta_1 x, learning rate 0.1 (diverges), 100 steps",
+        "linear/descent.py:line",
+        metric="test/loss",
+        claimed="loss 2, optimum (2, 2)",
+        best="linear_line_best",
+        seeds=1,
+    ),
+    "linear_line_best": Case(
+        "learning rate 0.05, to the optimum (0, 2)",
+        "linear/descent.py:line_best",
+        metric="test/loss",
+        seeds=1,
+    ),
+}
+
+
+def run(name: str, data_dir: str | None) -> None:
+    """Trains what is not trained of a case, and keeps its record.
 
     Raises:
-      DataError: a run is not complete, lacks the metric, or repeats a seed.
+      DataError: a run failed or was interrupted, or the code changed meanwhile.
     """
-    results = [(run, Result.load(run)) for run in runs]
+    case, digest = CASES[name], CASES[name].digest
+    # The digest is in the name, so that no run continues one of older code.
+    workdirs = [Path(f"runs/results/{name}-{digest[:12]}-{seed}") for seed in range(case.seeds)]
+    for seed, workdir in enumerate(workdirs):
+        if (workdir / "result.json").exists():
+            continue
+        _, *command = case.command.split()
+        command += [f"--workdir={workdir}", f"--config.train.seed={seed}"]
+        command += [f"--data_dir={data_dir}"] if data_dir else []
+        done = subprocess.run([sys.executable, *command])
+        if done.returncode or not (workdir / "result.json").exists():
+            raise DataError(f"{name}: the run of seed {seed} did not end well; see above.")
+    if digest != case.digest:
+        raise DataError(f"{name}: the code changed while it ran; run it again.")
+    RECORDS.mkdir(exist_ok=True)
+    text = json.dumps(record(case, digest, workdirs), indent=1) + "\n"
+    atomic_write(RECORDS / f"{name}.json", text.encode())
+
+
+def record(case: Case, digest: str, runs: Sequence[Path]) -> dict:
+    """Returns what the results of `runs`, one for each seed, say about the metric of a case.
+
+    Raises:
+      DataError: a run lacks the metric.
+    """
     kept = []
-    for run, result in sorted(results, key=lambda pair: pair[1].seed):
-        if result.stopped == "interrupted":
-            raise DataError(f"{run}: the run was interrupted at step {result.step}; finish it.")
-        if any(result.seed == other["seed"] for other in kept):
-            raise DataError(f"{run}: seed {result.seed} is there already; give each seed once.")
+    for run in runs:
+        result = Result.load(run)
         kept.append(
             {
                 "seed": result.seed,
-                "value": _figure(run, result, metric),
+                "value": _figure(run, result, case.metric),
                 "step": result.step,
                 "wall_time": round(result.wall_time, 1),
                 "fingerprint": result.fingerprint,
@@ -66,7 +196,7 @@ def record(title: str, claimed: str, metric: str, command: str, runs: Sequence[P
                 "versions": result.versions,
             }
         )
-    about = {"title": title, "claimed": claimed, "metric": metric, "command": command}
+    about = {"command": case.command, "metric": case.metric, "digest": digest}
     return plain_json({**about, "runs": kept})
 
 
@@ -74,41 +204,59 @@ def _figure(run: Path, result: Result, metric: str) -> float:
     figures = {f"{s}/{name}": v for s, row in result.metrics.items() for name, v in row.items()}
     if metric not in figures:
         hint = nearest(metric, figures)
-        raise DataError(f"--metric: {run} has no {metric!r}; it has {listed(figures)}.{hint}")
+        raise DataError(f"{run} has no {metric!r}; it has {listed(figures)}.{hint}")
     return figures[metric]
 
 
-def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the records as a Markdown table, one row each."""
-    rows = [_COLUMNS, ["---"] * len(_COLUMNS), *map(_row, records)]
+def older(names: Sequence[str]) -> list[str]:
+    """Returns the names of cases without a record of the code as it is now."""
+    return [name for name in names if (_load(name) or {}).get("digest") != CASES[name].digest]
+
+
+def _load(name: str) -> dict | None:
+    path = RECORDS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def table(names: Sequence[str]) -> str:
+    """Returns the cases as a Markdown table, one row each."""
+    rows = [_COLUMNS, ["---"] * len(_COLUMNS), *map(_row, names)]
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
-def _row(kept: Mapping[str, Any]) -> list[str]:
-    command = f"<br>`{kept['command']}`" if kept["command"] else ""
-    cells = [kept["title"] + command, kept["claimed"], *_measured(kept)]
+def _row(name: str) -> list[str]:
+    case = CASES[name]
+    cells = [f"{case.title}<br>`{case.command}`", case.claimed, _cell(name), "-"]
+    if case.best:
+        best = CASES[case.best]
+        cells[-1] = f"{_cell(case.best)}<br>{best.title}: `{best.command}`"
     return [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
 
 
-def _measured(kept: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
-    """Returns what was measured, seeds, time per run, hardware and revision, as texts."""
+def _cell(name: str) -> str:
+    kept = _load(name)
+    return "<br>".join(_measured(kept)) if kept else "not run yet"
+
+
+def _measured(kept: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the figure with its seeds, and time per run, hardware and revision, as texts."""
     runs = kept["runs"]
     machines = dict.fromkeys(_machine(run["hardware"]) for run in runs)
     revisions = dict.fromkeys(_short_revision(run["git_revision"]) for run in runs)
-    return (
-        f"{kept['metric']} {spread([run['value'] for run in runs], kept['metric'])}",
-        str(len(runs)),
-        duration(statistics.fmean(run["wall_time"] for run in runs)),
-        "; ".join(machines),
-        ", ".join(revisions),
-    )
+    time = duration(statistics.fmean(run["wall_time"] for run in runs))
+    figure = f"{kept['metric']} {spread([run['value'] for run in runs], kept['metric'])}"
+    seeds = f"{len(runs)} seed" + "s" * (len(runs) > 1)
+    where = f"{time} a run on {'; '.join(machines)}, at {', '.join(revisions)}"
+    return f"{figure}, {seeds}", where
 
 
-def line(name: str, kept: Mapping[str, Any]) -> str:
-    """Returns the two lines of a record for the header of a config."""
-    measured, seeds, time, machine, revision = _measured(kept)
-    seeds += " seed" if seeds == "1" else " seeds"
-    return f"Measured ({name}): {measured}, {seeds},\n  {time} a run on {machine}, at {revision}.\n"
+def line(name: str) -> str:
+    """Returns the two lines of a record for the header of a config; one where there is none."""
+    kept = _load(name)
+    if not kept:
+        return f"Measured ({name}): not run yet.\n"
+    figure, where = _measured(kept)
+    return f"Measured ({name}): {figure},\n  {where}.\n"
 
 
 def spread(values: Sequence[float | None], metric: str) -> str:
@@ -121,12 +269,14 @@ def spread(values: Sequence[float | None], metric: str) -> str:
     is_share = metric.rpartition("/")[2].endswith(_SHARES)
     scaled = [100 * value if is_share else value for value in values]
     mean = statistics.fmean(scaled)
-    decimals = 2 if is_share or not mean else min(max(3 - math.floor(math.log10(abs(mean))), 0), 6)
-    text = f"{mean:.{decimals}f}" + (" %" if is_share else "")
+    digits = math.floor(math.log10(abs(mean))) if mean else 0
+    form = f".{max(3 - digits, 0)}f" if -4 < digits < 6 else ".3e"
+    form = ".2f" if is_share or not mean else form
+    text = f"{mean:{form}}" + (" %" if is_share else "")
     if len(scaled) == 1:
         return text
     others = (statistics.stdev(scaled), min(scaled), max(scaled))
-    return "{} ± {} ({} to {})".format(text, *(f"{other:.{decimals}f}" for other in others))
+    return "{} ± {} ({} to {})".format(text, *(f"{other:{form}}" for other in others))
 
 
 def duration(seconds: float) -> str:
@@ -153,79 +303,74 @@ def filled(document: Path) -> str:
     """Returns the text of `document` with every table and line as the records have it now.
 
     Raises:
-      DataError: a table names a record that is not there, or is not closed.
+      DataError: a table names a case that is not there, or is not closed.
     """
     text = document.read_text()
+    known = functools.partial(_known, document)
 
     def fill(place: re.Match) -> str:
-        names = re.split(r"[,\s]+", place[1].strip())
-        body = table([_load(name, document) for name in names])
-        return f"<!-- results:{place[1]} -->\n{body}<!-- /results -->"
+        names = [*map(known, re.split(r"[,\s]+", place[1].strip()))]
+        return f"<!-- results:{place[1]} -->\n{table(names)}<!-- /results -->"
 
     opened = len(re.findall(r"^<!-- results:", text, re.MULTILINE))
     new, closed = _TABLE.subn(fill, text)
     if opened != closed:
         raise DataError(f"{document}: a results: table is not closed by <!-- /results -->.")
-    return _LINE.sub(lambda found: line(found[1], _load(found[1], document)), new)
+    return _LINE.sub(lambda found: line(known(found[1])), new)
 
 
-def _load(name: str, document: Path) -> dict:
-    path = RECORDS / f"{name}.json"
-    if not path.is_file():
-        known = sorted(file.stem for file in RECORDS.glob("*.json"))
-        there, hint = listed(known) or "none", nearest(name, known)
-        raise DataError(f"{document}: results:{name} has no record; there is {there}.{hint}")
-    return json.loads(path.read_text())
+def _known(document: Path, name: str) -> str:
+    if name not in CASES:
+        hint = nearest(name, CASES)
+        raise DataError(f"{document}: there is no case {name!r}; there is {listed(CASES)}.{hint}")
+    return name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `add`, `write` or `check`; returns the exit status."""
-    return command_line.run(_act, _flags(), argv, doc=__doc__, words=True)
-
-
-def _flags() -> flags.FlagValues:
+    """Runs `run`, `write` or `check`; returns the exit status."""
     given = flags.FlagValues()
-    flags.DEFINE_string("name", None, "of the record that `add` keeps", given)
-    flags.DEFINE_string("title", None, "of its row", given)
-    flags.DEFINE_string("metric", None, "figure that counts, such as test/accuracy", given)
-    flags.DEFINE_string("claimed", "none", "the figure to compare with, as text", given)
-    flags.DEFINE_string("command", "", "the command that makes one run", given)
-    return given
+    flags.DEFINE_string("data_dir", None, "where the datasets of `run` are", given)
+    return command_line.run(_act, given, argv, doc=__doc__, words=True)
 
 
 def _act(given: flags.FlagValues, words: list[str]) -> None:
     verb, *names = words or [""]
-    command_line.require_one_of(verb, ("add", "write", "check"))
-    paths = [Path(name) for name in names]
-    if not paths:
-        what = "workdirs of runs" if verb == "add" else "documents"
-        raise ConfigError(f"{verb}: {what} are needed after it.")
+    command_line.require_one_of(verb, ("run", "write", "check"))
+    if verb == "run":
+        for name in names:
+            command_line.require_one_of(name, CASES)
+        _run_all(older(names or CASES), given.data_dir)
+        return
+    if not names:
+        raise ConfigError(f"{verb}: documents are needed after it.")
     try:
-        if verb == "add":
-            _add(given, paths)
-        else:
-            _write_or_check(verb, paths)
+        _write_or_check(verb, [Path(name) for name in names])
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}.") from error
 
 
-def _add(given: flags.FlagValues, runs: list[Path]) -> None:
-    for name in ("name", "title", "metric"):
-        if given[name].value is None:
-            raise ConfigError(f"--{name} is needed: {given[name].help}.")
-    kept = record(given.title, given.claimed, given.metric, given.command, runs)
-    RECORDS.mkdir(exist_ok=True)
-    text = json.dumps(kept, indent=1) + "\n"
-    atomic_write(RECORDS / f"{given.name}.json", text.encode())
+def _run_all(names: Sequence[str], data_dir: str | None) -> None:
+    failed = []
+    for name in names:
+        print(f"{name}: {CASES[name].command}", flush=True)
+        try:
+            run(name, data_dir)
+        except DataError as error:  # the others need not wait for it
+            failed.append(str(error))
+    if failed:
+        raise DataError(" ".join(failed))
 
 
 def _write_or_check(verb: str, documents: list[Path]) -> None:
-    stale = [path for path in documents if path.read_text() != filled(path)]
+    differing = [path for path in documents if path.read_text() != filled(path)]
     if verb == "write":
-        for path in stale:
+        for path in differing:
             atomic_write(path, filled(path).encode())
-    elif stale:
-        raise DataError(f"stale tables in {listed(map(str, stale))}; run `write` on them.")
+        return
+    if behind := older(CASES):
+        print(f"older than their code, or not run yet: {', '.join(behind)}; `run` runs them.")
+    if differing:
+        raise DataError(f"stale tables in {listed(map(str, differing))}; run `write` on them.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
-"""Losses per example, in float32; `lsm.metrics.weigh` turns them into (sum, weight)."""
+"""Losses per example, in float32; `lsm.metrics.weigh` turns them into (sum, weight).
+
+Predictions and targets have one shape, else a DataError says so: they are never broadcast.
+"""
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from lsm.errors import DataError
 
 
 def softmax_cross_entropy(
@@ -15,7 +20,15 @@ def softmax_cross_entropy(
       labels_B: int class numbers in [0, K); the loss of any other is NaN, which stops a run.
       label_smoothing: share s of the target spread evenly over all K classes
         (Szegedy et al. 2016, arXiv:1512.00567): (1 - s) CE(y) + s mean_k CE(k).
+
+    Raises:
+      DataError: there is not one label for each row of logits.
     """
+    if jnp.shape(labels_B) != logits_BxK.shape[:-1]:
+        raise DataError(
+            f"labels {jnp.shape(labels_B)} for logits {logits_BxK.shape}: one integer label an "
+            f"example, {logits_BxK.shape[:-1]}, is needed."
+        )
     logits_BxK = logits_BxK.astype(jnp.float32)
     log_normalizer_B = jax.nn.logsumexp(logits_BxK, axis=-1)
     # A comparison, not a gather: classes that are split over devices stay where they are.
@@ -30,21 +43,33 @@ def softmax_cross_entropy(
     return log_normalizer_B - target_B
 
 
+def _alike(predictions: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns float32 predictions and their targets, of one shape, or one target for all."""
+    # (B, 1) and (B,) would make (B, B) without a word.
+    if jnp.shape(targets) not in ((), jnp.shape(predictions)):
+        raise DataError(
+            f"targets {jnp.shape(targets)} for predictions {jnp.shape(predictions)}; the same "
+            "shape is needed, or one number for all."
+        )
+    predictions = jnp.asarray(predictions).astype(jnp.float32)
+    return predictions, jnp.broadcast_to(targets, predictions.shape)
+
+
 def binary_cross_entropy(logits_B: jax.Array, labels_B: jax.Array) -> jax.Array:
     """Binary cross-entropy in nats from logits; labels are 0 or 1, or probabilities."""
-    return optax.sigmoid_binary_cross_entropy(logits_B.astype(jnp.float32), labels_B)
+    return optax.sigmoid_binary_cross_entropy(*_alike(logits_B, labels_B))
 
 
 def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     """(prediction - target)^2 elementwise; its mean is the 1/N form of the MSE."""
-    return optax.squared_error(predictions.astype(jnp.float32), targets)
+    return optax.squared_error(*_alike(predictions, targets))
 
 
 def half_squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     """(prediction - target)^2 / 2 elementwise; its mean is the 1/2N form of the MSE."""
-    return optax.l2_loss(predictions.astype(jnp.float32), targets)
+    return optax.l2_loss(*_alike(predictions, targets))
 
 
 def hinge(scores_B: jax.Array, labels_B: jax.Array) -> jax.Array:
     """max(0, 1 - score * label) for labels of -1 or +1 (Cortes & Vapnik 1995)."""
-    return optax.hinge_loss(scores_B.astype(jnp.float32), labels_B)
+    return optax.hinge_loss(*_alike(scores_B, labels_B))

@@ -1,34 +1,49 @@
 import ast
 import json
+import pathlib
 import re
-from pathlib import Path
+import subprocess
 
+import numpy as np
 import pytest
 
+from lsm.config import flags
 from lsm.errors import DataError
 from lsm.run.result import Result
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 CPU = {"platform": "cpu", "device_kind": "cpu", "device_count": 1, "cpu": "Xeon", "cores": 8}
 
 
 @pytest.fixture
 def results(monkeypatch, tmp_path):
-    """The module, which is not part of the installed package, with its records in a new folder."""
+    """The module, which is not part of the installed package, with cases of two configs."""
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks import results
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(results, "RECORDS", tmp_path / "records")
+    case = results.Case("A | CNN", "cifar/cnn.py", claimed="91.80 %", best="modern")
+    modern = results.Case("modern", "cifar/modern.py", "test/loss", seeds=1)
+    monkeypatch.setattr(results, "CASES", {"cifar_cnn": case, "modern": modern})
     return results
 
 
 @pytest.fixture
-def runs(tmp_path):
-    """Three finished runs, seeds 2, 1, 0."""
-    folders = [tmp_path / f"run-{seed}" for seed in (2, 1, 0)]
-    for folder, seed, accuracy in zip(folders, (2, 1, 0), (0.72, 0.70, 0.71), strict=True):
-        save(folder, seed, {"test": {"accuracy": accuracy, "loss": 1.8123 + seed / 1000}})
-    return folders
+def trained(results, monkeypatch):
+    """Runs take no time; returns their commands. Seeds 0, 1, 2 reach 71, 70, 72 %."""
+    commands = []
+
+    def train(command):
+        commands.append(command)
+        given = dict(word.partition("=")[::2] for word in command[3:])
+        seed, workdir = int(given["--config.train.seed"]), pathlib.Path(given["--workdir"])
+        figures = {"accuracy": [0.71, 0.70, 0.72][seed], "loss": 1.8123 + seed / 1000}
+        save(workdir, seed, {"test": figures})
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(results.subprocess, "run", train)
+    return commands
 
 
 def save(folder, seed, metrics, **changes):
@@ -43,53 +58,128 @@ def save(folder, seed, metrics, **changes):
         "versions": {"jax": "0.12.0"},
         "hardware": CPU,
     }
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     Result(**fields | changes).save(folder)
 
 
-def add(results, runs, name="cifar_a1", metric="test/accuracy", command="python -m x"):
-    about = [f"--name={name}", "--title=A1 | CNN", "--claimed=91.80 %", f"--metric={metric}"]
-    results.main(["add", *map(str, runs), *about, f"--command={command}"])
-
-
-def test_a_record_keeps_what_each_seed_gave(results, runs, tmp_path):
-    add(results, runs)
-    kept = json.loads((tmp_path / "records" / "cifar_a1.json").read_text())
+def test_run_trains_every_seed_and_keeps_a_record(results, trained, tmp_path):
+    assert results.main(["run", "cifar_cnn", "--data_dir=DATA"]) == 0
+    assert [command[1:4] for command in trained] == 3 * [
+        ["-m", "experiments.cifar", "--config=experiments/configs/cifar/cnn.py"]
+    ]
+    assert all(command[-1] == "--data_dir=DATA" for command in trained)
+    kept = json.loads((tmp_path / "records" / "cifar_cnn.json").read_text())
     assert [(run["seed"], run["value"]) for run in kept["runs"]] == [(0, 0.71), (1, 0.7), (2, 0.72)]
-    assert (kept["claimed"], kept["metric"]) == ("91.80 %", "test/accuracy")
+    assert kept["metric"] == "test/accuracy"
     assert str(tmp_path) not in json.dumps(kept), "no path of this machine"
 
 
-def test_write_fills_the_tables_and_check_is_content_then(results, runs, tmp_path, capsys):
-    add(results, runs)
-    add(results, runs[:1], name="loss", metric="test/loss", command="")
+def test_run_does_what_is_not_done_and_goes_on_after_a_failure(
+    results, trained, tmp_path, monkeypatch, capsys
+):
+    train = results.subprocess.run
+
+    def fail_at_seed_1(command):
+        if "--config.train.seed=1" in command:
+            return subprocess.CompletedProcess(command, 1)
+        return train(command)
+
+    monkeypatch.setattr(results.subprocess, "run", fail_at_seed_1)
+    assert results.main(["run"]) == 1
+    assert "cifar_cnn: the run of seed 1 did not end well" in capsys.readouterr().err
+    assert [path.stem for path in (tmp_path / "records").glob("*")] == ["modern"]
+    monkeypatch.setattr(results.subprocess, "run", train)
+    trained.clear()
+    assert results.main(["run"]) == 0
+    assert [command[-1] for command in trained] == [
+        "--config.train.seed=1",
+        "--config.train.seed=2",
+    ]
+    trained.clear()
+    assert results.main(["run"]) == 0
+    assert trained == [], "all is there and of this code"
+
+
+def test_an_interrupted_run_makes_no_record(results, monkeypatch, tmp_path):
+    """It ends with status 0, and without a result."""
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(results.subprocess, "run", lambda command: done)
+    assert results.main(["run", "modern"]) == 1
+    assert not (tmp_path / "records").exists()
+
+
+def test_code_that_changes_during_a_run_makes_no_record(results, trained, tmp_path, monkeypatch):
+    digests = iter(["a", "b", "c"])
+    monkeypatch.setattr(results.Case, "digest", property(lambda case: next(digests)))
+    with pytest.raises(DataError, match="modern: the code changed while it ran"):
+        results.run("modern", None)
+    assert not (tmp_path / "records").exists()
+
+
+def test_check_names_what_is_older_than_its_code(results, trained, tmp_path, capsys, monkeypatch):
     readme = tmp_path / "README.md"
-    readme.write_text("# x\n<!-- results:cifar_a1, loss -->\nold\n<!-- /results -->\nend\n")
+    readme.write_text("no table\n")
+    results.main(["run", "cifar_cnn"])
+    capsys.readouterr()
+    assert results.main(["check", str(readme)]) == 0
+    assert (
+        capsys.readouterr().out
+        == "older than their code, or not run yet: modern; `run` runs them.\n"
+    )
+    results.main(["run", "modern"])
+    capsys.readouterr()
+    assert results.main(["check", str(readme)]) == 0
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(results.Case, "digest", "of newer code")
+    assert results.main(["check", str(readme)]) == 0, "old records fail nothing"
+    assert "yet: cifar_cnn, modern;" in capsys.readouterr().out
+    record = tmp_path / "records/modern.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"digest": None}))
+    assert results.older(["modern"]) == ["modern"]
+
+
+def test_write_fills_the_tables_and_check_is_content_then(results, trained, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text("# x\n<!-- results:cifar_cnn, modern -->\nold\n<!-- /results -->\nend\n")
+    results.main(["run", "cifar_cnn"])
     assert results.main(["check", str(readme)]) == 1
     assert capsys.readouterr().err.startswith(f"error: stale tables in {readme}; ")
     results.main(["write", str(readme)])
     # Accuracies 70, 71, 72 %: mean 71, standard deviation sqrt((1 + 0 + 1) / 2) = 1.
-    assert readme.read_text() == (
-        "# x\n<!-- results:cifar_a1, loss -->\n"
-        "| system | claimed | measured | seeds | time per run | hardware | revision |\n"
-        "| --- | --- | --- | --- | --- | --- | --- |\n"
-        "| A1 \\| CNN<br>`python -m x` | 91.80 % | test/accuracy 71.00 % ± 1.00 (70.00 to 72.00) "
-        "| 3 | 1 min 01 s | Xeon, 8 cores | 0123456789+dirty |\n"
-        "| A1 \\| CNN | 91.80 % | test/loss 1.814 | 1 | 1 min 02 s | Xeon, 8 cores "
-        "| 0123456789+dirty |\n"
-        "<!-- /results -->\nend\n"
-    )
+    cifar = "`python -m experiments.cifar --config=experiments/configs/cifar/"
+    measured = "test/accuracy 71.00 % ± 1.00 (70.00 to 72.00), 3 seeds"
+    where = "1 min 01 s a run on Xeon, 8 cores, at 0123456789+dirty"
+
+    def text(best):
+        return (
+            "# x\n<!-- results:cifar_cnn, modern -->\n"
+            "| system | claimed | measured: its exact form | best |\n"
+            "| --- | --- | --- | --- |\n"
+            f"| A \\| CNN<br>{cifar}cnn.py` | 91.80 % | {measured}<br>{where} "
+            f"| {best}<br>modern: {cifar}modern.py` |\n"
+            f"| modern<br>{cifar}modern.py` | none | {best} | - |\n"
+            "<!-- /results -->\nend\n"
+        )
+
+    assert readme.read_text() == text("not run yet")
     assert results.main(["check", str(readme)]) == 0
+    results.main(["run", "modern"])
+    results.main(["write", str(readme)])
+    assert readme.read_text() == text(
+        "test/loss 1.812, 1 seed<br>1 min 00 s a run on Xeon, 8 cores, at 0123456789+dirty"
+    )
 
 
-def test_write_fills_the_header_of_a_config(results, runs, tmp_path):
-    add(results, runs)
+def test_write_fills_the_header_of_a_config(results, trained, tmp_path):
     config = tmp_path / "cnn.py"
-    config.write_text('"""A net.\n\nMeasured (cifar_a1): old\n  older\n"""\n')
+    config.write_text('"""A net.\n\nMeasured (cifar_cnn): old\n  older\n"""\n')
+    results.main(["write", str(config)])
+    assert config.read_text() == '"""A net.\n\nMeasured (cifar_cnn): not run yet.\n"""\n'
+    results.main(["run", "cifar_cnn"])
     results.main(["write", str(config)])
     written = (
         '"""A net.\n\n'
-        "Measured (cifar_a1): test/accuracy 71.00 % ± 1.00 (70.00 to 72.00), 3 seeds,\n"
+        "Measured (cifar_cnn): test/accuracy 71.00 % ± 1.00 (70.00 to 72.00), 3 seeds,\n"
         "  1 min 01 s a run on Xeon, 8 cores, at 0123456789+dirty.\n"
         '"""\n'
     )
@@ -99,8 +189,6 @@ def test_write_fills_the_header_of_a_config(results, runs, tmp_path):
 
 
 CONFIGS = sorted((ROOT / "experiments/configs").rglob("*.py"))
-NOT_RUN_YET = {"modern"}
-"""To its end: minutes an epoch on two cores."""
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -110,15 +198,41 @@ def test_the_header_of_a_shipped_config_is_its_record(config, monkeypatch):
 
     header = ast.get_docstring(ast.parse(config.read_text()))
     assert re.search(r"^ *python -m experiments\.\w+ ", header, re.M)
-    told = re.search(r"^(Measured|Planned) \(\w+\): ", header, re.M)
-    assert (told is None) == (config.stem in NOT_RUN_YET)
+    assert re.search(r"^(Measured|Planned) \(\w+\): ", header, re.M)
     assert config.read_text() == results.filled(config) == plans.filled(config)
 
 
-def test_check_notices_a_figure_changed_by_hand(results, runs, tmp_path, capsys):
-    add(results, runs)
+def test_every_case_is_a_config_that_names_it_and_its_best_is_a_case(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import results
+
+    for name, case in results.CASES.items():
+        experiment = flags.load(str(ROOT / results.CONFIGS / case.config))
+        assert getattr(experiment.data, case.metric.partition("/")[0])
+        config = ROOT / results.CONFIGS / case.config.partition(":")[0]
+        assert f"Measured ({name}): " in config.read_text()
+        assert case.best is None or case.best in results.CASES
+        assert (ROOT / f"experiments/{case.config.partition('/')[0]}.py").exists()
+
+
+@pytest.mark.parametrize("name", ["mnist_mlp", "mnist_mlp_long"])
+def test_the_exact_form_of_the_mnist_mlp_has_pixels_in_0_to_1_as_totensor_gives_them(
+    name, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import results
+
+    experiment = flags.load(str(ROOT / results.CONFIGS / results.CASES[name].config))
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    scaled = experiment.task.inputs({"image": pixels})
+    np.testing.assert_allclose(scaled, pixels / 255, rtol=1e-6)
+    assert experiment.train.epochs == {"mnist_mlp": 10, "mnist_mlp_long": 100}[name]
+
+
+def test_check_notices_a_figure_changed_by_hand(results, trained, tmp_path, capsys):
+    results.main(["run", "cifar_cnn"])
     readme = tmp_path / "README.md"
-    readme.write_text("<!-- results:cifar_a1 -->\n<!-- /results -->\n")
+    readme.write_text("<!-- results:cifar_cnn -->\n<!-- /results -->\n")
     results.main(["write", str(readme)])
     readme.write_text(readme.read_text().replace("71.00", "91.80"))
     assert results.main(["check", str(readme)]) == 1
@@ -136,15 +250,18 @@ def test_markers_inside_a_line_are_text(results, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<!-- results:cifar_a2 -->\n<!-- /results -->\n", "there is cifar_a1. Did you mean"),
-        ("<!-- results:cifar_a1 -->\nno end\n", "is not closed"),
-        ("<!-- results:cifar_a1 -->\n" * 2 + "<!-- /results -->\n", "is not closed"),
+        (
+            "<!-- results:cifar_cn -->\n<!-- /results -->\n",
+            "'cifar_cn'; there is cifar_cnn, modern.",
+        ),
+        ("Measured (cifar_cn): x\n", "Did you mean 'cifar_cnn'"),
+        ("<!-- results:cifar_cnn -->\nno end\n", "is not closed"),
+        ("<!-- results:cifar_cnn -->\n" * 2 + "<!-- /results -->\n", "is not closed"),
     ],
 )
 def test_a_wrong_marker_is_one_line_and_the_document_untouched(
-    results, runs, tmp_path, capsys, text, message
+    results, tmp_path, capsys, text, message
 ):
-    add(results, runs)
     readme = tmp_path / "README.md"
     readme.write_text(text)
     assert results.main(["write", str(readme)]) == 1
@@ -152,20 +269,25 @@ def test_a_wrong_marker_is_one_line_and_the_document_untouched(
     assert readme.read_text() == text
 
 
-def test_the_same_seed_twice_is_refused(results, runs):
-    with pytest.raises(DataError, match="seed 1 is there already"):
-        results.record("t", "c", "test/accuracy", "", [*runs, runs[1]])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "cifar_cn"], "Did you mean 'cifar_cnn'"),
+        (["write"], "write: documents are needed after it."),
+        (["check", "no/such.md"], "no/such.md: No such file"),
+        (["add"], "run, write, check"),
+    ],
+)
+def test_a_wrong_command_is_one_line(results, capsys, words, message):
+    assert results.main(words) == 1
+    assert message in capsys.readouterr().err
 
 
-def test_an_interrupted_run_is_refused(results, runs):
-    save(runs[0], 2, {"test": {"accuracy": 0.9}}, stopped="interrupted")
-    with pytest.raises(DataError, match="interrupted at step 100"):
-        results.record("t", "c", "test/accuracy", "", runs)
-
-
-def test_an_unknown_metric_names_those_that_are_there(results, runs):
+def test_an_unknown_metric_names_those_that_are_there(results, tmp_path):
+    save(tmp_path / "run", 0, {"test": {"accuracy": 0.9, "loss": 1.0}})
+    case = results.Case("t", "cifar/cnn.py", "test/acuracy")
     with pytest.raises(DataError, match=r"it has test/accuracy, test/loss\. Did you mean"):
-        results.record("t", "c", "test/acuracy", "", runs)
+        results.record(case, "", [tmp_path / "run"])
 
 
 @pytest.mark.parametrize(
@@ -178,6 +300,9 @@ def test_an_unknown_metric_names_those_that_are_there(results, runs):
         ([104.12, 104.14], "test/loss", "104.1 ± 0.0 (104.1 to 104.1)"),
         ([0.0], "test/loss", "0.00"),
         ([36.52], "test/bleu", "36.52"),
+        ([5.5619e28], "test/loss", "5.562e+28"),
+        ([1.2341e-12], "test/loss", "1.234e-12"),
+        ([999_999.4], "test/loss", "999999"),
         ([0.5, None], "test/loss", "not finite"),
     ],
 )
@@ -194,10 +319,13 @@ def test_duration(results, seconds, text):
 
 
 def test_an_accelerator_is_named_with_its_number(results, tmp_path):
+    case = results.CASES["modern"]
     hardware = CPU | {"platform": "tpu", "device_kind": "TPU v5 lite", "device_count": 4}
     save(tmp_path / "run", 0, {"test": {"loss": 1.0}}, hardware=hardware, git_revision=None)
-    kept = results.record("t", "c", "test/loss", "", [tmp_path / "run"])
-    assert "| 4 x TPU v5 lite | unknown |" in results.table([kept])
+    results.RECORDS.mkdir()
+    kept = results.record(case, "", [tmp_path / "run"])
+    (results.RECORDS / "modern.json").write_text(json.dumps(kept))
+    assert "a run on 4 x TPU v5 lite, at unknown |" in results.table(["modern"])
 
 
 DOCUMENTS = [path for path in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")) if path.exists()]
@@ -209,3 +337,61 @@ def test_the_tables_of_this_repository_are_those_of_its_records(document, monkey
     from benchmarks import results
 
     assert document.read_text() == results.filled(document)
+
+
+TREE = {
+    "config.py": "from lsm.models import A\n\n\ndef get_config():\n    return A()\n",
+    "lsm/__init__.py": "",
+    "lsm/train/__init__.py": "from lsm.train.fit import fit\n",
+    "lsm/train/fit.py": "from lsm.run.result import Result\nfrom lsm.models import rows\n",
+    "lsm/run/__init__.py": "",
+    "lsm/run/result.py": "RESULT = 1\n",
+    "lsm/models/__init__.py": "from lsm.models.a import A\nfrom lsm.models.b import B\n",
+    "lsm/models/a.py": "def A():\n    from lsm.models.parts import part\n\n    return part\n",
+    "lsm/models/b.py": "B = 1\n",
+    "lsm/models/parts.py": "import numpy as np\n\npart = np.pi\n",
+    "lsm/models/rows.py": "ROWS = 1\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "matters"),
+    [
+        ("config.py", TREE["config.py"].replace("A()", "A"), True),
+        ("lsm/models/a.py", TREE["lsm/models/a.py"] + "A = 2\n", True),
+        ("lsm/models/parts.py", "part = 3.14\n", True),  # imported inside a function
+        ("lsm/models/rows.py", "ROWS = 2\n", True),  # of what the trainer imports
+        ("lsm/models/b.py", "B = 2\n", False),  # its room passes both on
+        ("lsm/run/result.py", "RESULT = 2\n", False),  # it tells of a run
+        ("config.py", '"""What\nit is."""\n\n# Why.\n' + TREE["config.py"], False),
+        ("lsm/models/parts.py", 'import numpy as np\npart = np.pi\n"""It."""\n', False),
+    ],
+)
+def test_the_digest_is_of_the_code_that_a_result_depends_on(
+    tmp_path, monkeypatch, file, text, matters
+):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import sources
+
+    def digest():
+        return sources.digest(tmp_path / "config.py", root=tmp_path)
+
+    for name, code in TREE.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(code)
+    before = digest()
+    (tmp_path / file).write_text(text)
+    assert (digest() != before) == matters
+
+
+def test_the_digest_of_a_shipped_config_is_of_what_it_uses(results):
+    from benchmarks import sources
+
+    config = ROOT / "experiments/configs/digits/cnn.py"
+    other = ROOT / "experiments/configs/cifar/cnn.py"
+    assert sources.digest(config) == sources.digest(config) != sources.digest(other)
+    names = {path.relative_to(ROOT).as_posix() for path in sources.closure(config)}
+    linear = sources.closure(ROOT / "experiments/configs/linear/descent.py")
+    assert ROOT / "experiments/linear.py" in linear
+    assert {"lsm/models/cnn.py", "lsm/train/step.py", "lsm/data/digits.py"} <= names
+    assert not names & {"lsm/models/gpt.py", "lsm/writers/console.py", "lsm/cost/flops.py"}

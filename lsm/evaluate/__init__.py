@@ -2,5 +2,6 @@
 
 from lsm.evaluate.base import Metric, columns, compute, init, names, update
 from lsm.evaluate.classification import F1, RocAuc
+from lsm.evaluate.regression import R2
 
-__all__ = ["F1", "Metric", "RocAuc", "columns", "compute", "init", "names", "update"]
+__all__ = ["F1", "R2", "Metric", "RocAuc", "columns", "compute", "init", "names", "update"]

@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 
 from lsm import losses
+from lsm.errors import DataError
 from lsm.metrics import Weighted, weigh
 from lsm.tasks.base import Batch, Task, column
 
@@ -32,9 +33,18 @@ class Regression(Task):
     def metrics(
         self, outputs: jax.Array, batch: Batch, train: bool, step: jax.Array
     ) -> dict[str, Weighted]:
-        """Returns "loss" in the chosen form and "absolute_error"."""
-        # (B, 1) - (B,) would be (B, B) without a word.
-        targets_BxK = column(batch, self.target, "task.target").reshape(outputs.shape)
+        """Returns "loss" in the chosen form and "absolute_error".
+
+        Raises:
+          DataError: there is not one target for each output.
+        """
+        targets_BxK = column(batch, self.target, "task.target")
+        if targets_BxK.size != outputs.size:  # (B,) and (B, 1) are the same targets
+            raise DataError(
+                f"task.target: {self.target!r} is {targets_BxK.shape} and the model's outputs are "
+                f"{outputs.shape}; one target for each output is needed."
+            )
+        targets_BxK = targets_BxK.reshape(outputs.shape)
         error = losses.squared_error if self.form == "mean" else losses.half_squared_error
         weights_B = batch.get("weight")
         if weights_B is not None:

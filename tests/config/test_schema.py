@@ -32,7 +32,8 @@ from lsm.tasks import Classification
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = [f"{path}" for path in sorted((ROOT / "experiments/configs").rglob("*.py"))]
 ARGUMENTS = {
-    "mnist/mlp.py": ("plain", "standardised"),
+    "linear/descent.py": ("slope", "slope_best", "line", "line_best"),
+    "mnist/mlp.py": ("plain", "long", "standardised"),
     "mnist/mlp_softmax.py": ("faulty", "repaired"),
     "shakespeare/gpt.py": ("tuned", "nanogpt"),
 }

@@ -105,6 +105,40 @@ def test_f1_by_hand():
     assert found["f1"] == pytest.approx((2 / 3 + 2 / 4 + 0) / 3)
 
 
+def test_recall_claimed_as_precision_and_f1_of_accuracy_true_of_precision_and_recall():
+    """recall = TP / (TP + FP);  F1 = 2 accuracy recall / (accuracy + recall).
+
+    6 true positives, 2 false ones, 3 missed, 9 true negatives. lsm's figures are means over both
+    classes, of which one counts the positives as its negatives.
+    """
+    tp, fp, fn, tn = 6, 2, 3, 9
+    labels = np.repeat([1, 0, 1, 0], [tp, fp, fn, tn])
+    predicted = np.repeat([1, 1, 0, 0], [tp, fp, fn, tn])
+
+    def mean_of(figure):
+        return (figure(tp, fp, fn) + figure(tn, fn, fp)) / 2
+
+    precision, recall = (lambda tp, fp, fn: tp / (tp + fp)), (lambda tp, fp, fn: tp / (tp + fn))
+
+    def f1(tp, fp, fn):
+        p, r = precision(tp, fp, fn), recall(tp, fp, fn)
+        return 2 * p * r / (p + r)
+
+    found = figures((F1(),), {"label": predicted}, {"label": labels})
+    assert found == pytest.approx(
+        {"precision": mean_of(precision), "recall": mean_of(recall), "f1": mean_of(f1)}
+    )
+    assert (precision(tp, fp, fn), recall(tp, fp, fn)) == (6 / 8, 6 / 9)
+    accuracy, claimed_recall = (tp + tn) / 20, tp / (tp + fp)
+    claimed_f1 = 2 * accuracy * claimed_recall / (accuracy + claimed_recall)
+    assert (claimed_recall, claimed_f1) == pytest.approx((0.75, 0.75))
+    assert (recall(tp, fp, fn), f1(tp, fp, fn)) == pytest.approx((2 / 3, 12 / 17))
+    # A model that calls everything positive would have a recall of its precision, not of 1.
+    everything = figures((F1(),), {"label": np.ones(20, int)}, {"label": labels})
+    assert everything["recall"] == (1 + 0) / 2
+    assert everything["precision"] == pytest.approx((9 / 20 + 0) / 2)
+
+
 def test_classes_that_do_not_occur():
     predictions, batch = data(5)
     kept = (batch["label"] != 2) | (batch["weight"] == 0)  # such examples do not count

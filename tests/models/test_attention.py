@@ -7,8 +7,9 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from lsm.errors import ConfigError
-from lsm.models import Cache, Mask, attend
+from lsm.models import Cache, Mask, Transformer, attend
 from lsm.models.attention import _splash, rotate
+from lsm.models.transformer import Attention
 
 B, T, G, Q, K = 2, 9, 2, 3, 4
 
@@ -32,6 +33,25 @@ def reference(q_BxTxGxQxK, k_BxSxGxK, v_BxSxGxK, seen, softcap=None):
         weights_S = np.exp(scores_S - scores_S.max())
         y[b, t, g, q] = weights_S / weights_S.sum() @ v_BxSxGxK[b, keys, g]
     return y
+
+
+def test_attention_printed_without_softmax_and_with_q_k_v_the_same_true_weights_and_projections():
+    """Attention(Q, K, V) = (Q K^T / sqrt(d)) V, where Q, K and V "are the same" x."""
+    x_TxD = np.array([[3.0, -1.0, 0, 1], [1, 2, -2, 0], [-1, 0, 1, 1]], np.float32)
+    printed_TxD = (x_TxD @ x_TxD.T / 2) @ x_TxD
+    assert (abs(printed_TxD).max(0) > abs(x_TxD).max(0)).all(), "no weights: rows sum to anything"
+    one = x_TxD[None, :, None]  # one example, one group
+    query = jnp.array(one[:, :, :, None]) / 2  # by sqrt(d): `attend` takes them scaled
+    true_TxD = attend(query, jnp.array(one), jnp.array(one), Mask()).reshape(3, 4)
+    weights_TxT = np.exp(x_TxD @ x_TxD.T / 2)
+    weights_TxT /= weights_TxT.sum(1, keepdims=True)
+    np.testing.assert_allclose(true_TxD, weights_TxT @ x_TxD, rtol=1e-5, atol=1e-6)
+    assert (true_TxD <= x_TxD.max(0) + 1e-6).all() and (true_TxD >= x_TxD.min(0) - 1e-6).all()
+    # The layer makes queries, keys and values by weights of their own.
+    layer = Attention(Transformer(layers=1, heads=1, width=4))
+    kernel_Dx3D = layer.init(jax.random.key(0), one[:, :, 0], Mask())["params"]["qkv"]["kernel"]
+    q, k, v = np.split(np.asarray(kernel_Dx3D), 3, axis=1)
+    assert q.shape == (4, 4) and not (np.allclose(q, k) or np.allclose(k, v) or np.allclose(q, v))
 
 
 KEYS = np.random.default_rng(1).random((B, T)) < 0.7

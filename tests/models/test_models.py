@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lsm import losses
 from lsm.cpu import max_pool_2x2
 from lsm.errors import ConfigError
 from lsm.models import CNN, GPT, MLP, Transformer
@@ -55,6 +56,58 @@ def test_tutorial_cnn_equals_pytorch():
     x = (x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]).relu()
     expected = x @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
     np.testing.assert_allclose(TUTORIAL_CNN.apply(variables, x_BxHxWxC), expected, atol=1e-5)
+
+
+def test_two_layers_by_hand_printed_gradients_wrong_those_of_jax_right():
+    """y = W2 relu(W1 x + b1) + b2 by its printed formulas, checked by finite differences.
+
+    Printed: the error of the output is (y - t) relu'(y), although the output is linear; and where
+    the hidden activation h belongs stands the input x, in dW2 = error h^T (or in relu'(h), by
+    which the error goes back to W1: both are wrong). All sizes are 3, so that both have shapes.
+    """
+    model = MLP(widths=(3,), outputs=3)
+    random = np.random.default_rng(3)
+    x_BxD, target_BxK = random.normal(size=(2, 4, 3)).astype(np.float32)
+    params = jax.tree.map(lambda w: w + 0.3, parameters(model, x_BxD))
+
+    def loss(params):
+        return losses.half_squared_error(model.apply({"params": params}, x_BxD), target_BxK).sum()
+
+    def slope(layer, name, place, step=1e-2):
+        def moved(by):
+            array = params[layer][name].at[place].add(by)
+            return loss({**params, layer: {**params[layer], name: array}})
+
+        return (moved(step) - moved(-step)) / (2 * step)
+
+    def differences(layer, name):
+        places = np.ndindex(params[layer][name].shape)
+        return np.array([slope(layer, name, p) for p in places]).reshape(params[layer][name].shape)
+
+    first, second = (jax.tree.map(np.asarray, params[f"Dense_{i}"]) for i in range(2))
+    h_BxD = np.maximum(x_BxD @ first["kernel"] + first["bias"], 0)
+    y_BxK = h_BxD @ second["kernel"] + second["bias"]
+    assert (y_BxK < 0).any() and ((x_BxD > 0) != (h_BxD > 0)).any(), "else nothing would show"
+    error = y_BxK - target_BxK
+    back = (error @ second["kernel"].T) * (h_BxD > 0)
+    right = {"Dense_0": x_BxD.T @ back, "Dense_1": h_BxD.T @ error}
+    printed = {
+        "Dense_0": x_BxD.T @ ((error @ second["kernel"].T) * (x_BxD > 0)),
+        "Dense_1": x_BxD.T @ error,
+    }
+    with_relu_of_output = {
+        "Dense_0": x_BxD.T @ (((error * (y_BxK > 0)) @ second["kernel"].T) * (h_BxD > 0)),
+        "Dense_1": h_BxD.T @ (error * (y_BxK > 0)),
+    }
+    grads = jax.grad(loss)(params)
+    for layer in right:
+        found = differences(layer, "kernel")
+        np.testing.assert_allclose(right[layer], found, atol=1e-2)
+        np.testing.assert_allclose(grads[layer]["kernel"], right[layer], rtol=1e-4, atol=1e-5)
+        for wrong in (printed, with_relu_of_output):
+            assert abs(wrong[layer] - found).max() > 0.1
+    np.testing.assert_allclose(grads["Dense_1"]["bias"], error.sum(0), rtol=1e-5)
+    np.testing.assert_allclose(grads["Dense_0"]["bias"], back.sum(0), rtol=1e-5)
 
 
 def test_max_pool_is_reduce_window_in_value_and_gradient():

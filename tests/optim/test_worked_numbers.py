@@ -4,6 +4,8 @@ The articles' figures and formulas are largely wrong. Each test states the claim
 it is not what the formula gives where it is not, and holds lsm to the true one.
 """
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ import optax
 import pytest
 
 from lsm.durations import Horizon
+from lsm.losses import half_squared_error, squared_error
 from lsm.optim import SGD, Adagrad, Adam, Momentum, RMSProp
 
 HORIZON = Horizon(steps=100, batch_size=1, examples=1)
@@ -44,12 +47,25 @@ def descend(learning_rate, loss, theta, n):
     return np.concatenate([np.asarray(theta, np.float32)[None], after])
 
 
-# "One gradient step": prediction 5, target 6, theta 1, learning rate 0.1, squared error.
+# "One gradient step": prediction 5, target 6, theta 1, learning rate 0.1.
 
 
-def test_one_gradient_step_claimed_1_2_true_1_2():
-    gradient = 2 * (5 - 6)  # d(prediction - target)^2 / d theta, with d prediction / d theta = 1
-    assert steps(SGD(learning_rate=0.1), 1.0, [gradient]) == pytest.approx([1.2])
+@pytest.mark.parametrize(
+    ("error", "predict", "true"),
+    [
+        (squared_error, lambda theta: 4 + theta, 1.2),  # d prediction / d theta = 1, no half
+        (half_squared_error, lambda theta: 4 + theta, 1.1),  # the article's own MSE has the half
+        (squared_error, lambda theta: 5 * theta, 2.0),  # its own model, theta x with x = 5
+        (half_squared_error, lambda theta: 5 * theta, 1.5),
+    ],
+    ids=["1/N, slope 1", "1/2N, slope 1", "1/N, theta x", "1/2N, theta x"],
+)
+def test_one_gradient_step_claimed_1_2_true_where_the_slope_is_1_and_there_is_no_half(
+    error, predict, true
+):
+    assert predict(1.0) == 5
+    gradient = jax.grad(lambda theta: error(predict(theta), 6.0))(1.0)
+    assert steps(SGD(learning_rate=0.1), 1.0, [gradient]) == pytest.approx([true])
 
 
 # "One Adam step": gradient -2, theta 1, learning rate 0.1, moments starting at 0.
@@ -68,53 +84,82 @@ def test_one_adam_step_as_published_claimed_1_38_true_1_1():
     assert steps(Adam(learning_rate=0.1), 1.0, [-2]) == pytest.approx([1.1], abs=1e-6)
 
 
-# The formulas. The gradients are all -2, theta starts at 1, the learning rate is 0.1.
+# The formulas, quoted as they are printed. Theta starts at 1, the learning rate is 0.1.
 
 
-def test_momentum_claimed_sign_moves_uphill_true_sign_downhill():
-    velocity, claimed = 0.0, 1.0
-    for g in (-2, -2):
-        velocity = 0.9 * velocity - 0.1 * g
-        claimed -= velocity  # The velocity already points downhill: it must be added.
-    assert claimed == pytest.approx(1 - 0.2 - 0.38)
-    true = steps(Momentum(learning_rate=0.1), 1.0, [-2, -2])
-    assert true == pytest.approx([1 + 0.2, 1 + 0.2 + 0.38])
+def test_momentum_printed_theta_minus_alpha_grad_plus_beta_v_holds_if_v_is_the_last_update():
+    """theta <- theta - alpha grad + beta v."""
+    grads, alpha, beta = (-2, -2, 1), 0.1, 0.9
+    velocity, theta, as_velocity = 0.0, 1.0, []
+    for g in grads:
+        velocity = beta * velocity + g  # What the articles accumulate: it points uphill.
+        theta = theta - alpha * g + beta * velocity
+        as_velocity.append(theta)
+    update, theta, as_update = 0.0, 1.0, []
+    for g in grads:
+        update = -alpha * g + beta * update
+        theta += update
+        as_update.append(theta)
+    true = steps(Momentum(learning_rate=alpha, momentum=beta), 1.0, grads)
+    assert as_update == pytest.approx(true)
+    assert true[0] > 1 > as_velocity[0], "the gradient is negative, so theta must grow"
 
 
-def test_adagrad_claimed_without_accumulator_keeps_its_pace_true_slows_down():
-    claimed = 1.0
-    for g in (-2, -2, -2):
-        claimed -= 0.1 * g / np.sqrt(g**2 + 1e-10)
-    assert claimed == pytest.approx(1.3)
-    true = steps(Adagrad(learning_rate=0.1), 1.0, [-2, -2, -2])
-    assert true == pytest.approx(1 + 0.1 * np.cumsum([1, 1 / np.sqrt(2), 1 / np.sqrt(3)]))
+def test_adagrad_printed_without_eps_divides_zero_by_zero_true_stands_still():
+    """G <- G + grad^2;  theta <- theta - alpha grad / sqrt(G)."""
 
+    def printed(grads):
+        total, theta = np.float64(0), 1.0
+        for g in grads:
+            total += g**2
+            theta -= 0.1 * g / np.sqrt(total)
+        return theta
 
-def test_rmsprop_claimed_minus_eps_under_the_root_is_nan_true_is_finite():
-    g, eps = 1e-5, 1e-8
-    v = 0.1 * g**2
+    adagrad = Adagrad(learning_rate=0.1)
+    assert steps(adagrad, 1.0, [-2, -2, -2])[-1] == pytest.approx(printed([-2, -2, -2]))
     with np.errstate(invalid="ignore"):
-        claimed = 1 - 0.1 * g / np.sqrt(np.float64(v - eps))
-    assert np.isnan(claimed)
-    outside = steps(RMSProp(learning_rate=0.1, eps=eps), 1.0, [g])
-    assert outside == pytest.approx([1 - 0.1 * g / (np.sqrt(v) + eps)], rel=1e-6)
-    inside = steps(RMSProp(learning_rate=0.1, eps=eps, eps_in_root=True), 1.0, [g])
-    assert inside == pytest.approx([1 - 0.1 * g / np.sqrt(v + eps)], rel=1e-6)
+        assert np.isnan(printed([0]))  # A unit that was not active, or a word not in the batch.
+    assert steps(adagrad, 1.0, [0, -2]) == pytest.approx([1, 1.1])
 
 
-def test_adam_claimed_wrong_denominator_depends_on_scale_true_does_not():
-    # A wrong denominator shows by its scale. Without the root of v, say, the step shrinks as the
-    # gradients grow; the published step does not change.
-    def claimed(g):
-        return 1 - 0.1 * g / (g**2 + 1e-8)
+def test_rmsprop_printed_with_a_sum_and_minus_eps_in_the_root_true_keeps_its_pace():
+    """E <- E + grad^2;  theta <- theta - alpha grad / sqrt(E - eps)."""
 
-    assert claimed(-2) == pytest.approx(1.05)
-    assert claimed(-20) == pytest.approx(1.005)
+    def printed(grads, eps=1e-8):
+        total, theta = np.float64(0), [1.0]
+        for g in grads:
+            total += g**2
+            theta.append(theta[-1] - 0.1 * g / np.sqrt(total - eps))
+        return np.array(theta)
+
+    grads = [-2] * 100
+    pace = np.diff(printed(grads))
+    assert pace[-1] == pytest.approx(pace[0] / 10)  # A sum makes it Adagrad: 1 / sqrt(t).
+    pace = np.diff(steps(RMSProp(learning_rate=0.1), 1.0, grads))
+    assert pace[-1] == pytest.approx(0.1, rel=1e-4)  # The average of g^2 is g^2 in the end.
+    small = 1e-5  # Its square is below eps.
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(printed([small])[-1])
+    outside = steps(RMSProp(learning_rate=0.1), 1.0, [small])
+    assert outside == pytest.approx([1 - 0.1 * small / (np.sqrt(0.1) * small + 1e-8)], rel=1e-6)
+    inside = steps(RMSProp(learning_rate=0.1, eps_in_root=True), 1.0, [small])
+    assert inside == pytest.approx([1 - 0.1 * small / np.sqrt(0.1 * small**2 + 1e-8)], rel=1e-6)
+
+
+def test_adam_printed_without_v_and_with_both_corrections_below_true_does_not_see_the_scale():
+    """theta <- theta - alpha m / ((1 - beta1^t) (1 - beta2^t))."""
+
+    def printed(g):
+        m = 0.1 * g
+        return 1 - 0.1 * m / ((1 - 0.9) * (1 - 0.999))
+
+    assert [printed(-2), printed(-20)] == pytest.approx([201, 2001])
     true = [steps(Adam(learning_rate=0.1), 1.0, [g])[0] for g in (-2, -20)]
     assert true == pytest.approx([1.1, 1.1])
 
 
-# A7: prediction theta x, x = 1 2 3, y = 2 3 4, theta 0, learning rate 0.1, mean squared error.
+# A7: prediction theta x, x = 1 2 3, y = 2 3 4, theta starts at 0, learning rate 0.1, mean squared
+# error.
 
 
 def a7_loss(theta):
@@ -122,16 +167,32 @@ def a7_loss(theta):
     return jnp.mean((theta * x - y) ** 2)
 
 
-def test_a7_start_true_loss_29_thirds_gradient_minus_40_thirds():
+CLAIMED_A7 = [0, -2.8 / 3, -207.44 / 27, -6315.765 / 729]  # -8.66 in the text
+
+
+def test_a7_start_claimed_loss_14_thirds_true_29_thirds_gradient_minus_40_thirds():
+    # 14/3 is the mean of x^2: the targets were left out.
+    assert np.mean(np.square([1, 2, 3])) == pytest.approx(14 / 3)
     assert float(a7_loss(0.0)) == pytest.approx(29 / 3)
     assert float(jax.grad(a7_loss)(0.0)) == pytest.approx(-40 / 3)
 
 
-def test_a7_trajectory_claimed_minus_2_8_thirds_and_minus_8_66_true_1_333_and_1_428():
-    thetas = descend(0.1, a7_loss, 0.0, 3)
-    assert thetas == pytest.approx([0, 1.333333, 1.422222, 1.428148], abs=1e-6)
-    assert thetas[1] > 0 > -2.8 / 3  # The claim goes against the gradient's sign,
-    assert a7_loss(-8.66) > 40 * a7_loss(0.0)  # and away from the optimum.
+def test_a7_step_by_step_claimed_minus_0_93_minus_7_68_minus_8_66_true_1_33_1_42_1_43():
+    exact = [Fraction(0)]
+    for _ in range(3):
+        slope = sum(2 * x * (exact[-1] * x - y) for x, y in zip((1, 2, 3), (2, 3, 4), strict=True))
+        exact.append(exact[-1] - Fraction(1, 10) * slope / 3)
+    assert exact == [0, Fraction(4, 3), Fraction(64, 45), Fraction(964, 675)]
+    assert [float(theta) for theta in exact[1:]] == pytest.approx(
+        [1.333333, 1.422222, 1.428148], abs=1e-6
+    )
+    assert descend(0.1, a7_loss, 0.0, 3) == pytest.approx([float(theta) for theta in exact])
+    # The claims go against the gradient, and further up at every step.
+    assert CLAIMED_A7[-1] == pytest.approx(-8.66, abs=0.005)
+    claimed = [float(a7_loss(theta)) for theta in CLAIMED_A7]
+    assert claimed == sorted(claimed)
+    true = [float(a7_loss(float(theta))) for theta in exact]
+    assert true == sorted(true, reverse=True)
 
 
 def test_a7_optimum_true_20_fourteenths():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lsm.durations import Horizon
-from lsm.errors import ConfigError
+from lsm.errors import ConfigError, DataError
 from lsm.models import GPT, MLP
 from lsm.optim import SGD
 from lsm.rng import stream, streams
@@ -92,6 +92,12 @@ def test_a_scalar_is_added_as_it_is_whatever_the_loss_counts():
     expected = ((outputs - 1) ** 2).mean() + (outputs**2).mean()
     np.testing.assert_allclose(total / 36, expected, rtol=1e-5)
     assert float(metrics["loss"].weight) == 36
+
+
+def test_one_target_for_each_output_of_a_regression():
+    task = Regression(model=Outer(Penalised()), input="image", target="y")
+    with pytest.raises(DataError, match=r"^task\.target: 'y' is \(12,\) and .* are \(12, 3\);"):
+        loss_of(task, pictures() | {"y": np.ones(12, np.float32)})
 
 
 def test_sown_terms_are_exact_under_accumulation_and_padding():

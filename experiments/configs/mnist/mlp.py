@@ -1,13 +1,16 @@
 """MNIST with the MLP 784-128-10, SGD with momentum, ten epochs (claimed: 98-99 %).
 
-The tutorial does not say how pixels are scaled, and it matters: by default they are in [0, 1];
-with `standardised` they have mean 0 and deviation 1.
+The source's pixels come from PyTorch's `ToTensor`, so they are in [0, 1], as here by default. It
+speaks of 1000 epochs, and its log shows ten; `long` takes 100, to show where the claim begins to
+be true. With `standardised` pixels, of mean 0 and deviation 1, ten epochs reach further.
 
     python -m experiments.mnist --config=experiments/configs/mnist/mlp.py --workdir=runs/mnist
+    python -m experiments.mnist --config=experiments/configs/mnist/mlp.py:long
     python -m experiments.mnist --config=experiments/configs/mnist/mlp.py:standardised
 
 Measured (mnist_mlp): test/accuracy 92.94 % ± 0.17 (92.79 to 93.12), 3 seeds,
   9 s a run on AMD EPYC, 2 cores, at 59f78b28de.
+Measured (mnist_mlp_long): not run yet.
 Measured (mnist_mlp_standardised): test/accuracy 96.37 % ± 0.09 (96.27 to 96.43), 3 seeds,
   9 s a run on AMD EPYC, 2 cores, at 59f78b28de.
 """
@@ -20,18 +23,19 @@ from lsm.models.initializers import TORCH
 from lsm.optim import Momentum
 from lsm.tasks import Classification
 
-PIXELS = {"plain": (0.0, 1.0), "standardised": (0.1307, 0.3081)}
+FORMS = {"plain": (0.0, 1.0, 10), "long": (0.0, 1.0, 100), "standardised": (0.1307, 0.3081, 10)}
+"""Mean and deviation of the pixels, epochs."""
 
 
 def get_config(arg="plain"):
-    if arg not in PIXELS:
-        raise ConfigError(f"--config: argument {arg!r} given; allowed: {', '.join(PIXELS)}.")
-    mean, std = PIXELS[arg]
+    if arg not in FORMS:
+        raise ConfigError(f"--config: argument {arg!r} given; allowed: {', '.join(FORMS)}.")
+    mean, std, epochs = FORMS[arg]
     model = MLP(widths=(128,), outputs=10, kernel_init=TORCH)
     return Experiment(
         name=f"mnist_mlp_{arg}",
         task=Classification(model=model, mean=mean, std=std),
         data=Data(source=Tfds("mnist"), train="train", test="test"),
         optimizer=Momentum(learning_rate=1e-3, momentum=0.9),
-        train=Train(epochs=10, batch_size=64),
+        train=Train(epochs=epochs, batch_size=64),
     )
