@@ -289,6 +289,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_two_tasks_are_interrupted_requeued_and_finish(cluster, tmp_path):
     workdir = tmp_path / 'a "b" 100%d'
     job = submit(
@@ -319,6 +320,7 @@ def test_two_tasks_are_interrupted_requeued_and_finish(cluster, tmp_path):
     assert (workdir / "slurm.sh").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_is_an_array_of_runs(cluster, tmp_path):
     workdir = tmp_path / "sweep"
     job = submit(
@@ -359,6 +361,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_who_puts_a_job_back_and_when_nobody_does(cluster, tmp_path, monkeypatch, capfd):
     """A preemption that requeues does what `scontrol requeue` does; the script must not do it too."""
     (tmp_path / "experiments").mkdir()

@@ -24,6 +24,8 @@ from lsm.processes.peers import free_port
 from lsm.run.checkpoint import Checkpoints
 from lsm.train.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 60
 CONFIG = """

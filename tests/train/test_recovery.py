@@ -12,6 +12,8 @@ import time
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "experiments.digits"]
 SMALL = [

@@ -2,7 +2,8 @@
 
     python -m experiments.cifar --config=experiments/configs/cifar/modern.py --workdir=runs/modern
 
-Measured (cifar_modern): not run yet.
+Measured (cifar_modern): test/accuracy 85.88 %, 1 seed,
+  1 h 34 min a run on AMD EPYC, 2 cores, at e4941b357e.
 """
 
 from lsm import Data, Evaluation, Experiment, Train
