@@ -89,6 +89,7 @@ def with_tables(text):
     return TABLE.sub(fill, text)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("desk")
 @holding(CODE, but=["data.md"])  # tests/data/test_sources.py runs that page's
 def test_examples_run_and_print_what_is_shown(page):

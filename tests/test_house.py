@@ -161,6 +161,7 @@ print(time.process_time() - start)
     assert min(float(run(code)[0]) for _ in range(2)) < 0.5
 
 
+@pytest.mark.slow
 def test_training_never_imports_tensorflow(tmp_path):
     code = f"""
 import sys, lsm

@@ -111,11 +111,11 @@ def tokenize(
         shard_tokens=packing.shard_tokens,
     )
     folder = expanded(out, "--out") / packing.split
+    _check_siblings(folder, wanted)
     with readable_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     taken = DataError(f"--out: another process is writing {folder}.")
     with exclusive(folder / ".lock", taken):
-        _check_siblings(folder, wanted)
         index = _found(folder, wanted)
         # Finished: nothing is left but to check it.
         if index.position is None:

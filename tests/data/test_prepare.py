@@ -420,6 +420,7 @@ def test_a_data_dir_that_cannot_be_written(raw_dir, tmp_path):
         prepare.prepare("mnist", raw_dir, tmp_path / "file" / "data")
 
 
+@pytest.mark.slow
 def test_command_line(raw_dir, data_dir):
     write_mnist(raw_dir)
     flags = [f"--raw={raw_dir}", f"--data_dir={data_dir}"]

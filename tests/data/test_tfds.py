@@ -179,6 +179,7 @@ def test_settings():
         Tfds("")
 
 
+@pytest.mark.slow
 def test_tensorflow_is_never_imported_and_opencv_not_missed(tfds_dir, tmp_path):
     program = f"""
 import importlib.abc, sys

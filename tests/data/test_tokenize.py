@@ -152,6 +152,7 @@ def command(*arguments) -> list[str]:
     return [sys.executable, "-m", "lsm.data.tokenize", *map(str, arguments)]
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_gives_the_same_bytes(bpe, tmp_path):
     """SIGKILL while shards are being written, once in each input."""
     (tmp_path / "a.txt").write_bytes((TEXT * 8000).encode())  # 5 pieces, each a shard
@@ -187,6 +188,7 @@ def test_killed_and_run_again_gives_the_same_bytes(bpe, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(bpe, tmp_path, monkeypatch):
     """Python's and NumPy's memory; the library's is that of the pieces in work."""
     monkeypatch.setattr(documents, "PIECE", 1 << 12)

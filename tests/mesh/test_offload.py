@@ -101,6 +101,7 @@ def test_checkpoints_are_restored_into_host_memory(tmp_path):
     assert_equal(again, plain_again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"ema": 0.9}, {"params": "bfloat16"}], ids=str)
 def test_a_run_with_offload_resumes_and_equals_one_without(tmp_path, options):
     plain = lsm.fit(experiment(offload=False, **options), tmp_path / "plain")

@@ -174,6 +174,7 @@ def test_no_token_depends_on_later_ones_or_on_padding(capacity):
     np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_all_forms_without_a_capacity_are_one_function():
     """Sorted on one device, sorted on each of eight, and with room for all."""
     model = gpt2(**SIZES, experts=Experts(count=E))

@@ -11,6 +11,8 @@ from lsm.models.experts import Experts
 from lsm.models.families import gpt2
 from lsm.tasks import LanguageModelling
 
+pytestmark = pytest.mark.slow
+
 B, T, V, D, L = 4, 32, 31, 32, 4
 SIZES = {"vocabulary": V, "layers": L, "heads": 2, "width": D, "context": T, "bias": False}
 MODELS = {

@@ -134,6 +134,7 @@ def test_norm_positions():
     assert run("sandwich")[1] == {"norm_1", "norm_2", "post_norm_1", "post_norm_2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 def test_cached_logits_are_those_of_the_whole_text(style):
     """A prompt of 5, three tokens at once, then one at a time."""
@@ -230,6 +231,7 @@ def test_maps_of_all_layers_sum_to_one():
     assert (found[:2, :, :, 4, 0] == 0).all() and (found[2, :, :, 4, 0] > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axes", [{"data": 8}, {"fsdp": 4, "tensor": 2}, {"pipeline": 2, "data": 4}], ids=str
 )
@@ -260,6 +262,7 @@ def test_gradients_by_example_are_those_of_one_device(axes):
     assert len({float(x) for x in expected["norm_f"]["scale"][:, 0]}) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axes", [{"data": 2, "tensor": 2}, {"fsdp": 4}, {"tensor": 2, "sequence": 2}], ids=str
 )
@@ -281,6 +284,7 @@ def test_decoding_on_a_mesh_is_that_of_one_device(axes):
     )
 
 
+@pytest.mark.slow
 def test_stages_hand_back_maps_and_read_the_memory_and_the_mask_of_their_rows():
     config = Transformer(layers=4, heads=2, width=8)
     rows, stack = 16, Stack(config)

@@ -171,6 +171,7 @@ def experiment(**train):
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_ends_with_the_same_bits(tmp_path):
     whole = lsm.fit(experiment(), tmp_path / "whole")
     lsm.fit(experiment(steps=4), tmp_path / "parts")

@@ -38,6 +38,7 @@ def test_a_run_starts_from_the_averages_of_another(base):
     assert fingerprint(found.params) != raw  # these are no averages
 
 
+@pytest.mark.slow
 def test_a_new_head_is_drawn_and_the_rest_taken(base, tmp_path):
     columns = pictures(seed=1) | {"label": pictures(seed=1)["label"] % 3}
     task = Classification(model=MLP(widths=(8,), outputs=3))
@@ -55,6 +56,7 @@ def test_a_new_head_is_drawn_and_the_rest_taken(base, tmp_path):
     assert parts.fingerprint == one.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [Mesh(), Mesh(data=1, fsdp=8)], ids=["data", "fsdp"])
 def test_what_is_taken_goes_straight_to_its_place(base, mesh):
     task = Classification(model=MLP(widths=(64,), outputs=8))

@@ -79,6 +79,7 @@ def assert_close(a, b, rtol=1e-4, atol=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("mesh", [Mesh(), Mesh(data=2, fsdp=4)], ids=["data", "both"])
 def test_eight_devices_equal_one(name, mesh):
@@ -91,6 +92,7 @@ def test_four_micro_batches_equal_one(name):
     assert_close(trained(CASES[name], 4, accumulation=4), trained(CASES[name], 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_fit_resumes_to_the_last_bit_and_loads(name, tmp_path):
     case = CASES[name]
@@ -133,6 +135,7 @@ def test_a_stream_that_nobody_named_is_one_line():
         task.evaluate(params, state, batch, {"dropout": jax.random.key(0)})
 
 
+@pytest.mark.slow
 def test_two_players_equal_two_loops_of_optax():
     """Each player's own gradient, transform and state, side by side."""
     case = CASES["players"]
@@ -182,6 +185,7 @@ def test_the_teacher_is_the_moving_average_of_every_update():
     assert_close(state.model_state["teacher"], teacher)
 
 
+@pytest.mark.slow
 def test_clipping_by_example_is_that_of_a_loop():
     """Sum of clipped gradients over a fixed divisor, then noise from an Optax transform."""
     norm, expected, std = 0.1, 12.0, 0.01
@@ -205,6 +209,7 @@ def test_clipping_by_example_is_that_of_a_loop():
     assert float(metrics["loss"].weight) == 13
 
 
+@pytest.mark.slow
 def test_poisson_batches_through_fit(tmp_path):
     case = experiment(
         Classification(model=SMALL),

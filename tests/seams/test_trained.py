@@ -27,6 +27,7 @@ class Clash(F1):
         return {"loss": -1.0}
 
 
+@pytest.mark.slow
 def test_load_rebuilds_the_experiment_from_its_json(tmp_path):
     case = flags.load(
         "experiments/configs/digits/cnn.py",

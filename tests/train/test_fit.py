@@ -89,6 +89,7 @@ def test_evaluate_run_repeats_the_best_figures(finished):
     assert figures["validation"]["accuracy"] == best["accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [Mesh(fsdp=8, data=1), Mesh(data=4, fsdp=2)], ids=str)
 def test_a_run_on_another_mesh_agrees_and_continues(finished, mesh, tmp_path):
     _, reference = finished

@@ -181,6 +181,7 @@ def test_slow_saves_show(tmp_path, monkeypatch):
     assert lsm.fit(experiment(), tmp_path).goodput["checkpoint_seconds"] > 3 * 0.3
 
 
+@pytest.mark.slow
 def test_a_killed_run_counts_what_it_makes_again(tmp_path, monkeypatch):
     """Killed after the row of step 20, before its checkpoint: steps 11 to 20 are lost."""
     save = lsm.run.checkpoint.Checkpoints.save
@@ -235,6 +236,7 @@ def test_a_run_that_goes_on_adds_up(tmp_path):
         assert second[f"{kind}_seconds"] > first[f"{kind}_seconds"]
 
 
+@pytest.mark.slow
 def test_a_language_model_counts_tokens(tmp_path):
     tokens = np.zeros((64, 9), np.int32)
     run = experiment(

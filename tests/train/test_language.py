@@ -56,6 +56,7 @@ def assert_close(found, expected):
     jax.tree.map(close, found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "weights"), [("tied", None), ("untied, capped", "rows"), ("experts", "tokens")]
 )
@@ -88,6 +89,7 @@ def trained(mesh, chunks, devices, model=MODELS["tied"], **train):
     return jax.device_get(state.params), compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "train"),
     [
@@ -102,6 +104,7 @@ def test_chunks_on_a_mesh_equal_the_whole_on_one_device(mesh, train):
     assert_close(trained(mesh, 4, 4, **train)[0], whole)
 
 
+@pytest.mark.slow
 def test_all_logits_are_nowhere_and_memory_falls():
     model = gpt2(**SIZES | {"vocabulary": 8192})
     (whole, all_at_once), (parts, in_parts) = (trained(Mesh(), c, 1, model) for c in (1, 8))

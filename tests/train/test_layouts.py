@@ -101,6 +101,7 @@ def collectives(hlo, mesh):
     return [(one.kind, one.axes, one.bytes) for one in collectives_of(parse(hlo), mesh, CHIPS[0])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "layout"), CASES)
 def test_every_layout_equals_one_device(model, layout, capfd):
     batches = [text(seed) for seed in range(3)]

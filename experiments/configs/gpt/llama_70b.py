@@ -3,8 +3,8 @@
     python -m launch.plan --config=experiments/configs/gpt/llama_70b.py --topology=v5p:8x8x8
     python -m experiments.gpt --config=experiments/configs/gpt/llama_70b.py --data_dir=DATA
 
-Planned (llama_70b): on 512 v5p chips 30.2 GiB of 95.7 GiB each, a step of 19.8 to 28.5 s,
-  80 to 56 % MFU, 423,381 to 294,534 tokens/s, by libtpu 0.0.52; not trained here.
+Planned (llama_70b): on 512 v5p chips 30.6 GiB of 95.7 GiB each, a step of 19.8 to 28.7 s,
+  80 to 55 % MFU, 423,381 to 291,926 tokens/s, by libtpu 0.0.52; not trained here.
 """
 
 from lsm import Data, Evaluation, Experiment, Mesh, Train

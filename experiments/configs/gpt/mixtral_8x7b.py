@@ -3,8 +3,8 @@
     python -m launch.plan --config=experiments/configs/gpt/mixtral_8x7b.py --topology=v5p:4x4x8
     python -m experiments.gpt --config=experiments/configs/gpt/mixtral_8x7b.py --data_dir=DATA
 
-Planned (mixtral_8x7b): on 128 v5p chips 29.7 GiB of 95.7 GiB each, a step of 9.5 to 17.4 s,
-  75 to 41 % MFU, 441,317 to 241,157 tokens/s, by libtpu 0.0.52; not trained here.
+Planned (mixtral_8x7b): on 128 v5p chips 29.5 GiB of 95.7 GiB each, a step of 9.5 to 17.5 s,
+  62 to 34 % MFU, 441,317 to 239,630 tokens/s, by libtpu 0.0.52; not trained here.
 """
 
 from lsm import Data, Evaluation, Experiment, Mesh, Train
