@@ -56,6 +56,7 @@ def assert_in_host_memory(state):
         assert leaf.sharding.memory_kind == "device"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("params", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "optimizer", [{"clip_norm": 1.0}, {"ema": 0.9}, {"groups": (Group("Dense_0", 0.0),)}], ids=str

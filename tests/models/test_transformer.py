@@ -151,6 +151,7 @@ def test_cached_logits_are_those_of_the_whole_text(style):
     np.testing.assert_array_equal(cache.length, [12] * model.transformer.layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["gpt2", "llama", "gemma3"])
 def test_prompts_of_different_lengths_go_on_where_each_ends(style):
     model, text = STYLES[style], tokens()
@@ -166,6 +167,7 @@ def test_prompts_of_different_lengths_go_on_where_each_ends(style):
         np.testing.assert_allclose(logits[:, 0], expected[row_B, place_B], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["gpt2", "llama", "gemma3"])
 def test_packed_segments_are_separate_documents(style):
     model, text = STYLES[style], tokens()

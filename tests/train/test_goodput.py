@@ -163,6 +163,7 @@ def slowly(seconds, function):
     return lambda *args: (time.sleep(seconds), function(*args))[1]
 
 
+@pytest.mark.slow
 def test_slow_data_shows(tmp_path, monkeypatch):
     """Of 30 batches 8 may be ready when the step is compiled, and some more when it is logged."""
     take = lsm.data.TrainBatches.batch_at
@@ -175,6 +176,7 @@ def test_slow_data_shows(tmp_path, monkeypatch):
     assert rows(tmp_path, "train")[-1]["input_wait"] > 0.5
 
 
+@pytest.mark.slow
 def test_slow_saves_show(tmp_path, monkeypatch):
     save = lsm.run.checkpoint.Checkpoints.save
     monkeypatch.setattr(lsm.run.checkpoint.Checkpoints, "save", slowly(0.3, save))
@@ -227,6 +229,7 @@ def test_no_mfu_where_the_peak_is_not_known(tmp_path):
     assert result.goodput["tflops_per_sec_per_device"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_adds_up(tmp_path):
     first = lsm.fit(experiment(train=Train(steps=20, batch_size=64)), tmp_path).goodput
     more = experiment(train=Train(steps=30, batch_size=64))
