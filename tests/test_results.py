@@ -1,5 +1,6 @@
 import ast
 import json
+import math
 import pathlib
 import re
 import subprocess
@@ -227,6 +228,28 @@ def test_the_exact_form_of_the_mnist_mlp_has_pixels_in_0_to_1_as_totensor_gives_
     scaled = experiment.task.inputs({"image": pixels})
     np.testing.assert_allclose(scaled, pixels / 255, rtol=1e-6)
     assert experiment.train.epochs == {"mnist_mlp": 10, "mnist_mlp_long": 100}[name]
+
+
+def test_published_runs_lie_in_the_range_that_is_planned(monkeypatch):
+    """Of the stored plans; `python -m benchmarks.plans run` makes them again."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import plans
+
+    published = {name: case for name, case in plans.CASES.items() if case.tokens or case.mfu}
+    assert len(published) == 6
+    for name, case in published.items():
+        plan = json.loads((plans.RECORDS / f"{name}.json").read_text())
+        low, high = plan["projection"]["mfu"]
+        if case.mfu:
+            assert low < case.mfu < high, name
+            assert math.sqrt(low * high) == pytest.approx(case.mfu, rel=0.2)
+        if case.tokens:
+            low, high = plan["projection"]["tokens_per_second"]
+            chips = plan["topology"]["chips"]
+            assert low < case.tokens * chips < high, name
+        counted = plan["flops"]["compiled"] + plan["flops"]["custom_calls"]
+        assert counted == pytest.approx(plan["flops"]["hardware"], rel=0.02)
+        assert plan["unknown_loops"] == 0
 
 
 def test_check_notices_a_figure_changed_by_hand(results, trained, tmp_path, capsys):
