@@ -40,10 +40,10 @@ def experiment(task, source, batch_size=16, **fields):
 
 
 def gpt(**fields):
-    tokens = Arrays(train={"tokens": np.zeros((8, 501), np.int32)})
-    blocks = Transformer(layers=2, heads=8, width=1024, dtype="bfloat16")
-    model = GPT(vocabulary=256, context=500, transformer=blocks)
-    return experiment(LanguageModelling(model=model), tokens, batch_size=64, **fields)
+    tokens = Arrays(train={"tokens": np.zeros((8, 129), np.int32)})
+    blocks = Transformer(layers=2, heads=8, width=256, dtype="bfloat16")
+    model = GPT(vocabulary=256, context=128, transformer=blocks)
+    return experiment(LanguageModelling(model=model), tokens, **fields)
 
 
 def gpus(count=2, available=None):
@@ -65,7 +65,7 @@ def roomy():
 def test_with_room_nothing_is_computed_again_or_split(roomy):
     run = roomy.best.plan.run
     assert roomy.best.changes["task.model.transformer.remat"] == "none"
-    assert run.accumulation == 1 and run.batch_size == 64
+    assert run.accumulation == 1 and run.batch_size == 16
     assert run.mesh["tensor"] == run.mesh["sequence"] == run.mesh["pipeline"] == 1
     assert roomy.best.plan.basis == "priced"
 
@@ -98,8 +98,9 @@ def test_little_memory_is_met_by_policy_or_parts(roomy):
     available = (least + roomy.best.plan.memory.total) // 2
     tight = find(gpt(), gpus(available=available), data)
     assert tight.best.plan.memory.total <= available
-    assert tight.best.rank >= roomy.best.rank
-    assert tight.best.plan.run.batch_size == 64
+    policy = tight.best.changes["task.model.transformer.remat"]
+    assert policy != "none" or tight.best.plan.run.accumulation > 1
+    assert tight.best.plan.run.batch_size == 16
 
 
 def test_what_is_on_the_line_stays():
