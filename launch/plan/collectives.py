@@ -103,7 +103,6 @@ def _padded(one: Instruction) -> bool:
     return one.op == "dynamic-update-slice"
 
 
-# A range of numbers, reshaped and transposed.
 _RANGE = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 
 

@@ -30,18 +30,18 @@ def executed(computation: Computation, times: int = 1) -> Iterator[tuple[Instruc
 
 
 def trip_count(loop: Instruction) -> int | None:
-    """Returns how often a while loop turns, or None where it cannot be read.
-
-    XLA's own `known_trip_count` is taken where it is written; else the counter's start, its step
-    and what it is compared with are numbers in the text.
-    """
+    """Returns how often a while loop turns: XLA's own count, or by its counter; None if unread."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text):
         return int(known[1])
     condition, body = (loop.computation(name).root for name in ("condition", "body"))
     try:
-        (place, offset), (_, limit) = map(_sum, condition.operands)
-        start, step = _sum(loop.operands[0].operands[place]), _sum(body.operands[place])
-        if start[0] is not None or step[0] != place:
+        begin = loop.operands[0].operands
+        (place, offset), (bound, limit) = map(_sum, condition.operands)
+        if bound is not None and _sum(body.operands[bound]) == (bound, 0):  # carried along
+            bound, first = _sum(begin[bound])
+            limit += first
+        start, step = _sum(begin[place]), _sum(body.operands[place])
+        if bound is not None or start[0] is not None or step[0] != place:
             return None
         stop = limit - offset + _ENDS[condition.attribute("direction")]
         return len(range(start[1], stop, step[1]))

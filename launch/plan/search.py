@@ -115,11 +115,12 @@ def _changed(request: Request, changes: Mapping[str, str]) -> Request:
 def _nothing_fits(trials: list[Trial], topology: Topology) -> str:
     closest = min(trials, key=lambda one: one.needed)
     shown = ", ".join(f"{k}={v}" for k, v in closest.changes.items() if v != "1")
-    over = f" ({shown}) needs {amount(closest.needed - topology.available)} more on each device"
+    over = f" is {shown}"
+    if closest.needed < math.inf:
+        over = f" ({shown}) needs {amount(closest.needed - topology.available)} more on each device"
     return (
-        f"--fit: none of {len(trials)} plans fits {topology.name}; the closest"
-        f"{over if closest.needed < math.inf else f' is {shown}'}. More chips would help, or "
-        "mesh.offload=True, train.params=bfloat16, or a smaller train.batch_size."
+        f"--fit: none of {len(trials)} plans fits {topology.name}; the closest{over}. More chips "
+        "would help, or mesh.offload=True, train.params=bfloat16, or a smaller train.batch_size."
     )
 
 
@@ -195,7 +196,7 @@ class _Search:
             try:
                 for policy in policies:
                     plan = self._fewest_parts(changes | ({_REMAT: policy} if policy else {}))
-                    whole = plan.fits and (plan.run.accumulation == 1 or policy == "dots")
+                    whole = plan.fits and plan.run.accumulation == 1
                     if whole or (plan.refusal and plan.refusal.program == "state"):
                         break
             except (MeshError, ConfigError) as failed:

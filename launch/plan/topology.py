@@ -24,7 +24,7 @@ EXAMPLES = ("v4:4x4x4", "v5e:4x4", "v5p:8x8x8", "v6e:16x16", "tpu7x:4x4x4")
 _CHIPS = {chip.name: chip for chip in CHIPS}
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}  # one device of two cores, as on real machines
 STAND_IN = "v5p"  # what programs for GPUs are compiled for: one device a chip, and most memory
-PREALLOCATED = 0.75  # share of a GPU's memory that JAX takes, as XLA_PYTHON_CLIENT_MEM_FRACTION
+_SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
 
 class PlanError(LsmError):
@@ -95,8 +95,10 @@ def load(name: str, slices: int = 1) -> Topology:
         return Topology(name, slices, chip, tpus, tpus, "tpu", available(tpus[0], chip), versions)
     gpus = tuple(Gpu(n, n // chip.devices_per_host) for n in range(sizes[0]))
     tpus = _stand_ins(len(gpus))
-    share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", PREALLOCATED))
-    room = min(int(chip.memory * share), available(tpus[0], _CHIPS[STAND_IN]))
+    share = os.environ.get(_SHARE) or "0.75"  # what JAX takes of a GPU unless it is told
+    if not re.fullmatch(r"\d*\.?\d+", share):
+        raise ConfigError(f"{_SHARE}: {share!r} given; a number such as 0.75 is needed.")
+    room = min(int(chip.memory * float(share)), available(tpus[0], _CHIPS[STAND_IN]))
     return Topology(name, 1, chip, gpus, tpus, "cuda", room, versions)
 
 

@@ -273,5 +273,5 @@ def _readings(text: str) -> Iterator[Any]:
         yield (literal,)
     yield text
     module, dot, name = text.rpartition(".")
-    if dot and hasattr(sys.modules.get(module), name):
+    if dot and module in sys.modules and hasattr(sys.modules[module], name):
         yield getattr(sys.modules[module], name)

@@ -9,6 +9,7 @@ from lsm.optim.ema import (
     ParamsEmaState,
     averaged_model_state,
     averaged_params,
+    averages_model_state,
     params_ema,
     with_model_state,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "WarmUp",
     "averaged_model_state",
     "averaged_params",
+    "averages_model_state",
     "keep_master",
     "params_ema",
     "scale_by_shampoo",

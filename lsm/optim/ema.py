@@ -106,6 +106,11 @@ def _nearest(path: str, among: list[str]) -> set[str]:
     return {name for name in among if common(name) == most}
 
 
+def averages_model_state(opt_state: Any) -> bool:
+    """Whether an average in `opt_state` is of the model state, too, and its `update` needs it."""
+    return any(state.model_state for state in _averages(opt_state))
+
+
 def averaged_params(opt_state: Any, params: optax.Params) -> optax.Params:
     """Returns the averaged parameters in `opt_state` where there are any, else `params`.
 

@@ -68,7 +68,7 @@ class Muon(Algorithm):
       axes: how they are read, the first match first. By default the last axis is the output; of
         rank 2 and 4 (dense, convolution) the others are the input; rank 3 and 5 are stacks of these
         along a leading axis, as `nn.scan` makes them. Axes that the model's `layout` calls stacks
-        are in front of all that.
+        are in front of these defaults; a `MatrixAxes` counts them too.
       adam_b1: AdamW's decay of the mean of gradients.
       adam_b2: AdamW's decay of the mean of their squares.
       adam_eps: AdamW's eps.

@@ -11,6 +11,7 @@ import jax
 from lsm import processes
 from lsm.config import Experiment
 from lsm.cpu import keep_memory
+from lsm.errors import TrainingError
 from lsm.files import expanded
 from lsm.run.checkpoint import Checkpoints
 from lsm.run.curves import plot_curves
@@ -81,9 +82,9 @@ def fit(
         state, ending = loop.run(state)
         result = _finished(loop, state, ending, workdir)
     if ending != "interrupted" and processes.is_first():
-        result.save(workdir)
         if read_metrics(workdir):  # closed by now, so that all rows are there
             plot_curves(workdir)
+        result.save(workdir)  # last: with it the run counts as done
     return result
 
 
@@ -116,9 +117,12 @@ def _made(
     trainer: Trainer, state: TrainState, progress: Progress, workdir: pathlib.Path
 ) -> Result | None:
     """Returns the result that is here, where nothing is left to do; one that is of before goes."""
-    done = progress.stopped or int(state.step) >= trainer.horizon.steps
-    if processes.share("the result", done and (workdir / RESULT).exists()):
-        return Result.load(workdir)
+    done, result = progress.stopped or int(state.step) >= trainer.horizon.steps, None
+    if done:
+        with contextlib.suppress(TrainingError):  # none, or damaged: it is made again
+            result = Result.load(workdir)
+    if processes.share("the result", result is not None):
+        return result or Result.load(workdir)
     if processes.is_first():
         (workdir / RESULT).unlink(missing_ok=True)
     return None

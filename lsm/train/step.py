@@ -10,6 +10,7 @@ import optax
 
 from lsm.errors import ConfigError
 from lsm.metrics import Weighted
+from lsm.optim import averages_model_state
 from lsm.params import flat
 from lsm.rng import streams
 from lsm.tasks import (
@@ -59,7 +60,7 @@ def make_step(
         sums, metrics, new = gradient_sum(params, state.model_state, batch, rngs, state.step)
         grads = _divide(sums, params, gradient.divisor(metrics))
         extra = {"value": metrics["loss"].mean}
-        if state.model_state:
+        if averages_model_state(state.opt_state):
             extra["model_state"] = {**state.model_state, **new}
         updates, opt_state = update(grads, state.opt_state, params, **extra)
         params = optax.apply_updates(params, updates)

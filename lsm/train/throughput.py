@@ -39,8 +39,14 @@ def training_flops(task: Task, state: TrainState, batch: Any) -> Flops:
     attention: places of experts that stay empty do not count, and dropped tokens do.
     """
     task = dropless(task)
+    # A single row is not sorted by experts, some of whose places are empty then: two are counted.
+    one = bool(mixtures(task)) and {x.shape[0] for x in jax.tree.leaves(batch)} == {1}
+    if one:
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), batch)
     rngs = jax.eval_shape(lambda: streams(task.streams, 0, 0))
-    return model_flops(task.loss, state.params, state.model_state, batch, rngs, state.step)
+    flops = model_flops(task.loss, state.params, state.model_state, batch, rngs, state.step)
+    halves = {"forward": flops.forward / 2, "backward": flops.backward / 2}
+    return dataclasses.replace(flops, **halves) if one else flops
 
 
 @dataclasses.dataclass(frozen=True)

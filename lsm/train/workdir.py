@@ -90,7 +90,8 @@ def _saved(path: pathlib.Path) -> Any:
     try:
         return parsed_json(path.read_text()) if path.exists() else None
     except (OSError, ValueError) as error:  # a folder; not text; not JSON
-        raise ConfigError(f"{path} is damaged ({error}); remove it to continue.") from error
+        remedy = "remove it" + (", and give --allow_config_change," if path.name == CONFIG else "")
+        raise ConfigError(f"{path} is damaged ({error}); {remedy} to continue.") from error
 
 
 def _as_now(saved: Any) -> Any:

@@ -322,7 +322,7 @@ def test_what_a_field_shows_can_be_given(value):
 
 def test_no_module_is_imported_for_a_value():
     sys.modules.pop("this", None)
-    for text in ("this.s", "antigravity.fly", "test.support.verbose"):
+    for text in ("this.s", "antigravity.fly", "test.support.verbose", "no_such.__doc__"):
         with pytest.raises(ConfigError):
             flags.override(experiment(), {"task.model.activation": text})
         assert text.rpartition(".")[0] not in sys.modules

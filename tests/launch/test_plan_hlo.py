@@ -74,6 +74,20 @@ def test_trip_counts(options, expected):
     assert trips(loop(**options)) == expected
 
 
+@pytest.mark.parametrize(("start", "expected"), [("constant(7)", 7), ("parameter(1)", None)])
+def test_a_limit_that_is_carried_is_read_where_the_loop_begins(start, expected):
+    text = LOOP.replace("DIRECTION", "LT").replace("BEGIN", "0").replace("STRIDE", "1")
+    text = text.replace("MORE", "").replace("s32[]{:T(128)} constant(START_LIMIT)", CARRIED)
+    text = text.replace("%next, %dot)", "%next, %dot, %same)")
+    text = text.replace("  %w = ", "  %same = s32[] get-tuple-element(%q), index=2\n  %w = ")
+    text = text.replace("tuple(%copy.1, %a)", "tuple(%copy.1, %a, %end)")
+    text = text.replace("  %zero = ", f"  %end = s32[] {start}\n  %zero = ")
+    assert trips(parse(text)) == expected
+
+
+CARRIED = "s32[] get-tuple-element(%p), index=2"
+
+
 def test_loop_bodies_count_once_a_turn():
     total = sum(times * costs.flops(one) for one, times in executed(loop(limit=5)))
     assert total == 5 * 2 * 8 * 16 * 16

@@ -180,6 +180,15 @@ def test_a_finished_run_is_left_as_it_is(finished, tmp_path):
     assert changed == {"config.json"} and set(files(workdir)) == set(before)
 
 
+def test_what_is_missing_of_a_finished_run_is_made_again(finished, tmp_path):
+    """As after a kill between the curves and the result, or by a disk that cut it."""
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    (workdir / "result.json").write_text("{")
+    (workdir / "curves.png").unlink(missing_ok=True)
+    assert lsm.fit(experiment(), workdir).metrics == finished[1].metrics
+    assert Result.load(workdir).step == 30 and (workdir / "curves.png").exists()
+
+
 def test_an_interrupted_extension_has_no_result(finished, tmp_path, monkeypatch):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     longer = experiment(train=Train(steps=40, batch_size=64, log_every=10))
@@ -327,6 +336,21 @@ def test_every_label_in_memory_is_checked_before_training(tmp_path):
         lsm.fit(rare_label(), tmp_path)
     assert not list(tmp_path.iterdir())
     assert lsm.fit(rare_label(augment=(Relabelled(),)), tmp_path).step == 30
+
+
+class Weighed(Transform):
+    """Adds a weight for every row of a batch."""
+
+    def draw(self, rng, examples):
+        return {}
+
+    def apply(self, batch, drawn):
+        return {**batch, "weight": np.ones(len(batch["label"]), np.float32)}
+
+
+def test_weights_that_an_augmentation_adds_are_of_a_batch_alone(tmp_path):
+    data = Data(source=Digits(), augment=(Weighed(),))
+    assert lsm.fit(experiment(data=data), tmp_path).step == 30
 
 
 def test_a_label_that_is_met_on_the_way_stops_the_run(tmp_path):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsm.models import MLP
+from lsm.models import GPT, MLP, Transformer
 from lsm.models.experts import Experts, dropless, mixtures
 from lsm.models.families import mixtral
 from lsm.params import flat
@@ -34,6 +34,15 @@ def test_mixtral_counts_what_a_token_meets(capacity):
     attention = 12 * 32 * 4096 * T  # scores and their sums: 3 x 2 x 2 x T x width a layer
     found = training_flops(task, state, batch).total / (B * T)
     assert found == pytest.approx(6 * multiplied + attention, rel=1e-3)
+
+
+def test_a_batch_of_one_needs_half_of_two():
+    """Though its row is not sorted by experts, whose places are then empty in part."""
+    model = GPT(vocabulary=64, context=16, transformer=Transformer(layers=1, experts=Experts()))
+    task = LanguageModelling(model=model)
+    one, two = ({"tokens": np.zeros((rows, 17), np.int32)} for rows in (1, 2))
+    state = shapes(task, two)
+    assert 2 * training_flops(task, state, one).total == training_flops(task, state, two).total
 
 
 def test_without_experts_all_parameters_are_active():
