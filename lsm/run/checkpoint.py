@@ -332,7 +332,8 @@ def _hush() -> None:
 
     Its background threads log each of them, and TensorStore's find their event loop gone.
     """
-    logging.getLogger("absl").addFilter(_is_no_failure_of_orbax)
+    for name in ("absl", "asyncio"):  # asyncio tells of a read that failed after another had
+        logging.getLogger(name).addFilter(_is_no_failure_of_orbax)
     hook = sys.unraisablehook
 
     def other_than_a_closed_loop(unraisable: Any) -> None:
@@ -343,7 +344,7 @@ def _hush() -> None:
 
 
 def _is_no_failure_of_orbax(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname + record.getMessage()
 
 
 @dataclasses.dataclass

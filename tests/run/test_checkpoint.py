@@ -1,5 +1,7 @@
 """Checkpoints that cannot be written, and folders that are not what their name says."""
 
+import contextlib
+import logging
 import shutil
 import subprocess
 import sys
@@ -81,3 +83,12 @@ def test_a_disk_error_does_not_speak_of_checkpoints(tmp_path):
         atomic_write(tmp_path, b"")
     assert "checkpoint" not in str(error.value)
     assert "run the same command again; it goes on from what was saved." in str(error.value)
+
+
+def test_a_read_that_fails_after_another_is_not_told_of(tmp_path, caplog):
+    """By asyncio, whenever it collects the task: the error of the first has been raised."""
+    with contextlib.closing(Checkpoints(tmp_path)):
+        asyncio = logging.getLogger("asyncio")
+        asyncio.error("Task exception was never retrieved\nfuture: orbax/checkpoint/x.py")
+        asyncio.error("Task exception was never retrieved\nfuture: mine.py")
+    assert [record.getMessage()[-7:] for record in caplog.records] == ["mine.py"]
