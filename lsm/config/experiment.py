@@ -19,6 +19,7 @@ from lsm.tasks import MeanGradient, Task
 from lsm.writers import Console, Jsonl, TensorBoard, WriterConfig
 
 LENGTHS = ("steps", "epochs", "examples")
+_MOST_STEPS = 1024  # of one dispatch: their batches are on the devices at the same time
 COSMETIC = {"alters_run": False}
 """Metadata of fields that may change between a run and its continuation."""
 
@@ -45,6 +46,9 @@ class Train:
       skip_nonfinite: skip an update with a NaN or infinity in the loss or the new state, instead of
         stopping.
       log_every: time between rows of training metrics.
+      steps_per_execution: steps in one dispatch, at most; an interruption waits for its end. They
+        compute what single steps do, to the bit on a CPU. "auto" takes several where a step is so
+        short that the host would hold it up.
     """
 
     steps: int | None = _length("steps")
@@ -57,6 +61,9 @@ class Train:
     gradient: MeanGradient = MeanGradient()
     skip_nonfinite: bool = False
     log_every: Duration = dataclasses.field(default=100, metadata=COSMETIC)
+    steps_per_execution: int | Literal["auto"] = dataclasses.field(
+        default="auto", metadata=COSMETIC
+    )
 
     def __post_init__(self):
         given = {name: getattr(self, name) for name in LENGTHS if getattr(self, name) is not None}
@@ -67,6 +74,8 @@ class Train:
         require(self, batch_size=f"(0, {LARGEST}]", accumulation="(0, inf)")
         require(self, seed="[0, 4294967296)")
         require_duration(self, "log_every", self.log_every)
+        if self.steps_per_execution != "auto":
+            require(self, steps_per_execution=f"[1, {_MOST_STEPS}]")
         if self.batch_size % self.accumulation:
             raise ConfigError(
                 f"train.accumulation: {self.accumulation} does not divide "

@@ -1,7 +1,16 @@
 """Data: sources, the order of examples, augmentation, prefetching."""
 
 from lsm.data.batches import Data, EvalBatches, TrainBatches
-from lsm.data.dataset import ArrayDataset, Arrays, Columns, Dataset, Source, Spec, SplitSource
+from lsm.data.dataset import (
+    ArrayDataset,
+    Arrays,
+    Columns,
+    Dataset,
+    Read,
+    Source,
+    Spec,
+    SplitSource,
+)
 from lsm.data.digits import Digits
 from lsm.data.folder import Folder
 from lsm.data.prefetch import Prefetcher
@@ -36,6 +45,7 @@ __all__ = [
     "RandomFlip",
     "RandomRotate",
     "RandomScale",
+    "Read",
     "Sampling",
     "Shuffled",
     "Source",

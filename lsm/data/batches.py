@@ -69,6 +69,12 @@ class TrainBatches:
             raise ConfigError(f"train.seed: {self.seed} is negative; a seed is 0 or more.")
         self.sampling.check(len(self.dataset), self.batch_size)
 
+    def examples_at(self, step: int) -> Columns:
+        """Returns which examples `rows` of batch `step` are: column "examples" (n,) int32."""
+        examples, _ = self.sampling.draw(self.seed, step, len(self.dataset), self.batch_size)
+        rows = slice(None) if self.rows is None else self.rows
+        return {"examples": examples[rows].astype(np.int32)}
+
     def batch_at(self, step: int) -> Columns:
         """Returns `rows` of batch `step` (0, 1, ...), columns of shape (n, ...)."""
         rows = slice(None) if self.rows is None else self.rows

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lsm.data import splits
@@ -19,6 +20,9 @@ Columns = dict[str, np.ndarray]
 
 Spec = dict[str, jax.ShapeDtypeStruct]
 """Column name -> shape and dtype of one example (without the batch dimension)."""
+
+Read = Callable[[Mapping[str, jax.Array], Any], dict[str, jax.Array]]
+"""Pure function (columns, indices (n,)) -> the batch of these examples, on the devices."""
 
 PathLike = str | os.PathLike[str]
 
@@ -61,6 +65,13 @@ class Dataset(abc.ABC):
     def held(self) -> Iterator[Columns]:
         """Yields all examples, part by part, as far as their columns are in memory or mapped."""
         return iter(())
+
+    def resident(self) -> tuple[Columns, Read] | None:
+        """Returns what the examples are made of, all of it, and how a device reads them from it.
+
+        The batch is that of `take`. None where they are not all in memory, as arrays.
+        """
+        return None
 
     def evaluation(self) -> "Dataset":
         """Returns the form that is read once from first to last; itself unless windows overlap."""
@@ -114,6 +125,12 @@ class ArrayDataset(Dataset):
     def held(self) -> Iterator[Columns]:
         """See `Dataset.held`."""
         yield self.columns
+
+    def resident(self) -> tuple[Columns, Read]:
+        """See `Dataset.resident`."""
+        return self.columns, lambda columns, indices: {
+            name: jnp.take(x, indices, axis=0, mode="clip") for name, x in columns.items()
+        }
 
     def rows(self, start: int, stop: int) -> Dataset:
         """See `Dataset.rows`."""

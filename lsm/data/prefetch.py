@@ -2,27 +2,27 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from lsm.data.dataset import Columns
 
 
 class Prefetcher:
-    """Iterates over `batch_at(start)`, `batch_at(start + 1)`, ... `batch_at(stop - 1)`, in order.
+    """Iterates over `prepare(task)` for each of `tasks`, in order.
 
-    A context manager. Threads compute at most `ahead` batches more than were taken. As `batch_at`
-    is a pure function of the step, nothing depends on which thread computes what.
+    A context manager. Threads prepare at most `ahead` tasks more than were taken. As `prepare` is
+    a pure function, such as a `batch_at` of its step, nothing depends on which thread does what.
 
-        with Prefetcher(batches.batch_at, start=step, stop=steps) as prefetcher:
+        with Prefetcher(batches.batch_at, range(step, steps)) as prefetcher:
             for batch in prefetcher:
                 ...
     """
 
     def __init__(
         self,
-        batch_at: Callable[[int], Columns],
-        start: int,
-        stop: int,
+        prepare: Callable[[Any], Columns],
+        tasks: Iterable[Any],
         workers: int = 1,
         ahead: int = 8,
         waiting: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
@@ -30,18 +30,17 @@ class Prefetcher:
         """Starts the threads.
 
         Args:
-          batch_at: from a step to its batch; called from several threads if `workers` > 1.
-          start: first step.
-          stop: one beyond the last step.
+          prepare: called from several threads if `workers` > 1.
+          tasks: what it is called with; read no further than is prepared.
           workers: number of threads, at least 1.
-          ahead: most batches ready or in work at a time; raised to `workers` if below.
-          waiting: its context is entered while the consumer waits for a batch.
+          ahead: most tasks ready or in work at a time; raised to `workers` if below.
+          waiting: its context is entered while the consumer waits.
         """
-        self._batch_at, self._stop, self._waits = batch_at, stop, waiting
-        self._taken = self._begun = start  # steps handed out; steps that a worker took on
+        self._prepare, self._tasks, self._waits = prepare, iter(tasks), waiting
+        self._taken = self._begun = 0  # tasks handed out; tasks that a worker took on
         self._ahead = max(ahead, workers)
         self._ready: dict[int, Columns | BaseException] = {}  # an error comes in its batch's place
-        self._closed = self._waiting = False
+        self._closed = self._waiting = self._exhausted = False
         self._changed = threading.Condition()
         # Daemons: a read that hangs (a dead network disk) must not keep the process alive.
         self._threads = [
@@ -64,13 +63,13 @@ class Prefetcher:
         """Returns the next batch.
 
         Raises:
-          StopIteration: `stop` is reached, or the prefetcher was closed.
-          Exception: whatever `batch_at` raised for this step.
+          StopIteration: there are no more tasks, or the prefetcher was closed.
+          Exception: whatever `prepare` raised for this task.
         """
         with self._changed:
             if self._taken not in self._ready:
                 self._wait()
-            if self._closed or self._taken >= self._stop:
+            if self._closed or self._taken not in self._ready:
                 raise StopIteration
             batch = self._ready.pop(self._taken)
             self._taken += 1
@@ -90,7 +89,7 @@ class Prefetcher:
             self._ready.clear()
             self._changed.notify_all()
         for thread in self._threads:
-            # `batch_at` may close us from a worker, which cannot wait for itself.
+            # `prepare` may close us from a worker, which cannot wait for itself.
             if thread is not threading.current_thread():
                 thread.join(timeout=1.0 / len(self._threads))
 
@@ -98,7 +97,11 @@ class Prefetcher:
         self._waiting = True
         with self._waits():
             self._changed.wait_for(
-                lambda: self._closed or self._taken in self._ready or self._taken >= self._stop
+                lambda: (
+                    self._closed
+                    or self._taken in self._ready
+                    or (self._exhausted and self._taken >= self._begun)
+                )
             )
         self._waiting = False
 
@@ -106,22 +109,28 @@ class Prefetcher:
         while True:
             with self._changed:
                 self._changed.wait_for(self._may_begin)
-                if self._closed or self._begun >= self._stop:
+                if self._closed or self._exhausted:
                     return
-                step = self._begun
+                try:
+                    task = next(self._tasks)
+                except StopIteration:
+                    self._exhausted = True
+                    self._changed.notify_all()
+                    return
+                number = self._begun
                 self._begun += 1
             try:
                 # Without the lock: here the time goes.
-                batch = self._batch_at(step)
+                batch = self._prepare(task)
             except BaseException as error:
-                batch = error  # the consumer raises it, at the step where it belongs
+                batch = error  # the consumer raises it, where it belongs
             with self._changed:
                 if self._closed:
                     return
-                self._ready[step] = batch
-                # A consumer that is busy, or waits for another step, would be woken in vain.
-                if self._waiting and step == self._taken:
+                self._ready[number] = batch
+                # A consumer that is busy, or waits for another task, would be woken in vain.
+                if self._waiting and number == self._taken:
                     self._changed.notify_all()
 
     def _may_begin(self) -> bool:
-        return self._closed or self._begun >= self._stop or self._begun < self._taken + self._ahead
+        return self._closed or self._exhausted or self._begun < self._taken + self._ahead

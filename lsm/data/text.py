@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lsm.data.dataset import (
@@ -12,6 +14,7 @@ from lsm.data.dataset import (
     Columns,
     Dataset,
     PathLike,
+    Read,
     Source,
     Spec,
     SplitSource,
@@ -131,6 +134,16 @@ class CharWindows(Dataset):
         text = hashlib.sha256(np.ascontiguousarray(self._tokens))
         text.update("".join(self.vocabulary).encode())
         return super().identity | {"text": text.hexdigest()[:16]}
+
+    def resident(self) -> tuple[Columns, Read]:
+        """See `Dataset.resident`."""
+        offsets = np.arange(self._length + 1, dtype=np.int32)
+
+        def read(columns: Mapping[str, jax.Array], starts_B: jax.Array) -> dict[str, jax.Array]:
+            places_BxT = starts_B[:, None] + offsets
+            return {"tokens": jnp.take(columns["tokens"], places_BxT, mode="clip")}
+
+        return {"tokens": self._tokens}, read
 
     def evaluation(self) -> Dataset:
         """Returns windows side by side, `weight` 0 where the last goes beyond the text."""

@@ -21,20 +21,26 @@ def batch_ways(mesh: jax.sharding.Mesh) -> int:
 
 
 def place(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """Puts this process's rows of a batch (see `local_rows`) on its devices, as global arrays."""
+    """Puts this process's rows of a batch (see `local_rows`) on its devices, as global arrays.
+
+    The rows are where `sharding` has `BATCH_AXES`: the first dimension, or the second of several
+    batches.
+    """
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     ways, local = _blocks(sharding)
+    before = sharding.spec.index(BATCH_AXES)
 
     def put(x: np.ndarray) -> jax.Array:
-        rows = len(x) // len(local)  # of one block
+        rows = x.shape[before] // len(local)  # of one block
+        shape = (*x.shape[:before], ways * rows, *x.shape[before + 1 :])
 
         def of_device(index: tuple[slice, ...]) -> np.ndarray:
             # Global rows to this process's; a slice over everything starts at None.
-            start = local.index((index[0].start or 0) // rows) * rows
-            return x[start : start + rows]
+            start = local.index((index[before].start or 0) // rows) * rows
+            return x[(slice(None),) * before + (slice(start, start + rows),)]
 
-        return jax.make_array_from_callback((ways * rows, *x.shape[1:]), sharding, of_device)
+        return jax.make_array_from_callback(shape, sharding, of_device)
 
     return {name: put(x) for name, x in batch.items()}
 
@@ -55,5 +61,5 @@ def _blocks(sharding: NamedSharding) -> tuple[int, tuple[int, ...]]:
     ways = batch_ways(sharding.mesh)
     # As if a block were one row: an index is the number of a block. Devices along other axes
     # share blocks, hence the set.
-    indices = sharding.addressable_devices_indices_map((ways,)).values()
+    indices = batch_sharding(sharding.mesh).addressable_devices_indices_map((ways,)).values()
     return ways, tuple(sorted({index[0].start or 0 for index in indices}))

@@ -63,7 +63,7 @@ def _dispatched(
     """Yields what `function` gives for each batch, on the host, a few batches late."""
     batches, pending = trainer.evaluation[split], []
     held, step = evaluated(state), jax.device_get(state.step)
-    with Prefetcher(batches.batch_at, 0, len(batches)) as prefetcher:
+    with Prefetcher(batches.batch_at, range(len(batches))) as prefetcher:
         for number, batch in enumerate(prefetcher):
             batch = place(batch, trainer.program.batch)
             with clock("evaluation" if number else "compile"):

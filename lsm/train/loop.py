@@ -1,6 +1,7 @@
 """The loop: fetch, step, log, evaluate, save; until done, stopped early or interrupted."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal
 
 import jax
@@ -9,9 +10,9 @@ import numpy as np
 from lsm.data import Prefetcher
 from lsm.durations import to_steps
 from lsm.errors import DataError, TrainingError, listed
-from lsm.mesh import place
 from lsm.run.checkpoint import Checkpoints
 from lsm.train.evaluation import evaluate
+from lsm.train.execution import Execution, execution
 from lsm.train.goodput import Clock
 from lsm.train.interrupt import Interrupt
 from lsm.train.profile import Profile
@@ -37,6 +38,7 @@ class Loop:
       progress: how far the run has come.
       clock: books where the time goes.
       throughput: what a step's work is; traced here.
+      execution: how steps are dispatched.
     """
 
     trainer: Trainer
@@ -46,13 +48,17 @@ class Loop:
     progress: Progress
     clock: Clock
     throughput: Throughput = dataclasses.field(init=False)
+    execution: Execution = dataclasses.field(init=False)
 
     def __post_init__(self):
         self._experiment, self._horizon = self.trainer.experiment, self.trainer.horizon
         self._log_every = to_steps(self._experiment.train.log_every, self._horizon)
         self._evaluate_every = to_steps(self._experiment.evaluation.every, self._horizon)
         self._save_every = to_steps(self._experiment.checkpoint.every, self._horizon)
+        every = (self._log_every, self._evaluate_every, self._save_every, self._horizon.steps)
+        self._every = [steps for steps in every if steps]
         self.throughput = Throughput.of(self.trainer)
+        self.execution = execution(self.trainer, self.throughput)
 
     def run(self, state: TrainState) -> tuple[TrainState, Ending]:
         """Trains from `state` and returns the state at the end, which is also saved.
@@ -62,19 +68,18 @@ class Loop:
           TrainingError: the loss or an array of the state is not finite.
           CheckpointError: a checkpoint cannot be written.
         """
-        program, start, end = self.trainer.program, int(state.step), self._horizon.steps
-        with Interrupt() as interrupt, self._prefetched(start) as batches, self.profile:
+        start, end = int(state.step), self._horizon.steps
+        with Interrupt() as interrupt, self._prefetched(start) as prepared, self.profile:
             self.profile.expect(start + 1, end)
             window = Window(start, self.clock)
-            for step in range(start + 1, end + 1):
+            for steps in self._executions(start):
                 if self.progress.stopped:  # by the last evaluation, here or before a restart
                     return state, "early stopping"
-                first = step == start + 1
+                first, step = steps.start == start + 1, steps[-1]
                 with self.clock("compile" if first else "steps"):
-                    self.profile.at(step)
-                    batch = place(next(batches), program.batch)
-                    state, metrics = program.step(state, batch)
-                    window.add(metrics)
+                    self.profile.at(steps.start)
+                    state, metrics = self.execution.run(state, next(prepared), len(steps))
+                    window.add(metrics, len(steps))
                     leaving = interrupt.stops_after(step)
                 if first:
                     window.time_from_here()
@@ -84,21 +89,26 @@ class Loop:
                     return state, "interrupted"
         return state, "early stopping" if self.progress.stopped else "completed"
 
+    def _executions(self, start: int) -> Iterator[range]:
+        """Yields the steps of each dispatch, counted from 1; none reaches over a pause."""
+        first, most = start + 1, 1  # one alone in the first, which compiles: the rest is timed
+        while first <= self._horizon.steps:
+            pauses = (-(-first // every) * every for every in self._every)
+            last = min(first + most - 1, *pauses, self.profile.edge(first))
+            yield range(first, last + 1)
+            first, most = last + 1, self.execution.most
+
     def _prefetched(self, start: int) -> Prefetcher:
-        """Returns the training batches from `start` on; what the loop waits for them is "input"."""
+        """Returns what each dispatch needs; what the loop waits for it is "input"."""
         return Prefetcher(
-            self.trainer.train.batch_at,
-            start,
-            self._horizon.steps,
+            self.execution.prepare,
+            self._executions(start),
             self._experiment.data.workers,
             waiting=lambda: self.clock("input"),
         )
 
     def _is_due(self, step: int) -> bool:
-        return step == self._horizon.steps or any(
-            every and step % every == 0
-            for every in (self._log_every, self._evaluate_every, self._save_every)
-        )
+        return any(step % every == 0 for every in self._every)
 
     def _pause(self, step: int, state: TrainState, window: Window, leaving: bool) -> None:
         """Logs, then evaluates and saves where that is due after `step`.

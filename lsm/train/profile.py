@@ -3,6 +3,7 @@
 import logging
 import pathlib
 import re
+import sys
 
 import jax
 
@@ -43,8 +44,13 @@ class Profile:
                 *(self._first, self._last),
             )
 
+    def edge(self, step: int) -> int:
+        """Returns the last step, from `step` on, before the trace starts or stops."""
+        edges = (edge for edge in (self._first - 1, self._last) if edge >= step)
+        return min(edges, default=sys.maxsize)
+
     def at(self, step: int) -> None:
-        """Starts or stops the trace; called before each step."""
+        """Starts or stops the trace; called before each dispatch, with its first step."""
         # A run that goes on in the middle of its window traces the rest.
         if self._first <= step <= self._last and not self._tracing:
             jax.profiler.start_trace(self._directory)

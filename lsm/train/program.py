@@ -49,6 +49,7 @@ class Program:
       batch: sharding of a batch.
       init: () -> state at step 0, made sharded.
       start: arrays by path -> state at step 0 that has them; see `lsm.train.init_state`.
+      update: the pure function under `step`.
       step: (state, batch) -> (state, metrics); the state's buffers are donated.
       evaluate: (params, model_state, batch, number, step) -> (metrics, seen), for the batch of
         that number after `step` updates; `seen` are the whole arrays, on every device, that
@@ -64,6 +65,7 @@ class Program:
     batch: jax.sharding.NamedSharding
     init: Callable[[], TrainState]
     start: Callable[[Mapping[str, jax.Array]], TrainState]
+    update: Step
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Weighted]]]
     evaluate: Callable[..., tuple[dict[str, Weighted], dict[str, Any]]]
     predict: Callable[..., dict[str, jax.Array]]
@@ -111,6 +113,7 @@ def build(
         evaluate, predict = (_on_devices(f, *held) for f in (evaluate, predict))
     options = {"out_shardings": whole, "mesh": mesh}
     asked = (*evaluated(state), rows, whole, whole)
+    update = _step(experiment, optimizer, mesh, state)
     return Program(
         mesh=mesh,
         abstract_state=abstract_state,
@@ -118,8 +121,9 @@ def build(
         batch=rows,
         init=jit(init, in_shardings=(), out_shardings=state),
         start=functools.partial(_start, init, state),
+        update=update,
         step=jit(
-            _step(experiment, optimizer, mesh, state),
+            update,
             in_shardings=(state, rows),
             out_shardings=(state, whole),
             donate=[0],

@@ -20,23 +20,26 @@ class Window:
         self.clear(start)
 
     def __len__(self) -> int:
-        return len(self._metrics)
+        return self._count
 
     def clear(self, step: int) -> None:
         """Starts anew after `step`."""
         self.first = step + 1
-        self._metrics: list[dict[str, Weighted]] = []
+        self._metrics: list[tuple[dict[str, Weighted], int]] = []
+        self._count = 0
         self.time_from_here()
 
     def time_from_here(self) -> None:
         """Leaves the steps collected so far, such as the one that compiled, out of the speed."""
-        self._untimed, self._before = len(self._metrics), self._clock.spent
+        self._untimed, self._before = len(self), self._clock.spent
 
-    def add(self, metrics: dict[str, Weighted]) -> None:
-        """Adds a step's metrics; waits for the one `_IN_FLIGHT` steps back."""
-        self._metrics.append(metrics)
-        if len(self._metrics) > _IN_FLIGHT:
-            self._metrics[-_IN_FLIGHT]["loss"].sum.block_until_ready()
+    def add(self, metrics: dict[str, Weighted], count: int) -> None:
+        """Adds the metrics of `count` steps, () or (count or more,); waits for earlier ones."""
+        self._metrics.append((metrics, count))
+        self._count += count
+        in_flight = max(_IN_FLIGHT // count, 2)
+        if len(self._metrics) > in_flight:
+            self._metrics[-in_flight][0]["loss"].sum.block_until_ready()
 
     def read(self) -> tuple[dict[str, Weighted], dict[str, float], int | None]:
         """Waits for the steps; returns (totals, speed, first step whose loss is not finite).
@@ -44,8 +47,12 @@ class Window:
         There is no speed where no step was timed: just after a start.
         """
         with self._clock("steps"):  # dispatched before, at work until here
-            jax.block_until_ready(self._metrics[-1])
-        metrics = jax.device_get(self._metrics)
+            jax.block_until_ready(self._metrics[-1][0])
+        metrics = [
+            {name: Weighted(*(np.atleast_1d(x)[i] for x in pair)) for name, pair in row.items()}
+            for row, count in jax.device_get(self._metrics)
+            for i in range(count)
+        ]
         finite = [bool(np.isfinite(m["loss"].sum)) for m in metrics]
         bad = None if all(finite) else self.first + finite.index(False)
         return total(metrics), self._speed(), bad

@@ -255,7 +255,7 @@ def test_a_start_hashes_arrays_once_and_makes_one_sample(tmp_path, monkeypatch):
     config = experiment(data=arrays(), task=Classification(model=MLP(outputs=2)))
     lsm.fit(config, tmp_path)
     assert len(hashed) == 2  # "image" and "label"
-    assert sorted(made) == sorted([0, *range(30)])
+    assert made == [0]  # the devices hold the arrays
     lsm.fit(config, tmp_path)  # compared with what is saved: done already
     assert len(hashed) == 4 and made[31:] == [0]
 
