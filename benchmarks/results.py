@@ -5,10 +5,11 @@
     python -m benchmarks.results write README.md docs/*.md experiments/configs/*/*.py
     python -m benchmarks.results check README.md docs/*.md experiments/configs/*/*.py
 
-`run` trains each case below, seed by seed, in `runs/results`, and keeps what the `result.json` of
-its runs say in `benchmarks/results/NAME.json`, to be committed. Interrupted, the same command
-continues. A record holds a digest of the code that its runs depend on (`benchmarks.sources`);
-where that has changed since, the record is older than its code, and `run` makes it again.
+`run` trains each of `benchmarks.cases`, seed by seed, in `runs/results`, and keeps what the
+`result.json` of its runs say in `benchmarks/results/NAME.json`, to be committed. Interrupted, the
+same command continues. A record holds a digest of the code that its runs depend on
+(`benchmarks.sources`); where that has changed since, the record is older than its code, and `run`
+makes it again, or confirms it where it takes more than a minute (`benchmarks.confirm`).
 
 `write` fills every place that a document gives for a table, one row for each name:
 
@@ -22,7 +23,6 @@ does not hold what `write` would put there. The spread of several seeds is the s
 of a sample (n - 1), then the lowest and highest.
 """
 
-import dataclasses
 import functools
 import json
 import math
@@ -36,143 +36,57 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import sources
+from benchmarks.cases import CASES, Case
+from benchmarks.confirm import WORTH, begins_alike, opening
 from lsm import command_line
 from lsm.errors import ConfigError, DataError, listed, nearest
 from lsm.files import atomic_write, plain_json
-from lsm.run.result import Result
+from lsm.run.result import Result, git_revision
 
 RECORDS = Path(__file__).with_suffix("")
-CONFIGS = Path("experiments/configs")
 _TABLE = re.compile(r"^<!-- results:(.*?) -->\n(.*?)^<!-- /results -->$", re.DOTALL | re.MULTILINE)
 _LINE = re.compile(r"^Measured \((\w+)\):.*\n(?:  .*\n)?", re.MULTILINE)
 _SHARES = ("accuracy", "precision", "recall", "f1")
 _COLUMNS = ("system", "claimed", "measured: its exact form", "best")
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """What is run for one record.
-
-    Attributes:
-      title: what it is called in its row.
-      config: FILE.py or FILE.py:arg in experiments/configs; its folder names the experiment.
-      metric: the figure that counts.
-      claimed: the figure to compare with, as text.
-      best: name of the case that is our best on the same data; None where there is no other.
-      seeds: number of runs, with the seeds 0, 1, ...
-    """
-
-    title: str
-    config: str
-    metric: str = "test/accuracy"
-    claimed: str = "none"
-    best: str | None = None
-    seeds: int = 3
-
-    @property
-    def command(self) -> str:
-        """The command that makes one run."""
-        name = self.config.partition("/")[0]
-        return f"python -m experiments.{name} --config={CONFIGS}/{self.config}"
-
-    @property
-    def digest(self) -> str:
-        """Digest of all that the record depends on."""
-        config = sources.ROOT / CONFIGS / self.config.partition(":")[0]
-        return sources.digest(config, self.config, self.metric, str(self.seeds))
-
-
-CASES = {
-    "digits": Case(
-        "scikit-learn digits, CNN, 20 epochs", "digits/cnn.py", claimed="above 97 %", seeds=5
-    ),
-    "mnist_mlp": Case(
-        "MNIST MLP 784-128-10, pixels in [0, 1], 10 epochs",
-        "mnist/mlp.py",
-        claimed="98-99 %",
-        best="mnist_cnn",
-    ),
-    "mnist_mlp_long": Case(
-        "MNIST MLP 784-128-10, pixels in [0, 1], 100 epochs",
-        "mnist/mlp.py:long",
-        claimed="98-99 %",
-        best="mnist_cnn",
-    ),
-    "mnist_mlp_standardised": Case(
-        "MNIST MLP 784-128-10, standardised pixels, 10 epochs", "mnist/mlp.py:standardised"
-    ),
-    "mnist_faulty": Case(
-        "MNIST MLP 784-128-64, softmax twice", "mnist/mlp_softmax.py:faulty", best="mnist_repaired"
-    ),
-    "mnist_repaired": Case("784-128-64-10, logits (repaired)", "mnist/mlp_softmax.py:repaired"),
-    "mnist_cnn": Case("MNIST CNN, shifted pictures", "mnist/cnn.py"),
-    "cifar_cnn": Case(
-        "CIFAR-10 CNN, 10 epochs", "cifar/cnn.py", claimed="91.80 %", best="cifar_modern"
-    ),
-    "cifar_modern": Case("CIFAR-10 CNN with batch norm, augmentation", "cifar/modern.py"),
-    "shakespeare_nanogpt": Case(
-        "Tiny Shakespeare GPT, 2000 steps",
-        "shakespeare/gpt.py:nanogpt",
-        metric="validation/loss",
-        claimed="1.88",
-        best="shakespeare",
-    ),
-    "shakespeare": Case("learning rate 2e-3", "shakespeare/gpt.py", metric="validation/loss"),
-    "linear_slope": Case(
-        "y = theta x, 3 steps of gradient descent",
-        "linear/descent.py:slope",
-        metric="test/theta_1",
-        claimed="theta -8.66",
-        best="linear_slope_best",
-        seeds=1,
-    ),
-    "linear_slope_best": Case(
-        "one step of 3/28, to the optimum 20/14",
-        "linear/descent.py:slope_best",
-        metric="test/theta_1",
-        seeds=1,
-    ),
-    "linear_line": Case(
-        "y = theta_0 + theta_1 x, learning rate 0.1 (diverges), 100 steps",
-        "linear/descent.py:line",
-        metric="test/loss",
-        claimed="loss 2, optimum (2, 2)",
-        best="linear_line_best",
-        seeds=1,
-    ),
-    "linear_line_best": Case(
-        "learning rate 0.05, to the optimum (0, 2)",
-        "linear/descent.py:line_best",
-        metric="test/loss",
-        seeds=1,
-    ),
-}
-
-
 def run(name: str, data_dir: str | None) -> None:
-    """Trains what is not trained of a case, and keeps its record.
+    """Makes the record of a case: confirms the one that there is, or trains what is not trained.
 
     Raises:
       DataError: a run failed or was interrupted, or the code changed meanwhile.
     """
-    case, digest = CASES[name], CASES[name].digest
+    case, digest, old = CASES[name], CASES[name].digest, _load(name)
     # The digest is in the name, so that no run continues one of older code.
     workdirs = [Path(f"runs/results/{name}-{digest[:12]}-{seed}") for seed in range(case.seeds)]
-    for seed, workdir in enumerate(workdirs):
-        if (workdir / "result.json").exists():
-            continue
-        _, *command = case.command.split()
-        command += [f"--workdir={workdir}", f"--config.train.seed={seed}"]
-        command += [f"--data_dir={data_dir}"] if data_dir else []
-        done = subprocess.run([sys.executable, *command])
-        if done.returncode or not (workdir / "result.json").exists():
-            raise DataError(f"{name}: the run of seed {seed} did not end well; see above.")
+    commands = [case.run(seed, workdir, data_dir) for seed, workdir in enumerate(workdirs)]
+    if old and _stands(old, case) and begins_alike(commands[0], workdirs[0], old["opening"]):
+        made = old | {"digest": digest, "confirmed": git_revision()}
+    else:
+        for command, workdir in zip(commands, workdirs, strict=True):
+            _train(name, command, workdir)
+        made = record(case, digest, workdirs)
     if digest != case.digest:
         raise DataError(f"{name}: the code changed while it ran; run it again.")
     RECORDS.mkdir(exist_ok=True)
-    text = json.dumps(record(case, digest, workdirs), indent=1) + "\n"
+    text = json.dumps(made, indent=1) + "\n"
     atomic_write(RECORDS / f"{name}.json", text.encode())
+
+
+def _stands(old: Mapping[str, Any], case: Case) -> bool:
+    """Returns whether a record is one of this case, and dear enough to be confirmed only."""
+    seconds = statistics.fmean(run["wall_time"] for run in old["runs"])
+    asked = (old["command"], old["metric"], len(old["runs"]))
+    same = asked == (case.command, case.metric, case.seeds)
+    return same and seconds > WORTH and "opening" in old
+
+
+def _train(name: str, command: Sequence[str], workdir: Path) -> None:
+    if (workdir / "result.json").exists():
+        return
+    done = subprocess.run(command)
+    if done.returncode or not (workdir / "result.json").exists():
+        raise DataError(f"{name}: {workdir} did not end well; see above.")
 
 
 def record(case: Case, digest: str, runs: Sequence[Path]) -> dict:
@@ -197,6 +111,7 @@ def record(case: Case, digest: str, runs: Sequence[Path]) -> dict:
             }
         )
     about = {"command": case.command, "metric": case.metric, "digest": digest}
+    about["opening"] = opening(runs[0])
     return plain_json({**about, "runs": kept})
 
 
@@ -247,6 +162,8 @@ def _measured(kept: Mapping[str, Any]) -> tuple[str, str]:
     figure = f"{kept['metric']} {spread([run['value'] for run in runs], kept['metric'])}"
     seeds = f"{len(runs)} seed" + "s" * (len(runs) > 1)
     where = f"{time} a run on {'; '.join(machines)}, at {', '.join(revisions)}"
+    if confirmed := kept.get("confirmed"):
+        where += f" (begins alike at {_short_revision(confirmed)})"
     return f"{figure}, {seeds}", where
 
 

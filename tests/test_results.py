@@ -1,9 +1,11 @@
 import ast
+import dataclasses
 import json
 import math
 import pathlib
 import re
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -87,7 +89,7 @@ def test_run_does_what_is_not_done_and_goes_on_after_a_failure(
 
     monkeypatch.setattr(results.subprocess, "run", fail_at_seed_1)
     assert results.main(["run"]) == 1
-    assert "cifar_cnn: the run of seed 1 did not end well" in capsys.readouterr().err
+    assert "-1 did not end well" in capsys.readouterr().err
     assert [path.stem for path in (tmp_path / "records").glob("*")] == ["modern"]
     monkeypatch.setattr(results.subprocess, "run", train)
     trained.clear()
@@ -115,6 +117,68 @@ def test_code_that_changes_during_a_run_makes_no_record(results, trained, tmp_pa
     with pytest.raises(DataError, match="modern: the code changed while it ran"):
         results.run("modern", None)
     assert not (tmp_path / "records").exists()
+
+
+def test_an_older_record_is_confirmed_where_the_run_begins_alike(results, trained, monkeypatch):
+    """One of a minute and more; the runs of the fixture take 61 s, and seed 0 alone is begun."""
+    results.main(["run", "cifar_cnn"])
+    record = results.RECORDS / "cifar_cnn.json"
+    old = json.loads(record.read_text()) | {"opening": "alike"}
+    record.write_text(json.dumps(old))
+    begun = []
+
+    def begins_alike(command, workdir, wanted):
+        begun.append((command[-1], wanted))
+        return alike
+
+    monkeypatch.setattr(results, "begins_alike", begins_alike)
+    monkeypatch.setattr(results, "git_revision", lambda: "abc")
+    for alike in (True, False):
+        monkeypatch.setattr(results.Case, "digest", f"of newer code: {alike}")
+        trained.clear()
+        assert results.main(["run", "cifar_cnn"]) == 0
+        assert begun.pop() == ("--config.train.seed=0", "alike") and not begun
+        kept = json.loads(record.read_text())
+        assert kept["digest"] == f"of newer code: {alike}"
+        if alike:
+            assert kept["runs"] == old["runs"] and kept["confirmed"] == "abc" and not trained
+            assert "at 0123456789+dirty (begins alike at abc)" in results.table(["cifar_cnn"])
+        else:
+            assert len(trained) == 3 and "confirmed" not in kept
+    # Another number of seeds is another case.
+    case = dataclasses.replace(results.CASES["cifar_cnn"], seeds=2)
+    monkeypatch.setitem(results.CASES, "cifar_cnn", case)
+    monkeypatch.setattr(results.Case, "digest", "newest")
+    assert results.main(["run", "cifar_cnn"]) == 0 and not begun
+
+
+RUN = """
+import json, pathlib, sys, time
+rows = pathlib.Path(sys.argv[1]) / "metrics.jsonl"
+with rows.open("w") as file:
+    for step, split in ((5, "train"), (10, "train"), (10, "validation"), (15, "train")):
+        loss = 1 / step if split == "train" else float(sys.argv[2])
+        row = {"step": step, "split": split, "loss": loss, "steps_per_sec": time.time()}
+        print(json.dumps(row), file=file, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_run_is_begun_up_to_its_first_evaluation(results, tmp_path):
+    from benchmarks import confirm
+
+    def begins_alike(loss, wanted):
+        return confirm.begins_alike([sys.executable, "-c", RUN, tmp_path, loss], tmp_path, wanted)
+
+    assert confirm.opening(tmp_path) is None
+    assert not begins_alike("0.5", "")
+    opening = confirm.opening(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    assert begins_alike("0.5", opening), "though at another speed"
+    (tmp_path / "metrics.jsonl").unlink()
+    assert not begins_alike("0.5000001", opening)
+    (tmp_path / "metrics.jsonl").unlink()
+    assert not confirm.begins_alike([sys.executable, "-c", "1/0"], tmp_path, opening)
 
 
 def test_check_names_what_is_older_than_its_code(results, trained, tmp_path, capsys, monkeypatch):
@@ -205,12 +269,12 @@ def test_the_header_of_a_shipped_config_is_its_record(config, monkeypatch):
 
 def test_every_case_is_a_config_that_names_it_and_its_best_is_a_case(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import results
+    from benchmarks import cases, results
 
     for name, case in results.CASES.items():
-        experiment = flags.load(str(ROOT / results.CONFIGS / case.config))
+        experiment = flags.load(str(ROOT / cases.CONFIGS / case.config))
         assert getattr(experiment.data, case.metric.partition("/")[0])
-        config = ROOT / results.CONFIGS / case.config.partition(":")[0]
+        config = ROOT / cases.CONFIGS / case.config.partition(":")[0]
         assert f"Measured ({name}): " in config.read_text()
         assert case.best is None or case.best in results.CASES
         assert (ROOT / f"experiments/{case.config.partition('/')[0]}.py").exists()
@@ -221,9 +285,9 @@ def test_the_exact_form_of_the_mnist_mlp_has_pixels_in_0_to_1_as_totensor_gives_
     name, monkeypatch
 ):
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import results
+    from benchmarks import cases
 
-    experiment = flags.load(str(ROOT / results.CONFIGS / results.CASES[name].config))
+    experiment = flags.load(str(ROOT / cases.CONFIGS / cases.CASES[name].config))
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     scaled = experiment.task.inputs({"image": pixels})
     np.testing.assert_allclose(scaled, pixels / 255, rtol=1e-6)

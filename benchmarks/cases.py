@@ -1,0 +1,115 @@
+"""The runs that result tables are made of."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from benchmarks import sources
+
+CONFIGS = Path("experiments/configs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is run for one record.
+
+    Attributes:
+      title: what it is called in its row.
+      config: FILE.py or FILE.py:arg in experiments/configs; its folder names the experiment.
+      metric: the figure that counts.
+      claimed: the figure to compare with, as text.
+      best: name of the case that is our best on the same data; None where there is no other.
+      seeds: number of runs, with the seeds 0, 1, ...
+    """
+
+    title: str
+    config: str
+    metric: str = "test/accuracy"
+    claimed: str = "none"
+    best: str | None = None
+    seeds: int = 3
+
+    @property
+    def command(self) -> str:
+        """The command that makes one run."""
+        name = self.config.partition("/")[0]
+        return f"python -m experiments.{name} --config={CONFIGS}/{self.config}"
+
+    def run(self, seed: int, workdir: Path, data_dir: str | None) -> list[str]:
+        """Returns the words of the command that makes the run of one seed in `workdir`."""
+        _, *words = self.command.split()
+        words += [f"--workdir={workdir}", f"--config.train.seed={seed}"]
+        return [sys.executable, *words, *([f"--data_dir={data_dir}"] if data_dir else [])]
+
+    @property
+    def digest(self) -> str:
+        """Digest of all that the record depends on."""
+        config = sources.ROOT / CONFIGS / self.config.partition(":")[0]
+        return sources.digest(config, self.config, self.metric, str(self.seeds))
+
+
+CASES = {
+    "digits": Case(
+        "scikit-learn digits, CNN, 20 epochs", "digits/cnn.py", claimed="above 97 %", seeds=5
+    ),
+    "mnist_mlp": Case(
+        "MNIST MLP 784-128-10, pixels in [0, 1], 10 epochs",
+        "mnist/mlp.py",
+        claimed="98-99 %",
+        best="mnist_cnn",
+    ),
+    "mnist_mlp_long": Case(
+        "MNIST MLP 784-128-10, pixels in [0, 1], 100 epochs",
+        "mnist/mlp.py:long",
+        claimed="98-99 %",
+        best="mnist_cnn",
+    ),
+    "mnist_mlp_standardised": Case(
+        "MNIST MLP 784-128-10, standardised pixels, 10 epochs", "mnist/mlp.py:standardised"
+    ),
+    "mnist_faulty": Case(
+        "MNIST MLP 784-128-64, softmax twice", "mnist/mlp_softmax.py:faulty", best="mnist_repaired"
+    ),
+    "mnist_repaired": Case("784-128-64-10, logits (repaired)", "mnist/mlp_softmax.py:repaired"),
+    "mnist_cnn": Case("MNIST CNN, shifted pictures", "mnist/cnn.py"),
+    "cifar_cnn": Case(
+        "CIFAR-10 CNN, 10 epochs", "cifar/cnn.py", claimed="91.80 %", best="cifar_modern"
+    ),
+    "cifar_modern": Case("CIFAR-10 CNN with batch norm, augmentation", "cifar/modern.py"),
+    "shakespeare_nanogpt": Case(
+        "Tiny Shakespeare GPT, 2000 steps",
+        "shakespeare/gpt.py:nanogpt",
+        metric="validation/loss",
+        claimed="1.88",
+        best="shakespeare",
+    ),
+    "shakespeare": Case("learning rate 2e-3", "shakespeare/gpt.py", metric="validation/loss"),
+    "linear_slope": Case(
+        "y = theta x, 3 steps of gradient descent",
+        "linear/descent.py:slope",
+        metric="test/theta_1",
+        claimed="theta -8.66",
+        best="linear_slope_best",
+        seeds=1,
+    ),
+    "linear_slope_best": Case(
+        "one step of 3/28, to the optimum 20/14",
+        "linear/descent.py:slope_best",
+        metric="test/theta_1",
+        seeds=1,
+    ),
+    "linear_line": Case(
+        "y = theta_0 + theta_1 x, learning rate 0.1 (diverges), 100 steps",
+        "linear/descent.py:line",
+        metric="test/loss",
+        claimed="loss 2, optimum (2, 2)",
+        best="linear_line_best",
+        seeds=1,
+    ),
+    "linear_line_best": Case(
+        "learning rate 0.05, to the optimum (0, 2)",
+        "linear/descent.py:line_best",
+        metric="test/loss",
+        seeds=1,
+    ),
+}
