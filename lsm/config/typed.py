@@ -5,11 +5,11 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import typeguard
-
 
 def accepts(value: Any, hint: Any) -> bool:
     """Whether `value` is of type `hint`; an int passes for a float, a bool for neither."""
+    import typeguard  # here, so that models and steps can be had without it
+
     if isinstance(value, bool) and not _admits_bool(hint):  # to Python, an int
         return False
     try:

@@ -12,12 +12,14 @@ reshape, another order of the same work, an option that is not set there.
   here (and less exact everywhere).
 - `keep_memory`: glibc keeps freed memory for the next step; a fifth of the time of a small GPT.
 - `compiler_options`: which library computes products.
+- `emulates_bfloat16`: whether it saves nothing here.
 - `unroll_micro_batches`: a convolution in a loop is ten times slower.
 
 In one place outside, attention keeps the queries of a group in one dimension: products of more
 dimensions are slow here, and the same elsewhere.
 """
 
+from lsm.cpu.features import emulates_bfloat16
 from lsm.cpu.heap import keep_memory
 from lsm.cpu.options import compiler_options
 from lsm.cpu.pooling import Bias, max_pool_2x2
@@ -38,6 +40,7 @@ __all__ = [
     "by_rows",
     "compiler_options",
     "dot_rows",
+    "emulates_bfloat16",
     "keep_memory",
     "max_pool_2x2",
     "unroll_micro_batches",

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
 import pathlib
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import jax
 
 from lsm import processes
-from lsm.config import Experiment
-from lsm.cpu import keep_memory
+from lsm.config import Experiment, schema
+from lsm.cpu import emulates_bfloat16, keep_memory
 from lsm.errors import TrainingError
 from lsm.files import expanded
 from lsm.run.checkpoint import Checkpoints
@@ -26,6 +27,8 @@ from lsm.train.state import TrainState
 from lsm.train.trainer import Trainer, keep_compiled
 from lsm.train.workdir import RESULT, claimed
 from lsm.writers import RunInfo, Writers, read_metrics
+
+_log = logging.getLogger("lsm.train")
 
 
 def fit(
@@ -70,6 +73,7 @@ def fit(
         with clock("startup"):
             trainer = Trainer.of(experiment, data_dir)
             config = opened.enter_context(claimed(workdir, trainer, allow_config_change))
+            _say_emulated(trainer, config)
             keep, checksums = experiment.checkpoint.keep, trainer.program.checksums
             checkpoints = Checkpoints(workdir / "checkpoints", keep, checksums=checksums)
             opened.callback(checkpoints.close)
@@ -86,6 +90,16 @@ def fit(
             plot_curves(workdir)
         result.save(workdir)  # last: with it the run counts as done
     return result
+
+
+def _say_emulated(trainer: Trainer, config: dict[str, Any]) -> None:
+    """Warns of bfloat16 on a CPU that must compute it in float32."""
+    platform = trainer.program.mesh.devices.flat[0].platform
+    asked = "bfloat16" in schema.flatten(config).values()
+    if platform == "cpu" and asked and processes.is_first() and emulates_bfloat16():
+        _log.warning(
+            "bfloat16: this CPU has no instructions for it and emulates it; float32 is faster here."
+        )
 
 
 def _first_state(

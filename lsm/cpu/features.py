@@ -1,0 +1,18 @@
+"""What this processor can do, as Linux tells it."""
+
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"})
+"""Flags of instructions for bfloat16: products on x86, conversions alone there, products on Arm."""
+
+
+def emulates_bfloat16() -> bool:
+    """Returns whether no processor here has instructions for bfloat16; False where nobody tells."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:  # not Linux
+        return False
+    named = [line.partition(":") for line in lines]
+    told = [words for name, _, words in named if name.strip() in ("flags", "Features")]
+    return bool(told) and _BFLOAT16.isdisjoint(" ".join(told).split())
