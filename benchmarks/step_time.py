@@ -1,28 +1,43 @@
-"""How long a training step takes on this CPU: lsm against a bare jitted step and against PyTorch.
+"""How long a training step takes: lsm against a bare jitted step and against PyTorch.
 
-    python -m benchmarks.step_time [--quick] [--only=GPT] [--peer_python=PATH]
+    python -m benchmarks.step_time [--quick] [--only=GPT] [--peer_python=PATH] [--platform=gpu]
+    python -m benchmarks.step_time write docs/cpu_speed.md
+    python -m benchmarks.step_time check docs/cpu_speed.md
 
-For the MLP and the CNN of the tutorials and the GPT at nanoGPT's CPU setting, in float32 and in
-bfloat16, it times
+For the models of `step_time_cases` it times
 
-- bare: a hand-written `jax.jit` step of the same model, on batches that are already in place, with
-  lsm's compiler options and ("defaults") without;
+- bare: a plain `jax.jit` step of the same model, on batches that are already in place, on a CPU
+  with lsm's compiler options and ("defaults") without;
 - step: lsm's compiled step on the same batches;
 - loop: `lsm.fit` as users run it, with its batches, logging and writers;
-- torch: PyTorch's eager step with the same model, batch, optimiser and threads (bfloat16 by
-  autocast; pictures in both memory formats, of which the faster counts).
+- torch: PyTorch's step with the same model, batch, optimiser (the fused one) and threads, eager and
+  by `torch.compile` (bfloat16 by autocast; pictures in both memory formats, of which the faster
+  counts).
+
+On a CPU in float32, and in bfloat16 where it has instructions for it; on a GPU in bfloat16, with
+batches that fill it and model FLOPs utilisation. It needs no network, and of packages jax, Flax
+and Optax alone: what cannot be measured without others is left out, and said so. PyTorch may live
+in another interpreter (`--peer_python`); to compile for a CPU it needs a C++ compiler.
 
 Data are random: constant labels would drive PyTorch's gradients into denormals. All take turns,
 many times, and the shortest time of each counts, since other work on the machine only ever adds.
 bare and step have lsm's memory settings, which are the process's.
-PyTorch is optional, and may live in another interpreter (`--peer_python`).
+
+A whole run (all models, PyTorch, no `--quick`) on a quiet machine, where other work takes less
+than a twentieth of the CPUs, is kept as `benchmarks/step_time/PLATFORM.json`, to be committed.
+`write` fills every place that a document gives for its tables; `check` exits with status 1 where a
+document does not hold what `write` would put there:
+
+    <!-- step_time:cpu -->
+    <!-- /step_time -->
 """
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
+import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,73 +45,29 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
-import numpy as np
 from absl import flags
 
 import lsm
 from benchmarks.step_time_bare import Bare
-from experiments.configs.cifar import cnn as cifar_cnn
-from experiments.configs.mnist import mlp as mnist_mlp
-from experiments.configs.shakespeare import gpt as shakespeare_gpt
+from benchmarks.step_time_cases import BATCHES, CASES, Case, experiment
+from benchmarks.step_time_tables import RECORDS, filled, tables
 from lsm import command_line
-from lsm.cpu import compiler_options
-from lsm.data import Arrays
-from lsm.errors import ConfigError
+from lsm.cost import chip_of
+from lsm.cpu import compiler_options, emulates_bfloat16, keep_memory
+from lsm.errors import ConfigError, DataError, LsmError, listed
+from lsm.files import atomic_write
 from lsm.mesh import place
-from lsm.train.trainer import Trainer
+from lsm.run.result import git_revision, hardware, versions
+from lsm.train.program import build
+from lsm.train.throughput import training_flops
 from lsm.writers import RunInfo
 
-DTYPES = ("float32", "bfloat16")
-_CONFIGS = {"mlp": mnist_mlp, "cnn": cifar_cnn, "gpt": shakespeare_gpt}
 _FORMATS = ("contiguous_format", "channels_last")
-_BATCHES = 8  # in turn, so that nothing is learnt by heart while it is timed
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One model at one batch size.
-
-    Attributes:
-      name: shown in the tables.
-      model: "mlp", "cnn" or "gpt".
-      batch_size: examples in a step.
-      examples: size of the training set that the loop draws from.
-      log_every: steps between two log rows of the loop, and in one turn of each of the others.
-    """
-
-    name: str
-    model: str
-    batch_size: int
-    examples: int
-    log_every: int
-
-    def columns(self, count: int) -> dict[str, np.ndarray]:
-        """Returns `count` random examples, in the form that the experiment's data have."""
-        rng = np.random.default_rng(0)
-        if self.model == "gpt":
-            return {"tokens": rng.integers(0, 65, (count, 65), np.int32)}
-        shape = (28, 28, 1) if self.model == "mlp" else (32, 32, 3)
-        return {
-            "image": rng.integers(0, 256, (count, *shape), np.uint8),
-            "label": rng.integers(0, 10, count, np.int32),
-        }
-
-    def batches(self) -> list[dict[str, np.ndarray]]:
-        """Returns a few batches to go round in."""
-        columns = self.columns(_BATCHES * self.batch_size)
-        parts = {name: np.split(column, _BATCHES) for name, column in columns.items()}
-        return [{name: part[i] for name, part in parts.items()} for i in range(_BATCHES)]
-
-
-CASES = (
-    Case("MLP (A2), batch 64", "mlp", 64, 60_000, 200),
-    Case("CNN (A1), batch 32", "cnn", 32, 50_000, 16),
-    Case("CNN (A1), batch 128", "cnn", 128, 50_000, 12),
-    Case("GPT (nanoGPT's CPU setting)", "gpt", 12, 20_000, 12),
-)
+_LOOP_NEEDS = ("typeguard", "tensorboardX", "matplotlib")
+_QUIET = 0.05
 
 
 class Contender(Protocol):
@@ -108,39 +79,24 @@ class Contender(Protocol):
         """Trains for `steps` steps; returns the seconds that one took."""
 
 
-def experiment(case: Case, dtype: str, steps: int) -> lsm.Experiment:
-    """Returns the experiment that lsm ships for this model, on random data in memory."""
-    config = _CONFIGS[case.model].get_config()
-    model = config.task.model
-    if case.model == "gpt":
-        blocks = dataclasses.replace(model.transformer, dtype=dtype)
-        model = model.clone(transformer=blocks)
-    else:
-        model = model.clone(dtype=dtype)
-    return dataclasses.replace(
-        config,
-        task=dataclasses.replace(config.task, model=model),
-        data=lsm.Data(source=Arrays(case.columns(case.examples)), test=None),
-        train=lsm.Train(steps=steps, batch_size=case.batch_size, log_every=case.log_every),
-        evaluation=lsm.Evaluation(every=steps),
-        checkpoint=lsm.Checkpoint(every=0),
-    )
-
-
 class Step:
-    """lsm's compiled step, alone."""
+    """lsm's compiled step, alone. `flops` are the model FLOPs of one."""
 
     def __init__(self, case: Case, dtype: str):
-        program = Trainer.of(experiment(case, dtype, steps=1000), None).program
+        config, batches = experiment(case, dtype, steps=1000), case.batches()
+        # Not by `Trainer`, which checks the config with packages that may not be here.
+        program = build(config, config.train.horizon(case.examples), batches[0])
+        abstract = program.abstract_state, program.abstract_batch
+        self.flops = training_flops(config.task, *abstract).total
         self._step, self._state = program.step, program.init()
-        self._batches = [place(batch, program.batch) for batch in case.batches()]
+        self._batches = [place(batch, program.batch) for batch in batches]
         self.parameters = sum(x.size for x in jax.tree.leaves(self._state.params))
 
     def run(self, steps: int) -> float:
         """See `Contender.run`."""
         start = time.perf_counter()
         for i in range(steps):
-            self._state, metrics = self._step(self._state, self._batches[i % _BATCHES])
+            self._state, metrics = self._step(self._state, self._batches[i % BATCHES])
         jax.block_until_ready((self._state, metrics))
         return (time.perf_counter() - start) / steps
 
@@ -178,13 +134,17 @@ class Clock:
         """Does nothing."""
 
 
+class TorchEndedError(LsmError):
+    """PyTorch's process ended; its own words are on stderr."""
+
+
 class Torch:
     """PyTorch, in a process of its own."""
 
-    def __init__(self, python: str, case: Case, dtype: str, memory_format: str):
+    def __init__(self, python: str, case: Case, *words: str):
         script = Path(__file__).with_name("step_time_torch.py")
         self._process = subprocess.Popen(
-            [python, script, case.model, str(case.batch_size), dtype, memory_format],
+            [python, script, case.model, str(case.batch_size), *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -207,7 +167,7 @@ class Torch:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise SystemExit(f"step_time: PyTorch's process ended with {code}; see above for why.")
+            raise TorchEndedError(f"PyTorch's process ended with {code}; see above for why.")
         return line
 
 
@@ -218,140 +178,199 @@ def torch_version(python: str) -> str | None:
             [python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True
         )
     except OSError as error:
-        raise SystemExit(f"--peer_python: cannot run {python}: {error.strerror}.") from error
+        raise ConfigError(f"--peer_python: cannot run {python}: {error.strerror}.") from error
     return answer.stdout.strip() or None
 
 
-def measure(case: Case, dtype: str, python: str | None, turns: int) -> dict[str, list[float]]:
-    """Returns seconds a step of every contender, shortest first; all have taken turns."""
-    options, batches = compiler_options(hot=True), case.batches()
-    contenders: dict[str, Contender] = {
-        "bare": Bare(case.model, batches, dtype, options),
-        "defaults": Bare(case.model, batches, dtype, None),
-        "step": Step(case, dtype),
-    }
+def measure(
+    case: Case, dtype: str, python: str | None, loop: bool
+) -> tuple[dict[str, list[float]], float]:
+    """Returns seconds a step of every contender, shortest first, and the FLOPs of a step.
+
+    Args:
+      case: what is trained.
+      dtype: of the computation.
+      python: an interpreter with PyTorch; None leaves that out.
+      loop: whether `lsm.fit` can run here.
+    """
+    on_cpu, step = jax.default_backend() == "cpu", Step(case, dtype)
+    contenders: dict[str, Contender] = {"step": step}
+    contenders["bare"] = Bare(case, dtype, compiler_options(hot=True) if on_cpu else None)
+    if on_cpu:
+        contenders["defaults"] = Bare(case, dtype, None)
     with contextlib.ExitStack() as stack:
-        for memory_format in _FORMATS[: 2 if case.model == "cnn" else 1] if python else ():
-            torch = Torch(python, case, dtype, memory_format)
-            contenders["torch " + memory_format] = torch
-            stack.callback(torch.close)
+        for contender in contenders.values():
+            contender.run(3)  # compiles, and warms up
+        if python:
+            contenders |= _peers(case, dtype, python, "cpu" if on_cpu else "cuda", stack)
         counts = {name: contender.parameters for name, contender in contenders.items()}
         if len(set(counts.values())) != 1:
-            raise SystemExit(f"step_time: these are not the same model: parameters {counts}.")
-        return take_turns(case, dtype, contenders, turns)
+            raise DataError(f"step_time: these are not the same model: parameters {counts}.")
+        return take_turns(case, dtype, contenders, loop), step.flops
+
+
+def _peers(
+    case: Case, dtype: str, python: str, device: str, stack: contextlib.ExitStack
+) -> dict[str, Torch]:
+    """Starts PyTorch's processes; a model that it cannot compile is left out, and said so."""
+    peers = {}
+    for mode in ("eager", "compiled"):
+        for memory_format in _FORMATS if case.model in ("cnn", "resnet") else _FORMATS[:1]:
+            torch = Torch(python, case, dtype, device, mode, memory_format)
+            stack.callback(torch.close)
+            try:
+                torch.run(3)
+            except TorchEndedError as error:
+                if mode == "eager":
+                    raise
+                _say(f"{case.name}: compiled PyTorch is left out: {error}")
+                break
+            peers[f"torch {mode} {memory_format}"] = torch
+    return peers
 
 
 def take_turns(
-    case: Case, dtype: str, contenders: Mapping[str, Contender], turns: int
+    case: Case, dtype: str, contenders: Mapping[str, Contender], loop: bool
 ) -> dict[str, list[float]]:
     """Runs the loop for `turns` rows of its log; after each, the others train for as many steps."""
-    times: dict[str, list[float]] = {name: [] for name in (*contenders, "loop")}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
 
     def others() -> None:
         for name, contender in contenders.items():
             times[name].append(contender.run(case.log_every))
 
-    for contender in contenders.values():
-        contender.run(3)  # compiles, and warms up
-    config = experiment(case, dtype, steps=case.log_every * (turns + 1))
-    clock = Clock(times["loop"], others)
-    config = dataclasses.replace(config, writers=(*config.writers, clock))
-    with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
-        lsm.fit(config, workdir)
+    if loop:
+        times["loop"] = []
+        config = experiment(case, dtype, steps=case.log_every * (case.turns + 1))
+        clock = Clock(times["loop"], others)
+        config = dataclasses.replace(config, writers=(*config.writers, clock))
+        with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
+            lsm.fit(config, workdir)
+    else:
+        for _ in range(case.turns):
+            others()
     return {name: sorted(values) for name, values in times.items()}
 
 
-Times = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
-"""(case, dtype) -> contender -> seconds a step, shortest first."""
+def record(platform: str, cases: Sequence[Case], python: str | None) -> dict[str, Any]:
+    """Measures, and returns the record; see `step_time_tables.Record`. Tells of each case."""
+    loop = not (missing := [name for name in _LOOP_NEEDS if not importlib.util.find_spec(name)])
+    if missing:
+        _say(f"lsm's loop is left out: {listed(missing)} would be needed.")
+    dtypes = ["bfloat16"] if platform == "gpu" else ["float32"]
+    if platform == "cpu" and emulates_bfloat16():
+        _say("bfloat16 is left out: this CPU has no instructions for it.")
+    elif platform == "cpu":
+        dtypes.append("bfloat16")
+    start, measured = _cpu_seconds(), {}
+    for case in cases:
+        seconds = {}
+        for dtype in dtypes:
+            times, flops = measure(case, dtype, python, loop)
+            seconds[dtype] = {k: [v[0], statistics.median(v)] for k, v in times.items()}
+            shown = ", ".join(f"{k} {1e3 * v[0]:.2f}" for k, v in seconds[dtype].items())
+            _say(f"{case.name}, {dtype}, ms: {shown}")
+        measured[case.name] = {"flops": flops, "seconds": seconds}
+    chip = chip_of(jax.devices()[0].device_kind)
+    return {
+        "platform": platform,
+        "hardware": hardware(),
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "torch": python and torch_version(python),
+        "others": _others(start, _cpu_seconds()),
+        "peak": chip and chip.flops,
+        "cases": measured,
+    }
 
 
-def overhead_table(times: Times) -> list[list[str]]:
-    """Returns rows: what lsm's step and loop take, as multiples of the bare step."""
-    rows = [["model", "dtype", "bare, ms", "bare with XLA's defaults", "lsm's step", "lsm's loop"]]
-    for (name, dtype), by in times.items():
-        ratios = [_ratio(by[other], by["bare"], 3) for other in ("defaults", "step", "loop")]
-        rows.append([name, dtype, _milliseconds(by["bare"]), *ratios])
-    return rows
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
-def peer_table(times: Times) -> list[list[str]]:
-    """Returns rows: lsm's loop and PyTorch's step, and lsm as a multiple of PyTorch."""
-    rows = [["model", "dtype", "lsm's loop, ms", "PyTorch, ms", "lsm / PyTorch"]]
-    best: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
-    for (name, dtype), by in times.items():
-        peers = [values for contender, values in by.items() if contender.startswith("torch")]
-        peer, loop = min(peers), by["loop"]
-        rows.append(_peer_row(name, dtype, loop, peer))
-        old = best.get(name, (loop, peer))
-        best[name] = min(old[0], loop), min(old[1], peer)
-    return rows + [_peer_row(name, "the faster", *both) for name, both in best.items()]
+def _cpu_seconds() -> tuple[float, float, float] | None:
+    """Returns seconds of now, of the CPUs at work, and of those for us and our ended children."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    except OSError:  # not Linux
+        return None
+    user, nice, system, _, _, *interrupts = map(int, fields)
+    working = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+    return time.monotonic(), working, sum(os.times()[:4])
 
 
-def _peer_row(name: str, dtype: str, loop: Sequence[float], peer: Sequence[float]) -> list[str]:
-    return [name, dtype, _milliseconds(loop), _milliseconds(peer), _ratio(loop, peer, 2)]
-
-
-def _milliseconds(times: Sequence[float]) -> str:
-    return f"{times[0] * 1e3:.2f} ({statistics.median(times) * 1e3:.2f})"
-
-
-def _ratio(times: Sequence[float], to: Sequence[float], digits: int) -> str:
-    shortest, median = times[0] / to[0], statistics.median(times) / statistics.median(to)
-    return f"{shortest:.{digits}f} ({median:.{digits}f})"
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table; the first row is its head."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+def _others(start: Sequence[float] | None, end: Sequence[float] | None) -> float | None:
+    """Returns the share of the machine's CPUs that went into others' work, 0 to 1."""
+    if start is None or end is None:
+        return None
+    wall, working, ours = (after - before for before, after in zip(start, end, strict=True))
+    return round(max(working - ours, 0.0) / wall / os.cpu_count(), 3)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark and prints its tables; returns the exit status."""
-    return command_line.run(_act, _flags(), argv, doc=__doc__)
+    """Measures and prints tables, or does `write` or `check`; returns the exit status."""
+    return command_line.run(_act, _flags(), argv, doc=__doc__, words=True)
 
 
 def _flags() -> flags.FlagValues:
     given = flags.FlagValues()
+    flags.DEFINE_enum("platform", "cpu", [*CASES], "where to measure", given)
     flags.DEFINE_bool("quick", False, "a sixth of the turns", given)
     flags.DEFINE_string("only", "", "only models whose name contains this", given)
     flags.DEFINE_string("peer_python", sys.executable, "interpreter with PyTorch", given)
     return given
 
 
-def _act(given: flags.FlagValues, _: list[str]) -> None:
-    cases = [case for case in CASES if given.only.lower() in case.name.lower()]
+def _act(given: flags.FlagValues, words: list[str]) -> None:
+    verb, *pages = words or ["run"]
+    command_line.require_one_of(verb, ("run", "write", "check"))
+    if verb == "run":
+        _run(given)
+        return
+    differing = [page for page in map(Path, pages) if page.read_text() != filled(page)]
+    if verb == "check" and differing:
+        raise DataError(f"stale tables in {listed(map(str, differing))}; run `write` on them.")
+    for page in differing:
+        atomic_write(page, filled(page).encode())
+
+
+def _run(given: flags.FlagValues) -> None:
+    cases = [case for case in CASES[given.platform] if given.only.lower() in case.name.lower()]
     if not cases:
-        names = ", ".join(case.name for case in CASES)
+        names = ", ".join(case.name for case in CASES[given.platform])
         raise ConfigError(f"--only: {given.only!r} is in no name; the models are: {names}.")
-    torch = torch_version(given.peer_python)
-    times = {}
-    for case in cases:
-        for dtype in DTYPES:
-            python = given.peer_python if torch else None
-            by = measure(case, dtype, python, turns=10 if given.quick else 60)
-            shown = ", ".join(f"{name} {_milliseconds(values)}" for name, values in by.items())
-            print(f"{case.name}, {dtype}: {shown}", file=sys.stderr, flush=True)
-            times[case.name, dtype] = by
-    print(
-        f"{_cpus()} CPUs ({platform.machine()}), jax {jax.__version__}, PyTorch {torch or 'none'}"
-    )
-    print("Shortest (median) time of a step, and ratios of the shortest (of the median) times.\n")
-    print(markdown(overhead_table(times)) + "\n")
-    if torch:
-        print(markdown(peer_table(times)))
-    else:
-        print(
-            f"{given.peer_python} has no PyTorch, so there is no comparison with it: install "
-            "torch there, or name an interpreter that has it with --peer_python=PATH."
+    if given.quick:
+        cases = [dataclasses.replace(case, turns=max(case.turns // 6, 2)) for case in cases]
+    _start(given.platform)
+    python = given.peer_python if torch_version(given.peer_python) else None
+    if not python:
+        _say(
+            f"PyTorch is left out: {given.peer_python} has none. Install torch there, or name an "
+            "interpreter that has it with --peer_python=PATH."
         )
-    if (load := os.getloadavg()[0]) > 2 * _cpus():
-        print(f"\nThe machine was busy (load {load:.1f}): expect noise.")
+    measured = record(given.platform, cases, python)
+    print("\n" + tables(measured))
+    whole = python and not given.quick and len(cases) == len(CASES[given.platform])
+    if whole and measured["others"] is not None and measured["others"] < _QUIET:
+        RECORDS.mkdir(exist_ok=True)
+        text = json.dumps(measured, indent=1) + "\n"
+        atomic_write(RECORDS / f"{given.platform}.json", text.encode())
+    else:
+        print("Not kept: only a whole run on a quiet machine is.")
 
 
-def _cpus() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+def _start(platform: str) -> None:
+    """Makes the device JAX's; on a GPU, one card, whose memory is left to whoever asks for it."""
+    keep_memory()
+    if platform == "gpu":
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    jax.config.update("jax_platforms", "cuda" if platform == "gpu" else "cpu")
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        told = " ".join(str(error).split())
+        raise ConfigError(f"--platform={platform}: JAX finds none: {told}") from error
 
 
 if __name__ == "__main__":

@@ -1,54 +1,62 @@
 """Hand-written JAX training steps, short and written as XLA's CPU back end likes them."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.step_time_cases import Case, experiment
+
+_HEADS = {128: 4, 384: 6}
+"""Of the GPTs, by width."""
+
 
 class Bare:
     """One model, its optimiser and a jitted step; has the batches on the device already."""
 
-    def __init__(
-        self,
-        model: str,
-        batches: Sequence[Mapping[str, np.ndarray]],
-        dtype: str,
-        options: Mapping[str, Any] | None,
-    ):
+    def __init__(self, case: Case, dtype: str, options: Mapping[str, Any] | None):
         """Compiles nothing yet.
 
         Args:
-          model: "mlp", "cnn" or "gpt".
-          batches: what to train on, in turn.
+          case: what to train. The LSTM and the ResNet are Linen modules here too.
           dtype: of the computation; parameters are float32.
           options: XLA's compiler options.
         """
-        forward = {"mlp": mlp, "cnn": cnn, "gpt": gpt}[model]
-        optimizer = make_optimizer(model)
+        batches, optimizer = case.batches(), make_optimizer(case.model)
+        inputs = _inputs(case.model)
+        if case.model in ("lstm", "resnet"):
+            params, rest, forward = _linen(
+                experiment(case, dtype, 1).task.model, inputs(batches[0])
+            )
+        else:
+            params, rest = init(case.model), {}
+            plain = {"mlp": mlp, "cnn": cnn, "gpt": gpt, "gpt_384": gpt}[case.model]
 
-        def loss(params, batch):
-            if model == "gpt":
-                inputs, labels = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-            else:
-                inputs, labels = batch["image"].astype(jnp.float32) / 255, batch["label"]
-            logits = forward(params, inputs, jnp.dtype(dtype)).astype(jnp.float32)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            def forward(params, rest, x):
+                return plain(params, x, jnp.dtype(dtype)), rest
+
+        def loss(params, rest, batch):
+            logits, rest = forward(params, rest, inputs(batch))
+            labels = batch["label"] if "label" in batch else batch["tokens"][:, 1:]
+            losses = optax.softmax_cross_entropy_with_integer_labels
+            return losses(logits.astype(jnp.float32), labels).mean(), rest
 
         def step(state, batch):
-            params, opt_state = state
-            value, grads = jax.value_and_grad(loss)(params, batch)
+            params, rest, opt_state = state
+            (value, rest), grads = jax.value_and_grad(loss, has_aux=True)(params, rest, batch)
             updates, opt_state = optimizer.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), value
+            return (optax.apply_updates(params, updates), rest, opt_state), value
 
-        params = jax.device_put(init(model))
+        params, rest = jax.device_put((params, rest))
         self.parameters = sum(x.size for x in jax.tree.leaves(params))
         self._step = jax.jit(step, donate_argnums=0, compiler_options=dict(options or {}))
-        self._state = params, optimizer.init(params)
+        self._state = params, rest, optimizer.init(params)
         self._batches = [jax.device_put(dict(batch)) for batch in batches]
 
     def run(self, steps: int) -> float:
@@ -58,6 +66,26 @@ class Bare:
             self._state, value = self._step(self._state, self._batches[i % len(self._batches)])
         jax.block_until_ready((self._state, value))
         return (time.perf_counter() - start) / steps
+
+
+def _inputs(model: str) -> Callable[[Mapping[str, jax.Array]], jax.Array]:
+    """Returns how a model's input comes from a batch."""
+    if model in ("gpt", "gpt_384"):
+        return lambda batch: batch["tokens"][:, :-1]
+    if model == "lstm":
+        return lambda batch: batch["tokens"]
+    return lambda batch: batch["image"].astype(jnp.float32) / 255
+
+
+def _linen(model: nn.Module, x: jax.Array) -> tuple[Any, Any, Callable]:
+    """Returns parameters, batch statistics, and their function (params, rest, x)."""
+    rest, params = flax.core.pop(jax.jit(model.init)(jax.random.key(0), x[:1]), "params")
+
+    def forward(params, rest, x):
+        variables = {"params": params, **rest}
+        return model.apply(variables, x, train=True, mutable=list(rest))
+
+    return params, rest, forward
 
 
 def mlp(params: Any, x_BxHxWxC: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -115,15 +143,16 @@ def _windows(x_BxHxWxC: jax.Array) -> jax.Array:
 
 
 def gpt(params: Any, tokens_BxT: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Four pre-norm blocks of width 128 with 4 heads; tokens in one row each, (B x T, D)."""
-    b, t = tokens_BxT.shape
+    """Pre-norm blocks with heads of `_HEADS`; tokens in one row each, (B x T, D)."""
+    (b, t), (layers, d, _) = tokens_BxT.shape, params["blocks"]["qkv"].shape
+    heads = _HEADS[d]
     wte = params["wte"].astype(dtype)
-    x_NxD = (wte[tokens_BxT] + params["wpe"].astype(dtype)).reshape(b * t, 128)
-    for i in range(4):
+    x_NxD = (wte[tokens_BxT] + params["wpe"].astype(dtype)).reshape(b * t, d)
+    for i in range(layers):
         p = {name: leaf[i] for name, leaf in params["blocks"].items()}
         w = {name: leaf.astype(dtype) for name, leaf in p.items() if leaf.ndim == 2}
-        qkv = (_norm(x_NxD, p["norm_1"], dtype) @ w["qkv"]).reshape(b, t, 3, 4, 32)
-        x_NxD = x_NxD + _attention(qkv).reshape(b * t, 128) @ w["out"]
+        qkv = (_norm(x_NxD, p["norm_1"], dtype) @ w["qkv"]).reshape(b, t, 3, heads, d // heads)
+        x_NxD = x_NxD + _attention(qkv).reshape(b * t, d) @ w["out"]
         x_NxD = x_NxD + jax.nn.gelu(_norm(x_NxD, p["norm_2"], dtype) @ w["up"]) @ w["down"]
     return (_norm(x_NxD, params["norm"], dtype) @ wte.T).reshape(b, t, -1)
 
@@ -150,12 +179,13 @@ def init(model: str) -> Any:
         std = std or float(np.prod(shape[:-1])) ** -0.5
         return (rng.standard_normal(shape) * std).astype(np.float32)
 
-    if model == "gpt":
-        shapes = {"qkv": (128, 384), "out": (128, 128), "up": (128, 512), "down": (512, 128)}
-        blocks = {name: normal(4, *shape, std=0.02) for name, shape in shapes.items()}
-        blocks |= {norm: np.ones((4, 128), np.float32) for norm in ("norm_1", "norm_2")}
-        tables = {"wte": normal(65, 128, std=0.02), "wpe": normal(64, 128, std=0.02)}
-        return {"blocks": blocks, "norm": np.ones(128, np.float32), **tables}
+    if model in ("gpt", "gpt_384"):
+        layers, d, context = (4, 128, 64) if model == "gpt" else (6, 384, 256)
+        shapes = {"qkv": (d, 3 * d), "out": (d, d), "up": (d, 4 * d), "down": (4 * d, d)}
+        blocks = {name: normal(layers, *shape, std=0.02) for name, shape in shapes.items()}
+        blocks |= {norm: np.ones((layers, d), np.float32) for norm in ("norm_1", "norm_2")}
+        tables = {"wte": normal(65, d, std=0.02), "wpe": normal(context, d, std=0.02)}
+        return {"blocks": blocks, "norm": np.ones(d, np.float32), **tables}
     shapes = {
         "mlp": [(784, 128), (128, 10)],
         "cnn": [(3, 3, 3, 32), (3, 3, 32, 64), (3, 3, 64, 64), (1024, 64), (64, 10)],
@@ -170,7 +200,9 @@ def make_optimizer(model: str) -> optax.GradientTransformation:
     """Returns the Optax chain of the model's experiment."""
     if model == "mlp":
         return optax.sgd(1e-3, momentum=0.9)
-    if model == "cnn":
+    if model == "resnet":
+        return optax.sgd(1e-3, momentum=0.9, nesterov=True)
+    if model in ("cnn", "lstm"):
         return optax.adam(1e-3, eps=1e-7)
 
     def decayed(params):
