@@ -86,12 +86,12 @@ CASES = {
     ),
     # Batches that fill a card of 40 GB and more; the steps of a turn take a second at the most.
     "gpu": (
-        Case("MLP (A2), batch 16384", "mlp", 16_384, 60_000, 50, turns=20),
-        Case("CNN (A1), batch 8192", "cnn", 8192, 50_000, 20, turns=20),
-        Case("GPT (nanoGPT's CPU setting), batch 1024", "gpt", 1024, 20_000, 20, turns=20),
-        Case("LSTM (A5), batch 1024", "lstm", 1024, 20_000, 5, turns=20),
-        Case("ResNet (airbench's shape), batch 2048", "resnet", 2048, 50_000, 10, turns=20),
-        Case("GPT (6 layers of 384), 128 x 256", "gpt_384", 128, 5_000, 10, turns=20),
+        Case("MLP (A2), batch 16384", "mlp", 16_384, 60_000, 50, turns=12),
+        Case("CNN (A1), batch 8192", "cnn", 8192, 50_000, 20, turns=12),
+        Case("GPT (nanoGPT's CPU setting), batch 1024", "gpt", 1024, 20_000, 20, turns=12),
+        Case("LSTM (A5), batch 1024", "lstm", 1024, 20_000, 5, turns=12),
+        Case("ResNet (airbench's shape), batch 2048", "resnet", 2048, 50_000, 10, turns=12),
+        Case("GPT (6 layers of 384), 128 x 256", "gpt_384", 128, 5_000, 10, turns=12),
     ),
 }
 """By platform."""

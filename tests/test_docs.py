@@ -23,7 +23,7 @@ import shlex
 import pytest
 from absl import flags as absl_flags
 
-from benchmarks import memory, plans, results
+from benchmarks import memory, plans, results, step_time_tables
 from lsm import cli, optim
 from lsm.config import flags, schema
 from lsm.errors import ConfigError
@@ -137,7 +137,8 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_tables_of_figures_are_made_of_the_records(page):
-    assert page.read_text() == results.filled(page) == plans.filled(page)
+    text = page.read_text()
+    assert text == results.filled(page) == plans.filled(page) == step_time_tables.filled(page)
 
 
 def test_tables_of_memory_are_made_of_the_record():
