@@ -16,12 +16,13 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from lsm.data.dataset import Columns, Spec
+from lsm.data import decode
+from lsm.data.dataset import Columns, Dataset, Spec
 from lsm.errors import DataError
 from lsm.files import expanded, parsed_json
 
@@ -67,18 +68,15 @@ def fingerprint(files: list[pathlib.Path], *facts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def columns(
-    name: str, key: str, spec: Spec, rows: int, decode: Callable[[], Iterator[Columns]]
-) -> Columns:
-    """Returns decoded columns (rows, ...), from the cache where it has them.
+def columns(name: str, key: str, dataset: Dataset) -> Columns:
+    """Returns all columns of a dataset, from the cache where it has them.
 
     Args:
       name: what is decoded, for the name of the entry and the log.
       key: the `fingerprint` of the files and settings.
-      spec: shape and dtype of each column of one example.
-      rows: number of examples.
-      decode: yields the columns in consecutive chunks; called only when the cache has none.
+      dataset: of fixed shapes; read only when the cache has no such entry.
     """
+    spec, rows = dataset.spec, len(dataset)
     entry = root() / "decoded" / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{key}"
     found = _load(entry, spec, rows)
     if found is not None:
@@ -88,14 +86,14 @@ def columns(
     _log.info("%s: decoding %s examples, once", name, f"{rows:,}")
     start = time.perf_counter()
     try:
-        _write(entry, spec, rows, decode())
+        _write(entry, spec, rows, decode.chunks(name, dataset))
         # Mapped even now: memory maps can be dropped under pressure, arrays cannot.
         decoded = _load(entry, spec, rows)
     except OSError as error:
         decoded = None
         _tell_once(error)
     if decoded is None:
-        decoded = _in_memory(spec, rows, decode())
+        decoded = _in_memory(spec, rows, decode.chunks(name, dataset))
     _log.info("%s: decoded in %.1f s", name, time.perf_counter() - start)
     return decoded
 

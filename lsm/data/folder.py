@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,7 +22,6 @@ from lsm.data.dataset import (
 from lsm.errors import ConfigError, DataError
 from lsm.files import expanded
 
-_CHUNK = 100  # pictures decoded at a time; bounds the memory of a first decode
 _DEEPEST = 5  # parts of a path in the tree that are looked for; a loop of links ends there
 
 
@@ -68,7 +66,7 @@ class Folder(SplitSource):
         paths = [file.as_posix() for file in splits[name]]
         key = cache.fingerprint(splits[name], paths, classes, self.size)
         label = f"{pathlib.Path(self.path).name}-{name}"
-        columns = cache.columns(label, key, pictures.spec, len(pictures), pictures.chunks)
+        columns = cache.columns(label, key, pictures)
         return ArrayDataset(columns, classes, pictures.identity)
 
     def _tree(
@@ -107,10 +105,6 @@ class _Pictures(Dataset):
     def identity(self) -> dict[str, Any]:
         files = [(f.parent.name, f.name, f.stat().st_size) for f in self._files]
         return super().identity | {"files": digest(files, self._classes)}
-
-    def chunks(self) -> Iterator[Columns]:
-        for start in range(0, len(self), _CHUNK):
-            yield self.take(np.arange(start, min(start + _CHUNK, len(self))))
 
 
 def read(file: pathlib.Path, size: tuple[int, int] | None) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 import io
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from lsm.data import png
 from lsm.errors import ConfigError
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -47,6 +49,14 @@ def decode(
     except Exception as error:  # Pillow raises any kind for a damaged file, and for a bomb
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
     return pixels[..., None] if channels == 1 else pixels
+
+
+def decode_all(
+    pictures: Sequence[bytes], channels: int = 3, size: tuple[int, int] | None = None
+) -> Sequence[np.ndarray]:
+    """Returns what `decode` does of each picture; small PNGs of one size in a third of the time."""
+    pixels = png.decode(pictures, channels, size)
+    return [decode(picture, channels, size) for picture in pictures] if pixels is None else pixels
 
 
 def _of_8_bits(image: Any) -> Any:

@@ -2,12 +2,10 @@
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from lsm.data import cache, images
@@ -19,11 +17,9 @@ from lsm.data.dataset import (
     Spec,
     SplitSource,
     digest,
-    narrowed,
 )
+from lsm.data.features import Parser
 from lsm.errors import ConfigError, DataError, LsmError, listed, nearest
-
-_CHUNK = 1000  # examples decoded at a time; bounds the memory of a first decode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +65,7 @@ class Tfds(SplitSource):
             return records
         key = cache.fingerprint(records.files, records.features, self.columns, self.size)
         label = f"{records.name}-{name}"
-        columns = cache.columns(label, key, records.spec, len(records), records.chunks)
+        columns = cache.columns(label, key, records)
         return ArrayDataset(columns, records.classes, records.identity)
 
 
@@ -127,34 +123,6 @@ def _prepared(data_dir: PathLike | None) -> set[str]:
     return {path.relative_to(root).as_posix() for path in versions}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Column:
-    """One feature: the shape and dtype of an example, and how a stored value becomes one.
-
-    Attributes:
-      one: what an example looks like; dtype object where shapes differ or the value is text.
-      encoded: whether TFDS is to hand over the stored bytes, which `decode` takes.
-      decode: from the value that TFDS hands over.
-    """
-
-    one: jax.ShapeDtypeStruct
-    encoded: bool
-    decode: Callable[[Any], Any]
-
-    def stack(self, values: list[Any], name: str) -> np.ndarray:
-        decoded = [self.decode(value) for value in values]
-        if self.one.dtype != object:
-            # Checked as stored, in 64 bits: a cast would wrap an integer that does not fit.
-            stacked = narrowed(np.asarray(decoded), name)
-            # An error where they are of another shape: -1 would make fewer, or more, of them.
-            shape = (len(decoded), *self.one.shape)
-            return stacked.astype(self.one.dtype, copy=False).reshape(shape)
-        # np.array(decoded, object) would make pictures of one size a single array of numbers.
-        column = np.empty(len(decoded), object)
-        column[:] = decoded
-        return column
-
-
 class _Records(Dataset):
     """One split of a prepared dataset, read and decoded at random."""
 
@@ -180,12 +148,7 @@ class _Records(Dataset):
         self._shards = info.splits[split].filepaths
         self.files = [pathlib.Path(path) for path in self._shards]
         pair = images.as_size(size, "Tfds.size")
-        self._columns = {name: _column(self.features[name], pair) for name in names}
-        # The features asked for, and no others: parsing is the larger part of reading an example.
-        self._parser = tfds.features.FeaturesDict(self.features)
-        self._skip = {
-            name: tfds.decode.SkipDecoding() for name, c in self._columns.items() if c.encoded
-        }
+        self._parser = Parser(self.features, pair)
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         with _readable(self.name, self.files):
             self._records = builder.as_data_source(split=split, deserialize_method=raw)
@@ -195,7 +158,7 @@ class _Records(Dataset):
 
     @property
     def spec(self) -> Spec:
-        return {name: column.one for name, column in self._columns.items()}
+        return {name: column.one for name, column in self._parser.columns.items()}
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -214,19 +177,7 @@ class _Records(Dataset):
     def take(self, indices: np.ndarray) -> Columns:
         wanted = np.asarray(indices).tolist()
         with _readable(self.name, self.files):
-            examples = [
-                self._parser.deserialize_example_np(record, decoders=self._skip)
-                for record in self._records.__getitems__(wanted)
-            ]
-            return {
-                name: column.stack([example[name] for example in examples], name)
-                for name, column in self._columns.items()
-            }
-
-    def chunks(self) -> Iterator[Columns]:
-        """Yields the whole split, in order, some examples at a time."""
-        for start in range(0, len(self), _CHUNK):
-            yield self.take(np.arange(start, min(start + _CHUNK, len(self))))
+            return self._parser(self._records.__getitems__(wanted))
 
 
 @contextlib.contextmanager
@@ -248,26 +199,3 @@ def _default_columns(info: Any) -> tuple[str, ...]:
     if pair and all(isinstance(key, str) for key in pair):
         return tuple(pair)
     return tuple(info.features)
-
-
-def _column(feature: Any, size: tuple[int, int] | None) -> _Column:
-    """How one TFDS feature is delivered."""
-    import tensorflow_datasets as tfds
-
-    if isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8:
-        shape = (*(size or feature.shape[:2]), feature.shape[2])
-        fixed = None not in shape
-        one = jax.ShapeDtypeStruct(shape if fixed else (), np.uint8 if fixed else object)
-        # Stored bytes, for Pillow: TFDS would take OpenCV where that is installed.
-        return _Column(one, True, functools.partial(images.decode, channels=shape[2], size=size))
-    dtype = getattr(feature, "np_dtype", object)
-    plain = isinstance(feature, tfds.features.Tensor) and dtype is not object
-    if not plain or None in feature.shape or np.dtype(dtype).kind not in "biuf":
-        return _Column(jax.ShapeDtypeStruct((), object), False, _as_is)
-    # An empty array, to learn the dtype.
-    delivered = narrowed(np.zeros(0, dtype), "").dtype
-    return _Column(jax.ShapeDtypeStruct(tuple(feature.shape), delivered), False, _as_is)
-
-
-def _as_is(value: Any) -> Any:
-    return value
