@@ -50,7 +50,9 @@ class Column:
             if len(values) != size:
                 raise ValueError(f"feature {self.name!r} holds {len(values)} values, not {size}")
         flat = [value for values in lists for value in values]
-        return flat if self.dtype == object else np.array(flat, self.dtype)
+        if self.dtype == object:
+            return flat
+        return np.array(flat, self.dtype).reshape(len(examples), *shape)
 
     def stack(self, values: Sequence[Any]) -> np.ndarray:
         """Returns the column (N, ...) of N values."""

@@ -7,9 +7,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from lsm.data import Tfds, cache, download
 from lsm.data.dataset import ArrayDataset, Dataset
+from lsm.data.features import Parser
 from lsm.errors import ConfigError, DataError
 
 
@@ -24,8 +26,6 @@ def _no_network(monkeypatch):
 
 
 def reference(name: str, split: str, data_dir, indices: list[int]) -> list[dict]:
-    import tensorflow_datasets as tfds
-
     return tfds.data_source(name, split=split, data_dir=str(data_dir)).__getitems__(indices)
 
 
@@ -86,6 +86,89 @@ def test_pictures_that_differ_in_size(tfds_dir):
         np.testing.assert_array_equal(picture, example["image"])
     resized = Tfds("penn_fudan", columns=("image",), size=(24, 32)).open("train", tfds_dir)
     assert resized.take(np.arange(4))["image"].shape == (4, 24, 32, 3)
+
+
+ALL_FEATURES = {
+    "cifar10": ("id", "image", "label"),
+    "fashion_mnist": ("image", "label"),
+    "glue/sst2": ("idx", "label", "sentence"),
+    "imdb_reviews": ("label", "text"),
+    "mnist": ("image", "label"),
+    "multi30k": ("de", "en"),
+    "penn_fudan": ("bboxes", "image", "mask"),
+    "tiny_shakespeare": ("text",),
+}
+
+
+@pytest.mark.parametrize("name", ALL_FEATURES)
+def test_every_feature_is_that_of_tfds(tfds_dir, name, monkeypatch):
+    monkeypatch.setattr(cache, "MAX_BYTES", 0)
+    for split in tfds.builder(name, data_dir=str(tfds_dir)).info.splits:
+        dataset = Tfds(name, columns=ALL_FEATURES[name]).open(split, tfds_dir)
+        indices = list(range(0, len(dataset), max(1, len(dataset) // 100)))
+        columns = dataset.take(np.array(indices))
+        for i, example in enumerate(reference(name, split, tfds_dir, indices)):
+            assert set(example) == set(columns)
+            for feature, value in example.items():
+                np.testing.assert_array_equal(columns[feature][i], value)
+
+
+def test_features_that_only_tfds_can_decode_are_left_to_it():
+    kinds = {
+        "scalar": (tfds.features.Scalar(np.uint8), 200),
+        "flag": (tfds.features.Tensor(shape=(), dtype=np.bool_), True),
+        "label": (tfds.features.ClassLabel(num_classes=3), 2),
+        "matrix": (
+            tfds.features.Tensor(shape=(2, 3), dtype=np.float32),
+            np.arange(6, dtype=np.float32).reshape(2, 3),
+        ),
+        "none": (tfds.features.Tensor(shape=(0,), dtype=np.int32), np.zeros(0, np.int32)),
+        "text": (tfds.features.Text(), b"\xff a text"),
+        "words": (tfds.features.Sequence(tfds.features.Text()), [b"one", b"two"]),
+        "zlib": (
+            tfds.features.Tensor(shape=(2,), dtype=np.int32, encoding="zlib"),
+            np.array([7, -7], np.int32),
+        ),
+        "big": (tfds.features.Tensor(shape=(1,), dtype=np.uint64), np.array([5], np.uint64)),
+        "ragged": (
+            tfds.features.Tensor(shape=(None,), dtype=np.int32),
+            np.arange(4, dtype=np.int32),
+        ),
+        "nested": (tfds.features.FeaturesDict({"a": np.int32, "b": np.int32}), {"a": 1, "b": 2}),
+        "box": (
+            tfds.features.BBoxFeature(),
+            tfds.features.BBox(ymin=0.0, xmin=0.25, ymax=0.5, xmax=1.0),
+        ),
+    }
+    features = tfds.features.FeaturesDict({name: feature for name, (feature, _) in kinds.items()})
+    record = features.serialize_example({name: value for name, (_, value) in kinds.items()})
+    parser = Parser(features, None)
+    left = {name for name, column in parser.columns.items() if column.stored is None}
+    assert left == {"words", "zlib", "big", "ragged", "nested", "box"}
+    columns, expected = parser([record, record]), features.deserialize_example_np(record)
+    for name in kinds:
+        for value in columns[name]:
+            np.testing.assert_array_equal(value, expected[name])
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected", "said"),
+    [
+        ({"x": np.int32}, {"x": np.float32}, "feature 'x' holds 0 values, not 1"),
+        ({"y": np.int32}, {"x": np.int32}, "feature 'x' holds 0 values, not 1"),
+        (
+            {"x": tfds.features.Tensor(shape=(2,), dtype=np.int32)},
+            {"x": tfds.features.Tensor(shape=(3,), dtype=np.int32)},
+            "feature 'x' holds 2 values, not 3",
+        ),
+    ],
+)
+def test_records_of_other_features(stored, expected, said):
+    stored = tfds.features.FeaturesDict(stored)
+    value = 1 if all(feature.shape == () for feature in stored.values()) else [1, 2]
+    record = stored.serialize_example(dict.fromkeys(stored, value))
+    with pytest.raises(ValueError, match=said):
+        Parser(tfds.features.FeaturesDict(expected), None)([record])
 
 
 def test_an_error_of_tfds_without_words_is_told_by_its_name(monkeypatch, tmp_path):
