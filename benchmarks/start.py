@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _flags() -> flags.FlagValues:
     given = flags.FlagValues()
     flags.DEFINE_string("data_dir", None, "where CIFAR-10 is prepared", given)
-    flags.DEFINE_integer("turns", 3, "starts of each", given, lower_bound=1)
+    flags.DEFINE_integer("turns", 3, "starts of each", lower_bound=1, flag_values=given)
     flags.DEFINE_string("peer_python", sys.executable, "interpreter with torchvision", given)
     return given
 
