@@ -22,6 +22,8 @@ _IMPORTED = time.time()
 class Archive(torchvision.datasets.CIFAR10):
     """CIFAR-10's pickled archive, written by `start`: so its checksums are others."""
 
+    meta = torchvision.datasets.CIFAR10.meta | {"md5": None}
+
     def _check_integrity(self) -> bool:
         return True
 
