@@ -29,7 +29,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.start import torchvision_version
-from benchmarks.step_time import markdown
+from benchmarks.step_time_tables import markdown
 from lsm import command_line
 from lsm.data import (
     ArrayDataset,
@@ -108,7 +108,7 @@ def write_tree(place: Path) -> Path:
 def lsm_rate(case: Case, place: Path, seconds: float) -> float:
     """Returns the pictures a second that lsm makes ready, measured for about `seconds`."""
     batches = TrainBatches(case.opened(place), case.batch_size, augment=case.augment)
-    with Prefetcher(batches.batch_at, 0, sys.maxsize, workers=cpus()) as prefetcher:
+    with Prefetcher(batches.batch_at, itertools.count(), workers=cpus()) as prefetcher:
         for _ in itertools.islice(prefetcher, 8):  # what was made ahead, before the clock began
             pass
         start, pictures = time.perf_counter(), 0

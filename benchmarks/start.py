@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks.step_time import markdown
+from benchmarks.step_time_tables import markdown
 from lsm import command_line
 from lsm.data import Tfds, images
 from lsm.data.decode import cpus

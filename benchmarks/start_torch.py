@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from peer import torchvision
-from step_time_torch import make, make_step
+from step_time_torch import make, make_optimizer, make_step
 from torch.utils.data import DataLoader
 
 _IMPORTED = time.time()
@@ -41,7 +41,9 @@ def main(kind: str, place: str, started: str) -> None:
         train, _ = (Archive(place, train=split, transform=to_tensor) for split in (True, False))
     opened = time.time()
     torch.manual_seed(0)
-    step = make_step(*make("cnn"), "float32", clip=False)
+    model = make("cnn")
+    optimizer = make_optimizer("cnn", model)
+    step = make_step(model, optimizer, "float32", "cpu", compiled=False, clip=False)
     step(*next(iter(DataLoader(train, batch_size=32, shuffle=True))))
     parts = {"import": _IMPORTED - begun, "data": opened - start, "total": time.time() - begun}
     print(json.dumps(parts))
