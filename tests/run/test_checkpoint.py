@@ -9,11 +9,13 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from lsm.errors import CheckpointError, TrainingError
 from lsm.files import atomic_write
 from lsm.run.checkpoint import Checkpoints
+from lsm.run.saved import checksums
 
 STATE = {"w": jnp.arange(4.0)}
 ABSTRACT = {"w": jax.ShapeDtypeStruct((4,), jnp.float32)}
@@ -44,6 +46,7 @@ FILLS = """
 import contextlib, shutil, sys, pathlib, jax
 from lsm import command_line
 from lsm.run.checkpoint import Checkpoints
+from lsm.run.saved import checksums
 
 def act():
     disk = pathlib.Path(sys.argv[1])
@@ -92,3 +95,36 @@ def test_a_read_that_fails_after_another_is_not_told_of(tmp_path, caplog):
         asyncio.error("Task exception was never retrieved\nfuture: orbax/checkpoint/x.py")
         asyncio.error("Task exception was never retrieved\nfuture: mine.py")
     assert [record.getMessage()[-7:] for record in caplog.records] == ["mine.py"]
+
+
+def test_a_checksum_is_the_sum_that_earlier_versions_saved():
+    w_AxBxC = np.random.default_rng(0).normal(size=(3, 5, 7)).astype("f")
+    bits = [int(x) for x in w_AxBxC.view(np.uint32).ravel()]
+    expected = sum(x * (2 * place + 1) for place, x in enumerate(bits)) % 2**32
+    assert int(checksums({"w": w_AxBxC})["w"]) == expected
+
+
+def test_checksums_write_nothing_out():
+    """Else they take ten times as long, and as much memory as the state."""
+    state = {name: jax.ShapeDtypeStruct((512, 512), jnp.float32) for name in "ab"}
+    memory = jax.jit(checksums).lower(state).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 1 << 14
+
+
+def test_checkpoints_are_written_plain_and_read_compressed_too(tmp_path, monkeypatch):
+    state = {"w": jnp.zeros((1 << 20,))}
+    with monkeypatch.context() as earlier:
+        handler = ocp.PyTreeCheckpointHandler
+        earlier.setattr(ocp, "PyTreeCheckpointHandler", lambda **_: handler())
+        with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+            checkpoints.save(1, state, {})
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(2, checkpoints.restore(state, 1), {})
+        checkpoints.wait()
+        np.testing.assert_array_equal(checkpoints.restore(state, 2)["w"], state["w"])
+    sizes = [_bytes(tmp_path / step) for step in "12"]
+    assert sizes[0] < 1 << 20 and sizes[1] >= 4 << 20
+
+
+def _bytes(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
