@@ -38,7 +38,7 @@ import numpy as np
 from absl import flags
 from jax.extend.core import jaxprs_in_params
 
-from benchmarks import results
+from benchmarks import cases, sources
 from lsm import Experiment, Mesh, command_line
 from lsm.config import flags as config_flags
 from lsm.data import CharText, Tfds
@@ -62,9 +62,9 @@ _TABLE = re.compile(r"^(<!-- compile -->\n).*?^(<!-- /compile -->)$", re.DOTALL 
 
 def configs() -> list[str]:
     """Returns every file in experiments/configs, with each argument that a record names."""
-    run = {case.config for case in results.CASES.values()}
+    run = {case.config for case in cases.CASES.values()}
     with_record = {config.partition(":")[0] for config in run}
-    folder = results.sources.ROOT / results.CONFIGS
+    folder = sources.ROOT / cases.CONFIGS
     files = {path.relative_to(folder).as_posix() for path in folder.glob("*/*.py")}
     return sorted(run | (files - with_record))
 
@@ -85,7 +85,7 @@ def shapes(experiment: Experiment) -> tuple[dict[str, jax.ShapeDtypeStruct], Hor
 
 def measure(config: str) -> dict[str, float]:
     """Returns sizes, and the CPU seconds of each stage, of the step of FILE.py or FILE.py:arg."""
-    path = results.sources.ROOT / results.CONFIGS / config
+    path = sources.ROOT / cases.CONFIGS / config
     experiment = dataclasses.replace(config_flags.load(str(path)), mesh=Mesh())
     batch, horizon = shapes(experiment)
     is_compiled = not config.startswith("gpt/")
@@ -180,7 +180,7 @@ def table(record: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for config, figures in record["configs"].items():
         sizes = [f"{figures[s]:,}" if s in figures else "-" for s in STAGES.values()]
-        seconds = [f"{figures[s]:.1f}" if s in figures else "-" for s in STAGES]
+        seconds = [f"{figures[s]:.2f}" if s in figures else "-" for s in STAGES]
         lines.append("| " + " | ".join([f"`{config}`", *sizes, *seconds]) + " |")
     lines.append(f"\nOn {record['cpu']}, jax {record['jax']}.")
     return "\n".join(lines) + "\n"

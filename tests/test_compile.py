@@ -87,7 +87,7 @@ def test_the_table_is_that_of_the_record_and_leaves_out_what_was_not_compiled(
         "a\n<!-- compile -->\n"
         "| config | equations | operations | instructions | trace, CPU s | lower, CPU s | compile, CPU s |\n"
         "|---|---|---|---|---|---|---|\n"
-        "| `gpt/a.py` | 1,200 | 7 | - | 1.3 | 0.3 | - |\n"
+        "| `gpt/a.py` | 1,200 | 7 | - | 1.26 | 0.30 | - |\n"
         "\nOn Xeon, jax 0.12.\n<!-- /compile -->\nb\n"
     )
 
