@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from benchmarks import compile as compiling
-from benchmarks import results
+from benchmarks import cases, sources
 
 
 def test_every_shipped_config_is_measured():
     files = {name.partition(":")[0] for name in compiling.configs()}
-    folder = results.sources.ROOT / results.CONFIGS
+    folder = sources.ROOT / cases.CONFIGS
     assert files == {path.relative_to(folder).as_posix() for path in folder.glob("*/*.py")}
     assert "mnist/mlp_softmax.py:faulty" in compiling.configs()
 
 
 @pytest.mark.parametrize("config", compiling.configs())
 def test_shapes_are_known_without_data(config):
-    path = results.sources.ROOT / results.CONFIGS / config
+    path = sources.ROOT / cases.CONFIGS / config
     experiment = compiling.config_flags.load(str(path))
     batch, horizon = compiling.shapes(experiment)
     assert {x.shape[0] for x in batch.values()} == {experiment.train.batch_size}
