@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import compile as compiling
 from benchmarks import cases, sources
+from benchmarks import compile as compiling
 
 
 def test_every_shipped_config_is_measured():
