@@ -186,6 +186,17 @@ def test_two_processes_start_from_another_run(config, straight, tmp_path):
     assert loss < 1.2 * result(straight)["metrics"]["test"]["loss"]
 
 
+def test_what_the_devices_hold_is_read_alike_by_two(config, tmp_path):
+    """Several steps a dispatch, of examples by number; and one by one, of rows by process."""
+    digests = []
+    for most in ("auto", "1"):
+        own = ("--config.data.augment=()", f"--config.train.steps_per_execution={most}")
+        ended = run(config, tmp_path / most, 2, *own)
+        assert completed(ended), ended
+        digests.append(result(tmp_path / most)["fingerprint"])
+    assert digests[0] == digests[1]
+
+
 @pytest.fixture(scope="module")
 def killed(config, tmp_path_factory):
     """What is left of a run after kill -9 of process 1, and what process 0 said then."""
