@@ -3,7 +3,7 @@
     python -m experiments.digits --workdir=runs/digits
 
 Measured (digits): test/accuracy 98.94 % ± 0.36 (98.61 to 99.44), 5 seeds,
-  17 s a run on AMD EPYC, 2 cores, at 5ba1e7435d.
+  14 s a run on AMD EPYC, 2 cores, at d49e77c4e2.
 """
 
 from lsm import Data, Experiment, Train
