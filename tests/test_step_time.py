@@ -130,6 +130,7 @@ def test_all_take_turns_and_train_the_same_model():
         assert 0 < shortest <= median
 
 
+@pytest.mark.slow
 def test_runs_with_jax_flax_and_optax_alone(tmp_path):
     code = """
 import sys

@@ -54,24 +54,32 @@ CONVOLVES = Classification(model=CNN(widths=(4, 8), convs=1))
 FSDP = Mesh(data=2, fsdp=4, rules=(Rule(".*", Fsdp(min_size=1)),))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"mesh": FSDP},
-        {"data": Data(source=Digits(), augment=(RandomCrop(padding=1),))},
-        {"data": Data(source=Digits(), sampling=Poisson(expected=20))},
-    ],
-    ids=["plain", "fsdp", "augmented", "weights"],
-)
-def test_the_same_to_the_bit_however_many(changes, tmp_path):
+def assert_the_same_however_many(numbers, changes, tmp_path):
     one, *others = (
-        story(experiment(most, **changes), tmp_path / str(most)) for most in (1, 3, 64, "auto")
+        story(experiment(most, **changes), tmp_path / str(most)) for most in (1, *numbers)
     )
     pauses = [row["step"] for row in one[1] if row["split"] == "train"]
     assert pauses == [7, 10, 14, 15, 20, 21, 28, 30, 31]
     for other in others:
         assert other == one
+
+
+def test_the_same_to_the_bit_as_one_by_one(tmp_path):
+    assert_the_same_however_many(["auto"], {}, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mesh": FSDP},
+        {"data": Data(source=Digits(), augment=(RandomCrop(padding=1),))},
+        {"data": Data(source=Digits(), sampling=Poisson(expected=20))},
+    ],
+    ids=["fsdp", "augmented", "weights"],
+)
+def test_the_same_to_the_bit_however_many(changes, tmp_path):
+    assert_the_same_however_many([3, 64], changes, tmp_path)
 
 
 SHORT = Throughput(flops=1e7, devices=1, peak=None)
@@ -122,6 +130,7 @@ def test_what_is_in_memory_is_read_on_the_devices(monkeypatch):
     np.testing.assert_array_equal(prepared["image"][1], trainer.train.batch_at(2)["image"])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number(tmp_path, monkeypatch):
     whole = story(experiment(1), tmp_path / "whole")
     with monkeypatch.context() as patch:

@@ -257,7 +257,7 @@ def test_a_start_hashes_arrays_once_and_makes_one_sample(tmp_path, monkeypatch):
     assert len(hashed) == 2  # "image" and "label"
     assert made == [0]  # the devices hold the arrays
     lsm.fit(config, tmp_path)  # compared with what is saved: done already
-    assert len(hashed) == 4 and made[31:] == [0]
+    assert len(hashed) == 4 and made == [0, 0]
 
 
 def test_skip_nonfinite_trains_through_it(tmp_path):

@@ -98,7 +98,7 @@ def test_the_speed_is_that_of_steps_alone(monkeypatch):
             ticking.now += 2
             with clock("input"):
                 ticking.now += 1
-        window.add(metrics)
+        window.add(metrics, 1)
         ticking.now += 50  # a pause
 
     step("compile")
