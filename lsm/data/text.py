@@ -135,8 +135,10 @@ class CharWindows(Dataset):
         text.update("".join(self.vocabulary).encode())
         return super().identity | {"text": text.hexdigest()[:16]}
 
-    def resident(self) -> tuple[Columns, Read]:
+    def resident(self) -> tuple[Columns, Read] | None:
         """See `Dataset.resident`."""
+        if type(self).take is not CharWindows.take:
+            return None
         offsets = np.arange(self._length + 1, dtype=np.int32)
 
         def read(columns: Mapping[str, jax.Array], starts_B: jax.Array) -> dict[str, jax.Array]:

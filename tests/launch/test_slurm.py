@@ -247,7 +247,7 @@ def slurm_says(*command):
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
-def until(reached, what, seconds=150, report=lambda: ""):
+def until(reached, what, seconds=300, report=lambda: ""):
     end = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < end, f"waited {seconds} s for {what}: {report()}"

@@ -122,6 +122,16 @@ def test_what_is_in_memory_is_read_on_the_devices(monkeypatch):
         for name, x in wanted.items():
             np.testing.assert_array_equal(found[name], x)
     assert Digits().open("train").rows(3, 9).resident() is not None
+
+    class Inverted(ArrayDataset):
+        def take(self, indices):
+            return super().take(indices) | {"image": 255 - self.columns["image"][indices]}
+
+    own = Inverted(columns)
+    assert own.resident() is None and own.rows(1, 9).resident() is None, "they are not its columns"
+    np.testing.assert_array_equal(
+        own.rows(1, 9).take(np.arange(2))["image"], 255 - columns["image"][1:3]
+    )
     trainer = Trainer.of(experiment(), None)
     assert execution(trainer, SHORT).prepare(range(1, 3)).keys() == {"examples"}
     monkeypatch.setattr("lsm.train.execution._FITS", 1000)

@@ -169,7 +169,12 @@ def test_slow_data_shows(tmp_path, monkeypatch):
     take = lsm.data.TrainBatches.batch_at
     monkeypatch.setattr(lsm.data.TrainBatches, "batch_at", slowly(0.15, take))
     data = Data(source=Digits(), train="train", workers=1)
-    run = experiment(data=data, evaluation=Evaluation(every=30), checkpoint=lsm.Checkpoint(every=0))
+    run = experiment(
+        data=data,
+        train=Train(steps=30, batch_size=64, log_every=10, steps_per_execution=1),
+        evaluation=Evaluation(every=30),
+        checkpoint=lsm.Checkpoint(every=0),
+    )
     account = lsm.fit(run, tmp_path).goodput
     assert account["input_seconds"] > 15 * 0.15
     assert account["steps_seconds"] < account["input_seconds"]
