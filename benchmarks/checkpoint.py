@@ -38,7 +38,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks.step_time import torch_version
+from benchmarks.compare import torch_version
 from benchmarks.step_time_tables import markdown
 from lsm import Data, Experiment, Train, command_line
 from lsm.cpu import keep_memory

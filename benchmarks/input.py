@@ -16,7 +16,6 @@ second of each count. PyTorch and torchvision are optional, and may live in anot
 
 import dataclasses
 import itertools
-import os
 import platform
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from benchmarks.start import torchvision_version
+from benchmarks.compare import print_doubts, torchvision_version
 from benchmarks.step_time_tables import markdown
 from lsm import command_line
 from lsm.data import (
@@ -161,13 +160,7 @@ def _act(given: flags.FlagValues, _: list[str]) -> None:
             rows.append(measure(case, pictures, python, given.seconds))
     print(f"{cpus()} CPUs ({platform.machine()}), torchvision {version or 'none'}\n")
     print(markdown(rows))
-    if not version:
-        print(
-            f"\n{given.peer_python} has no torchvision, so there is no comparison with it: install "
-            "it there, or name an interpreter that has it with --peer_python=PATH."
-        )
-    if (load := os.getloadavg()[0]) > 2 * cpus():
-        print(f"\nThe machine was busy (load {load:.1f}): expect noise.")
+    print_doubts(given.peer_python, version)
 
 
 if __name__ == "__main__":

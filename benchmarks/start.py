@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks.compare import print_doubts, torchvision_version
 from benchmarks.step_time_tables import markdown
 from lsm import command_line
 from lsm.data import Tfds, images
@@ -116,15 +117,6 @@ def table(times: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     return rows
 
 
-def torchvision_version(python: str) -> str | None:
-    """Returns the version of torchvision in an interpreter, or None where it does not work."""
-    try:
-        answer = subprocess.run([python, _PEER], capture_output=True, text=True)
-    except OSError as error:
-        raise SystemExit(f"--peer_python: cannot run {python}: {error.strerror}.") from error
-    return answer.stdout.strip() or None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark and prints its table; returns the exit status."""
     return command_line.run(_act, _flags(), argv, doc=__doc__)
@@ -144,13 +136,7 @@ def _act(given: flags.FlagValues, _: list[str]) -> None:
     print(f"{cpus()} CPUs ({platform.machine()}), torchvision {version or 'none'}")
     print("Seconds from the start of the process to the end of its first step, and ratios.\n")
     print(markdown(table(times)))
-    if not version:
-        print(
-            f"\n{given.peer_python} has no torchvision, so there is no comparison with it: install "
-            "it there, or name an interpreter that has it with --peer_python=PATH."
-        )
-    if (load := os.getloadavg()[0]) > 2 * cpus():
-        print(f"\nThe machine was busy (load {load:.1f}): expect noise.")
+    print_doubts(given.peer_python, version)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ import jax
 from absl import flags
 
 import lsm
+from benchmarks.compare import torch_version
 from benchmarks.step_time_bare import Bare
 from benchmarks.step_time_cases import BATCHES, CASES, Case, experiment
 from benchmarks.step_time_tables import RECORDS, filled, tables
@@ -169,17 +170,6 @@ class Torch:
             code = self._process.wait()
             raise TorchEndedError(f"PyTorch's process ended with {code}; see above for why.")
         return line
-
-
-def torch_version(python: str) -> str | None:
-    """Returns the version of PyTorch in an interpreter, or None where it has none."""
-    try:
-        answer = subprocess.run(
-            [python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True
-        )
-    except OSError as error:
-        raise ConfigError(f"--peer_python: cannot run {python}: {error.strerror}.") from error
-    return answer.stdout.strip() or None
 
 
 def measure(
