@@ -39,6 +39,7 @@ from absl import flags
 from jax.extend.core import jaxprs_in_params
 
 from benchmarks import cases, sources
+from benchmarks.documents import write_or_check
 from lsm import Experiment, Mesh, command_line
 from lsm.config import flags as config_flags
 from lsm.data import CharText, Tfds
@@ -207,8 +208,7 @@ def _act(_: flags.FlagValues, words: list[str]) -> None:
     verb, *documents = words or [""]
     command_line.require_one_of(verb, ("run", "write", "check"))
     if verb == "write":
-        for document in map(Path, documents):
-            atomic_write(document, filled(document).encode())
+        write_or_check(verb, documents, filled)
         return
     old = _read() if verb == "check" else None
     new = measured(configs())

@@ -28,6 +28,7 @@ from typing import Any
 
 from absl import flags
 
+from benchmarks.documents import write_or_check
 from launch.plan import compiled
 from launch.plan.compiled import Request
 from launch.plan.report import Plan
@@ -326,8 +327,7 @@ def _act(_: flags.FlagValues, words: list[str]) -> None:
         for name in names or CASES:
             run(name)
     else:
-        for document in map(Path, names):
-            atomic_write(document, filled(document).encode())
+        write_or_check(verb, names, filled)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from absl import flags
 
 from benchmarks.cases import CASES, Case
 from benchmarks.confirm import WORTH, begins_alike, opening
+from benchmarks.documents import write_or_check
 from lsm import command_line
 from lsm.errors import ConfigError, DataError, listed, nearest
 from lsm.files import atomic_write, plain_json
@@ -260,10 +261,9 @@ def _act(given: flags.FlagValues, words: list[str]) -> None:
         return
     if not names:
         raise ConfigError(f"{verb}: documents are needed after it.")
-    try:
-        _write_or_check(verb, [Path(name) for name in names])
-    except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}.") from error
+    if verb == "check" and (behind := older(CASES)):
+        print(f"older than their code, or not run yet: {', '.join(behind)}; `run` runs them.")
+    write_or_check(verb, names, filled)
 
 
 def _run_all(names: Sequence[str], data_dir: str | None) -> None:
@@ -276,18 +276,6 @@ def _run_all(names: Sequence[str], data_dir: str | None) -> None:
             failed.append(str(error))
     if failed:
         raise DataError(" ".join(failed))
-
-
-def _write_or_check(verb: str, documents: list[Path]) -> None:
-    differing = [path for path in documents if path.read_text() != filled(path)]
-    if verb == "write":
-        for path in differing:
-            atomic_write(path, filled(path).encode())
-        return
-    if behind := older(CASES):
-        print(f"older than their code, or not run yet: {', '.join(behind)}; `run` runs them.")
-    if differing:
-        raise DataError(f"stale tables in {listed(map(str, differing))}; run `write` on them.")
 
 
 if __name__ == "__main__":

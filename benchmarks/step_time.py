@@ -52,6 +52,7 @@ from absl import flags
 
 import lsm
 from benchmarks.compare import torch_version
+from benchmarks.documents import write_or_check
 from benchmarks.step_time_bare import Bare
 from benchmarks.step_time_cases import BATCHES, CASES, Case, experiment
 from benchmarks.step_time_tables import RECORDS, filled, tables
@@ -317,11 +318,7 @@ def _act(given: flags.FlagValues, words: list[str]) -> None:
     if verb == "run":
         _run(given)
         return
-    differing = [page for page in map(Path, pages) if page.read_text() != filled(page)]
-    if verb == "check" and differing:
-        raise DataError(f"stale tables in {listed(map(str, differing))}; run `write` on them.")
-    for page in differing:
-        atomic_write(page, filled(page).encode())
+    write_or_check(verb, pages, filled)
 
 
 def _run(given: flags.FlagValues) -> None:
