@@ -7,6 +7,7 @@ convolution) are written here.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -194,18 +195,73 @@ class LSTM(nn.Module):
         x_NxD = x_TxBxD.reshape(t * b, d).astype(self.dtype)
         recurrent_Hx4H = recurrent_Hx4H.astype(self.dtype)
         # Of all steps at once: in the loop is only what needs the step before.
-        gates_Nx4H = x_NxD @ kernel_Dx4H.astype(self.dtype) + bias_4H.astype(self.dtype)
+        gates_TxBx4H = (x_NxD @ kernel_Dx4H.astype(self.dtype)).reshape(t, b, 4 * h)
+        return recur(gates_TxBx4H, recurrent_Hx4H, bias_4H)
 
-        def step(carry, gates_Bx4H):
-            h_BxH, c_BxH = carry
-            gates_Bx4H = (gates_Bx4H + h_BxH @ recurrent_Hx4H).astype(jnp.float32)
-            i, f, g, o = jnp.split(gates_Bx4H, 4, axis=1)
-            c_BxH = jax.nn.sigmoid(f) * c_BxH + jax.nn.sigmoid(i) * jnp.tanh(g)
-            h_BxH = (jax.nn.sigmoid(o) * jnp.tanh(c_BxH)).astype(self.dtype)
-            return (h_BxH, c_BxH), h_BxH
 
-        start = jnp.zeros((b, h), self.dtype), jnp.zeros((b, h), jnp.float32)
-        return jax.lax.scan(step, start, gates_Nx4H.reshape(t, b, 4 * h))[1]
+@jax.custom_vjp
+def recur(gates_TxBx4H: jax.Array, recurrent_Hx4H: jax.Array, bias_4H: jax.Array) -> jax.Array:
+    """Returns the states after each step (T, B, H), from what the inputs add to the gates.
+
+    With a gradient of its own, for that of the parameters: one product over all steps, where the
+    gradient of a scan adds up one of each.
+    """
+    return _recur_forward(gates_TxBx4H, recurrent_Hx4H, bias_4H)[0]
+
+
+def _half_4H(h: int) -> jax.Array:
+    """The factors (4H,) within tanh: sigmoid(x) = tanh(x / 2) / 2 + 1 / 2, so that one does."""
+    return jnp.repeat(jnp.asarray([0.5, 0.5, 1.0, 0.5]), h)
+
+
+def _cell(tanh_Bx4H: jax.Array, c_BxH: jax.Array) -> tuple[jax.Array, jax.Array]:
+    i, f, g, o = jnp.split(tanh_Bx4H, 4, axis=1)
+    c_BxH = ((f + 1) * c_BxH + (i + 1) * g) / 2
+    return (o + 1) / 2 * jnp.tanh(c_BxH), c_BxH
+
+
+def _recur_forward(
+    gates_TxBx4H: jax.Array, recurrent_Hx4H: jax.Array, bias_4H: jax.Array
+) -> tuple[jax.Array, Any]:
+    (_, b, _), h = gates_TxBx4H.shape, len(recurrent_Hx4H)
+    half_4H = _half_4H(h)
+
+    def step(carry, gates_Bx4H):
+        h_BxH, c_BxH = carry
+        gates_Bx4H = (gates_Bx4H + h_BxH @ recurrent_Hx4H).astype(jnp.float32) + bias_4H
+        tanh_Bx4H = jnp.tanh(gates_Bx4H * half_4H)
+        new_BxH, new_c_BxH = _cell(tanh_Bx4H, c_BxH)
+        new_BxH = new_BxH.astype(h_BxH.dtype)
+        return (new_BxH, new_c_BxH), (new_BxH, (h_BxH, c_BxH, tanh_Bx4H))
+
+    start = jnp.zeros((b, h), gates_TxBx4H.dtype), jnp.zeros((b, h), jnp.float32)
+    _, (h_TxBxH, before) = jax.lax.scan(step, start, gates_TxBx4H)
+    return h_TxBxH, (recurrent_Hx4H, *before)
+
+
+def _recur_backward(saved: Any, g_TxBxH: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    recurrent_Hx4H, h_TxBxH, c_TxBxH, tanh_TxBx4H = saved
+    h, dtype = len(recurrent_Hx4H), h_TxBxH.dtype
+    half_4H = _half_4H(h)
+
+    def step(carry, now):
+        (dh_BxH, dc_BxH), (g_BxH, c_BxH, tanh_Bx4H) = carry, now
+        dh_BxH = (dh_BxH + g_BxH).astype(jnp.float32)
+        dtanh_Bx4H, dc_BxH = jax.vjp(_cell, tanh_Bx4H, c_BxH)[1]((dh_BxH, dc_BxH))
+        dgates_Bx4H = (dtanh_Bx4H * (1 - tanh_Bx4H**2) * half_4H).astype(dtype)
+        return (dgates_Bx4H @ recurrent_Hx4H.T, dc_BxH), dgates_Bx4H
+
+    end = jnp.zeros_like(h_TxBxH[0]), jnp.zeros_like(c_TxBxH[0])
+    known = g_TxBxH, c_TxBxH, tanh_TxBx4H
+    _, dgates_TxBx4H = jax.lax.scan(step, end, known, reverse=True)
+    dgates_Nx4H = dgates_TxBx4H.reshape(-1, 4 * h)
+    # A sum as a product, which XLA's CPU back end computes ten times as fast.
+    dbias_4H = jnp.ones(len(dgates_Nx4H), dtype) @ dgates_Nx4H
+    drecurrent_Hx4H = h_TxBxH.reshape(-1, h).T @ dgates_Nx4H
+    return dgates_TxBx4H, drecurrent_Hx4H, dbias_4H.astype(jnp.float32)
+
+
+recur.defvjp(_recur_forward, _recur_backward)
 
 
 class ResNet(nn.Module):

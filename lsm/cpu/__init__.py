@@ -15,8 +15,9 @@ reshape, another order of the same work, an option that is not set there.
 - `emulates_bfloat16`: whether it saves nothing here.
 - `unroll_micro_batches`: a convolution in a loop is ten times slower.
 
-In one place outside, attention keeps the queries of a group in one dimension: products of more
-dimensions are slow here, and the same elsewhere.
+In two places outside: attention keeps the queries of a group in one dimension, since products of
+more dimensions are slow here, and the same elsewhere; and a barrier keeps the gradient of learned
+positions apart from the sums that it is made of.
 """
 
 from lsm.cpu.features import emulates_bfloat16

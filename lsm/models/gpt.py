@@ -140,7 +140,9 @@ class GPT(nn.Module):
             x_BxTxD = x_BxTxD * jnp.asarray(config.width**0.5, config.dtype)
         if config.theta is None:
             learned = self._positions(tokens_BxT.shape[1], mask, cache)
-            x_BxTxD = x_BxTxD + learned.astype(config.dtype)
+            # The barrier is for the gradient: XLA's CPU back end would sum all layers' parts of it
+            # again for each position that it is summed over.
+            x_BxTxD = jax.lax.optimization_barrier(x_BxTxD + learned.astype(config.dtype))
         x_BxTxD = self.drop(x_BxTxD, deterministic=not train)
         y = self.stack(x_BxTxD, mask, train=train, cache=cache)
         # Sown while initialising, it would be one of the variables, and later calls append to it.
