@@ -49,6 +49,27 @@ def test_who_emulates_bfloat16(on, cpuinfo, emulated):
 
 
 @pytest.mark.parametrize(
+    ("cpuinfo", "alone"),
+    [
+        (ZEN_3, True),
+        (ZEN_4, False),
+        (GRAVITON_2, False),
+        ("processor\t: 0\n", False),
+        (None, False),
+    ],
+)
+def test_which_library_computes_products(on, cpuinfo, alone):
+    on(cpuinfo)
+    cpu.compiler_options.cache_clear()
+    hot, other = cpu.compiler_options(hot=True), cpu.compiler_options(hot=False)
+    cpu.compiler_options.cache_clear()
+    # Programs with oneDNN are those that XLA cannot keep.
+    assert ("xla_cpu_use_onednn" in hot) is not alone
+    assert (hot == other) is alone
+    assert "xla_cpu_use_onednn" not in other
+
+
+@pytest.mark.parametrize(
     ("dtype", "cpuinfo", "warnings"),
     [("bfloat16", ZEN_3, 1), ("bfloat16", ZEN_4, 0), ("float32", ZEN_3, 0)],
 )
