@@ -4,7 +4,8 @@
     python -m benchmarks.compile write docs/training.md
     python -m benchmarks.compile check
 
-The step is what every start compiles anew: the other programs are kept. It is compiled for one
+The step is what a start compiles anew where oneDNN computes its products, since the other programs
+are kept. It is compiled for one
 device, whatever the mesh; those of configs/gpt, which are for many chips, are lowered only. No
 data is read: the shapes of MNIST, CIFAR-10 and tiny Shakespeare stand below.
 
