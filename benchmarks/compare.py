@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from lsm.data.decode import cpus
+from lsm.cpu import cores
 from lsm.errors import ConfigError
 
 
@@ -33,5 +33,5 @@ def print_doubts(python: str, torchvision: str | None) -> None:
             f"\n{python} has no torchvision, so there is no comparison with it: install "
             "it there, or name an interpreter that has it with --peer_python=PATH."
         )
-    if (load := os.getloadavg()[0]) > 2 * cpus():
+    if (load := os.getloadavg()[0]) > 2 * cores():
         print(f"\nThe machine was busy (load {load:.1f}): expect noise.")

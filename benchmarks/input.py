@@ -30,6 +30,7 @@ from absl import flags
 from benchmarks.compare import print_doubts, torchvision_version
 from benchmarks.step_time_tables import markdown
 from lsm import command_line
+from lsm.cpu import cores
 from lsm.data import (
     ArrayDataset,
     Dataset,
@@ -41,7 +42,6 @@ from lsm.data import (
     Transform,
     cache,
 )
-from lsm.data.decode import cpus
 
 _PEER = Path(__file__).with_name("input_torch.py")
 _TURNS = 3
@@ -107,7 +107,7 @@ def write_tree(place: Path) -> Path:
 def lsm_rate(case: Case, place: Path, seconds: float) -> float:
     """Returns the pictures a second that lsm makes ready, measured for about `seconds`."""
     batches = TrainBatches(case.opened(place), case.batch_size, augment=case.augment)
-    with Prefetcher(batches.batch_at, itertools.count(), workers=cpus()) as prefetcher:
+    with Prefetcher(batches.batch_at, itertools.count(), workers=cores()) as prefetcher:
         for _ in itertools.islice(prefetcher, 8):  # what was made ahead, before the clock began
             pass
         start, pictures = time.perf_counter(), 0
@@ -130,7 +130,7 @@ def measure(case: Case, place: Path, python: str | None, seconds: float) -> list
     lsm, torch = [], []
     for _ in range(_TURNS):
         lsm.append(lsm_rate(case, place, seconds))
-        for workers in (0, cpus()) if python else ():
+        for workers in (0, cores()) if python else ():
             torch.append(torch_rate(python, case, place, seconds, workers))
     peer = [f"{max(torch):,.0f}", f"{max(lsm) / max(torch):.2f}"] if torch else ["", ""]
     return [case.name, f"{max(lsm):,.0f}", *peer]
@@ -158,7 +158,7 @@ def _act(given: flags.FlagValues, _: list[str]) -> None:
         tree = Path(given.folder) if given.folder else write_tree(place / "tree")
         for case, pictures in zip(CASES, (write_arrays(place / "arrays"), tree), strict=True):
             rows.append(measure(case, pictures, python, given.seconds))
-    print(f"{cpus()} CPUs ({platform.machine()}), torchvision {version or 'none'}\n")
+    print(f"{cores()} CPUs ({platform.machine()}), torchvision {version or 'none'}\n")
     print(markdown(rows))
     print_doubts(given.peer_python, version)
 

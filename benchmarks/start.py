@@ -11,6 +11,7 @@ first step. In turns, each in a process of its own, it times
   they are asked for;
 - torchvision, archive: its `CIFAR10`, of the pickled arrays.
 
+lsm decodes and compiles at the same time, so that the parts are more than the whole.
 The loaders of torchvision work in the process itself, because starting others takes longer than the
 first batch. The shortest time of each counts. Files are in memory for both sides (the system's page
 cache). PyTorch and torchvision are optional, and may live in another interpreter (`--peer_python`).
@@ -34,8 +35,8 @@ from absl import flags
 from benchmarks.compare import print_doubts, torchvision_version
 from benchmarks.step_time_tables import markdown
 from lsm import command_line
+from lsm.cpu import cores
 from lsm.data import Tfds, images
-from lsm.data.decode import cpus
 
 _NAMES = ("lsm, cold", "lsm, warm", "torchvision, folder", "torchvision, archive")
 _PARTS = ("import", "data", "compile", "total")
@@ -133,7 +134,7 @@ def _flags() -> flags.FlagValues:
 def _act(given: flags.FlagValues, _: list[str]) -> None:
     version = torchvision_version(given.peer_python)
     times = measure(given.data_dir, given.peer_python if version else None, given.turns)
-    print(f"{cpus()} CPUs ({platform.machine()}), torchvision {version or 'none'}")
+    print(f"{cores()} CPUs ({platform.machine()}), torchvision {version or 'none'}")
     print("Seconds from the start of the process to the end of its first step, and ratios.\n")
     print(markdown(table(times)))
     print_doubts(given.peer_python, version)

@@ -186,7 +186,7 @@ def measure(
     """
     on_cpu, step = jax.default_backend() == "cpu", Step(case, dtype)
     contenders: dict[str, Contender] = {"step": step}
-    contenders["bare"] = Bare(case, dtype, compiler_options(hot=True) if on_cpu else None)
+    contenders["bare"] = Bare(case, dtype, compiler_options("many") if on_cpu else None)
     if on_cpu:
         contenders["defaults"] = Bare(case, dtype, None)
     with contextlib.ExitStack() as stack:

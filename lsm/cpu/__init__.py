@@ -11,7 +11,8 @@ reshape, another order of the same work, an option that is not set there.
 - `TWO_PASS`: a layer norm's variance from the centred values; one pass over x and x^2 is 8 % slower
   here (and less exact everywhere).
 - `keep_memory`: glibc keeps freed memory for the next step; a fifth of the time of a small GPT.
-- `compiler_options`: which library computes products.
+- `compiler_options`: which library computes products, and how much a program is optimised.
+- `cores`: how many there are to work with.
 - `emulates_bfloat16`: whether it saves nothing here.
 - `unroll_micro_batches`: a convolution in a loop is ten times slower.
 
@@ -20,9 +21,9 @@ more dimensions are slow here, and the same elsewhere; and a barrier keeps the g
 positions apart from the sums that it is made of.
 """
 
-from lsm.cpu.features import emulates_bfloat16
+from lsm.cpu.features import cores, emulates_bfloat16
 from lsm.cpu.heap import keep_memory
-from lsm.cpu.options import compiler_options
+from lsm.cpu.options import Calls, compiler_options
 from lsm.cpu.pooling import Bias, max_pool_2x2
 from lsm.cpu.rows import by_rows, dot_rows
 
@@ -38,8 +39,10 @@ def unroll_micro_batches(platform: str) -> bool:
 __all__ = [
     "TWO_PASS",
     "Bias",
+    "Calls",
     "by_rows",
     "compiler_options",
+    "cores",
     "dot_rows",
     "emulates_bfloat16",
     "keep_memory",

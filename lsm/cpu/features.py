@@ -1,10 +1,17 @@
-"""What this processor can do, as Linux tells it."""
+"""How many processors there are, and what they can do, as Linux tells it."""
 
+import os
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 _BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"})
 """Flags of instructions for bfloat16: products on x86, conversions alone there, products on Arm."""
+
+
+def cores() -> int:
+    """Returns the number of processors that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def emulates_bfloat16() -> bool:

@@ -14,15 +14,17 @@ import pathlib
 import re
 import shutil
 import tempfile
+import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from lsm.data import decode
-from lsm.data.dataset import Columns, Dataset, Spec
+from lsm.data.dataset import ArrayDataset, Columns, Dataset, Read, Spec
 from lsm.errors import DataError
 from lsm.files import expanded, parsed_json
 
@@ -66,6 +68,75 @@ def fingerprint(files: list[pathlib.Path], *facts: object) -> str:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
     text = json.dumps([_VERSION, PIL.__version__, stats, [repr(fact) for fact in facts]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Cached(Dataset):
+    """A dataset whose examples are all decoded, once, when the first is asked for.
+
+    Its length, shapes, classes and identity are known before.
+    """
+
+    def __init__(self, dataset: Dataset, decode: Callable[[], Dataset]):
+        """Takes the dataset as it is before, and what makes it the one that is in memory."""
+        self._dataset, self._decode = dataset, decode
+        self._made: Dataset | None = None
+        self._lock = threading.Lock()
+
+    def _decoded(self) -> Dataset:
+        with self._lock:  # of threads that ask at the same time one decodes
+            if self._made is None:
+                self._made = self._decode()
+            return self._made
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def take(self, indices: np.ndarray) -> Columns:
+        """See `Dataset.take`."""
+        return self._decoded().take(indices)
+
+    @property
+    def spec(self) -> Spec:
+        """See `Dataset.spec`."""
+        return self._dataset.spec
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """See `Dataset.classes`."""
+        return self._dataset.classes
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Dataset.identity`."""
+        return self._dataset.identity
+
+    def held(self) -> Iterator[Columns]:
+        """See `Dataset.held`."""
+        return self._decoded().held()
+
+    def resident(self) -> tuple[Columns, Read] | None:
+        """See `Dataset.resident`."""
+        return self._decoded().resident()
+
+    def by_example(self) -> Dataset:
+        """See `Dataset.by_example`."""
+        return self._dataset
+
+    def rows(self, start: int, stop: int) -> Dataset:
+        """See `Dataset.rows`."""
+        if (start, stop) == (0, len(self)):
+            return self
+        part = self._dataset.rows(start, stop)
+        return Cached(part, lambda: self._decoded().rows(start, stop))
+
+
+def cached(name: str, key: str, dataset: Dataset) -> Dataset:
+    """Returns a dataset of fixed shapes in the form that is decoded once; see `columns`."""
+
+    def decode() -> Dataset:
+        return ArrayDataset(columns(name, key, dataset), dataset.classes, dataset.identity)
+
+    return Cached(dataset, decode)
 
 
 def columns(name: str, key: str, dataset: Dataset) -> Columns:

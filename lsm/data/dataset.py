@@ -77,6 +77,11 @@ class Dataset(abc.ABC):
         """Returns the form that is read once from first to last; itself unless windows overlap."""
         return self
 
+    def by_example(self) -> "Dataset":
+        """Returns the form that reads no more than it is asked for; itself unless all are decoded
+        together."""
+        return self
+
     def rows(self, start: int, stop: int) -> "Dataset":
         """Returns the examples from `start` up to `stop` as a dataset, without reading them."""
         return self if (start, stop) == (0, len(self)) else _Rows(self, start, stop)
@@ -221,6 +226,9 @@ class _Joined(Dataset):
 
     def evaluation(self) -> Dataset:
         return _Joined([part.evaluation() for part in self._parts])
+
+    def by_example(self) -> Dataset:
+        return _Joined([part.by_example() for part in self._parts])
 
 
 class Source(abc.ABC):

@@ -1,7 +1,6 @@
 """Decodes whole datasets: on all CPUs, in order, with a bar on a terminal."""
 
 import collections
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -9,16 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from lsm.cpu import cores
 from lsm.data.dataset import Columns, Dataset
 
-_BYTES = 2**24  # of decoded examples in a chunk; bounds the memory, and is soon done
+_BYTES = 2**22  # of decoded examples in a chunk: bounds the memory, and evens out the work
 _PATIENCE = 2.0  # seconds after which a bar is drawn
-
-
-def cpus() -> int:
-    """Returns the number of CPUs that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def chunks(name: str, dataset: Dataset) -> Iterator[Columns]:
@@ -38,12 +32,12 @@ def chunks(name: str, dataset: Dataset) -> Iterator[Columns]:
 def _parts(dataset: Dataset) -> Iterator[Columns]:
     each = sum(one.dtype.itemsize * int(np.prod(one.shape)) for one in dataset.spec.values())
     some = max(1, _BYTES // max(1, each))
-    with ThreadPoolExecutor(cpus()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         ahead = collections.deque()
         for start in range(0, len(dataset), some):
             rows = np.arange(start, min(start + some, len(dataset)))
             ahead.append(pool.submit(dataset.take, rows))
-            if len(ahead) > cpus():
+            if len(ahead) > cores():
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

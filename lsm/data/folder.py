@@ -11,7 +11,6 @@ import numpy as np
 
 from lsm.data import cache, images
 from lsm.data.dataset import (
-    ArrayDataset,
     Columns,
     Dataset,
     PathLike,
@@ -65,9 +64,7 @@ class Folder(SplitSource):
         # The paths are facts too: files of two classes can have the same names, sizes and times.
         paths = [file.as_posix() for file in splits[name]]
         key = cache.fingerprint(splits[name], paths, classes, self.size)
-        label = f"{pathlib.Path(self.path).name}-{name}"
-        columns = cache.columns(label, key, pictures)
-        return ArrayDataset(columns, classes, pictures.identity)
+        return cache.cached(f"{pathlib.Path(self.path).name}-{name}", key, pictures)
 
     def _tree(
         self, data_dir: PathLike | None

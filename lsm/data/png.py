@@ -15,7 +15,7 @@ _START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _DATA = 33  # bytes of signature and header
 _COLOURS = {1: 0, 3: 2, 4: 6}  # channels: their number in the header
 _LARGEST = 128 * 128  # pixels; above, nothing is gained
-_BYTES = 2**20  # decoded at a time
+_BYTES = 2**18  # decoded at a time; larger buffers are mapped anew each time, page by page
 
 
 def decode(

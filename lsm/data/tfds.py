@@ -10,7 +10,6 @@ import numpy as np
 
 from lsm.data import cache, images
 from lsm.data.dataset import (
-    ArrayDataset,
     Columns,
     Dataset,
     PathLike,
@@ -64,9 +63,7 @@ class Tfds(SplitSource):
         if not cache.fits(records.spec, len(records)):
             return records
         key = cache.fingerprint(records.files, records.features, self.columns, self.size)
-        label = f"{records.name}-{name}"
-        columns = cache.columns(label, key, records)
-        return ArrayDataset(columns, records.classes, records.identity)
+        return cache.cached(f"{records.name}-{name}", key, records)
 
 
 def builder(name: str, data_dir: PathLike | None = None) -> Any:

@@ -30,9 +30,9 @@ from absl import flags, logging
 
 from lsm import command_line
 from lsm.checks import THREADS
+from lsm.cpu import cores
 from lsm.data import documents
 from lsm.data.dataset import PathLike
-from lsm.data.decode import cpus
 from lsm.data.documents import Piece, Position
 from lsm.data.tokenizer import END_OF_TEXT, Tokenizer
 from lsm.data.tokens import INDEX, Index, Shard, check_shards, read_index
@@ -299,7 +299,7 @@ def _flags() -> flags.FlagValues:
     string("slice", None, "what to read of TFDS, as train[:99%]; default the split")
     string("column", "text", "field of JSON, or feature of TFDS, with the text")
     integer("shard_tokens", SHARD_TOKENS, "tokens from which a shard is closed")
-    integer("workers", cpus(), "threads that encode")
+    integer("workers", cores(), "threads that encode")
     string("eos", END_OF_TEXT, "name of the token between documents")
     flags.DEFINE_bool("append_eos", True, "whether to put that token after each document", given)
     string("data_dir", None, "where TFDS datasets are; default TFDS's own place")

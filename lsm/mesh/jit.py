@@ -15,7 +15,7 @@ def jit(
     in_shardings: Any,
     out_shardings: Any,
     donate: Sequence[int] = (),
-    hot: bool = False,
+    calls: cpu.Calls = "some",
     mesh: jax.sharding.Mesh | None = None,
 ) -> Callable:
     """Returns `function` compiled for a mesh.
@@ -26,7 +26,7 @@ def jit(
       out_shardings: shardings of its results; left open, the compiler lets gradients and with
         them the state drift to another layout.
       donate: arguments whose buffers the results may take.
-      hot: called so often that a little speed is worth a compilation at every start.
+      calls: how often a run calls it; see `lsm.cpu.compiler_options`.
       mesh: ambient mesh of the trace, which constraints inside models refer to.
     """
     # Not the default back end: `launch.plan` compiles for TPUs on a CPU.
@@ -36,7 +36,7 @@ def jit(
         in_shardings=in_shardings,
         out_shardings=out_shardings,
         donate_argnums=tuple(donate),
-        compiler_options=cpu.compiler_options(hot) if platform == "cpu" else None,
+        compiler_options=cpu.compiler_options(calls) if platform == "cpu" else None,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lsm.cpu import cores
 from lsm.errors import TrainingError
 from lsm.files import atomic_write, parsed_json, plain_json
 from lsm.mesh import jit, replicated
@@ -134,14 +135,13 @@ def _whole(leaf: Any) -> Any:
 def hardware() -> dict[str, Any]:
     """Returns platform, device kind and count, processes, and this host's CPU, cores and GiB."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    can_pin = hasattr(os, "sched_getaffinity")  # not on macOS
     return {
         "platform": jax.default_backend(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if can_pin else os.cpu_count(),
+        "cores": cores(),
         "memory_gib": round(memory / 2**30, 1),
     }
 

@@ -83,7 +83,7 @@ class SeveralSteps:
             in_shardings=(state, whole, self._sharding, whole),
             out_shardings=(state, whole),
             donate=[0],
-            hot=True,
+            calls="many",
             mesh=program.mesh,
         )
 
@@ -125,16 +125,31 @@ def repeated(step: Step, read: Read) -> Callable[..., tuple[TrainState, Any]]:
 
 def execution(trainer: Trainer, throughput: Throughput) -> Execution:
     """Returns how `train.steps_per_execution` asks for it; "auto" by the work of a step."""
-    asked = trainer.experiment.train.steps_per_execution
-    most = _auto(throughput, trainer.horizon.steps) if asked == "auto" else asked
+    most = _most(trainer, throughput)
     if most > 1 and (obstacle := _obstacle(trainer)):
-        if asked != "auto":
-            _log.warning("train.steps_per_execution: 1 instead of %d; %s.", asked, obstacle)
+        if trainer.experiment.train.steps_per_execution != "auto":
+            _log.warning("train.steps_per_execution: 1 instead of %d; %s.", most, obstacle)
         most = 1
     return SeveralSteps(trainer, most) if most > 1 else OneStep(trainer)
 
 
-def _auto(throughput: Throughput, steps: int) -> int:
+def compile_ahead(trainer: Trainer, throughput: Throughput) -> None:
+    """Compiles what a new run calls first; the calls find it compiled.
+
+    A loop over several steps is left out: it is compiled for the data that the devices hold.
+    """
+    program = trainer.program
+    program.init.lower().compile()
+    if _most(trainer, throughput) == 1:
+        program.step.lower(program.abstract_state, program.abstract_batch).compile()
+
+
+def _most(trainer: Trainer, throughput: Throughput) -> int:
+    """Returns how many steps a dispatch has where nothing stands in the way."""
+    asked = trainer.experiment.train.steps_per_execution
+    if asked != "auto":
+        return asked
+    steps = trainer.horizon.steps
     rate = throughput.peak * _SHARE if throughput.peak else _FLOPS
     seconds = max(throughput.flops / throughput.devices / rate, 1e-9)
     return max(min(_MOST, int(_SECONDS / seconds), steps), 1)

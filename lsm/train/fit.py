@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -18,12 +19,14 @@ from lsm.run.checkpoint import Checkpoints
 from lsm.run.curves import plot_curves
 from lsm.run.result import Result, fingerprint, git_revision, hardware, versions
 from lsm.train.evaluation import evaluate_all
+from lsm.train.execution import compile_ahead
 from lsm.train.goodput import Clock, Goodput, undone
 from lsm.train.loop import Ending, Loop
 from lsm.train.profile import Profile
 from lsm.train.progress import Progress
 from lsm.train.start import begin
 from lsm.train.state import TrainState
+from lsm.train.throughput import Throughput
 from lsm.train.trainer import Trainer, keep_compiled
 from lsm.train.workdir import RESULT, claimed
 from lsm.writers import RunInfo, Writers, read_metrics
@@ -72,6 +75,12 @@ def fit(
     with contextlib.ExitStack() as opened:
         with clock("startup"):
             trainer = Trainer.of(experiment, data_dir)
+            throughput = Throughput.of(trainer)
+            with ThreadPoolExecutor(1) as pool:  # data is decoded by the others
+                # What fails there fails again where it is called, and is told there.
+                pool.submit(compile_ahead, trainer, throughput)
+                for split in trainer.data:
+                    trainer.check_examples(split)
             config = opened.enter_context(claimed(workdir, trainer, allow_config_change))
             _say_emulated(trainer, config)
             keep, checksums = experiment.checkpoint.keep, trainer.program.checksums
@@ -82,7 +91,7 @@ def fit(
                 return result
             writers = _writers(trainer, config, workdir, int(state.step))
             opened.callback(writers.close)
-            loop = Loop(trainer, checkpoints, writers, tracer, progress, clock)
+            loop = Loop(trainer, throughput, checkpoints, writers, tracer, progress, clock)
         state, ending = loop.run(state)
         result = _finished(loop, state, ending, workdir)
     if ending != "interrupted" and processes.is_first():

@@ -32,22 +32,22 @@ class Loop:
 
     Attributes:
       trainer: what is run.
+      throughput: what a step's work is.
       checkpoints: where states are saved.
       writers: where metrics go.
       profile: steps to trace.
       progress: how far the run has come.
       clock: books where the time goes.
-      throughput: what a step's work is; traced here.
       execution: how steps are dispatched.
     """
 
     trainer: Trainer
+    throughput: Throughput
     checkpoints: Checkpoints
     writers: Writers
     profile: Profile
     progress: Progress
     clock: Clock
-    throughput: Throughput = dataclasses.field(init=False)
     execution: Execution = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -57,7 +57,6 @@ class Loop:
         self._save_every = to_steps(self._experiment.checkpoint.every, self._horizon)
         every = (self._log_every, self._evaluate_every, self._save_every, self._horizon.steps)
         self._every = [steps for steps in every if steps]
-        self.throughput = Throughput.of(self.trainer)
         self.execution = execution(self.trainer, self.throughput)
 
     def run(self, state: TrainState) -> tuple[TrainState, Ending]:

@@ -119,7 +119,7 @@ def build(
         abstract_state=abstract_state,
         abstract_batch=abstract_batch,
         batch=rows,
-        init=jit(init, in_shardings=(), out_shardings=state),
+        init=jit(init, in_shardings=(), out_shardings=state, calls="one"),
         start=functools.partial(_start, init, state),
         update=update,
         step=jit(
@@ -127,7 +127,7 @@ def build(
             in_shardings=(state, rows),
             out_shardings=(state, whole),
             donate=[0],
-            hot=True,
+            calls="many",
             mesh=mesh,
         ),
         evaluate=jit(evaluate, in_shardings=asked, **options),
@@ -158,7 +158,7 @@ def _start(
 ) -> TrainState:
     """See `Program.start`; `state` are the shardings."""
     placed = {path: x.sharding for path, x in taken.items()}
-    return jit(init, in_shardings=(placed,), out_shardings=state)(dict(taken))
+    return jit(init, in_shardings=(placed,), out_shardings=state, calls="one")(dict(taken))
 
 
 def shardings_of(experiment: Experiment, mesh: jax.sharding.Mesh, tree: Any) -> Any:

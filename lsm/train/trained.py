@@ -95,6 +95,8 @@ def _restored(
         raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
     keep_compiled()
     trainer = Trainer.of(experiment, data_dir)
+    for split in trainer.evaluation:
+        trainer.check_examples(split)
     while True:
         with contextlib.closing(
             Checkpoints(directory, checksums=trainer.program.checksums, read_only=True)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from lsm.config import Experiment, schema
-from lsm.data import Columns, Dataset, EvalBatches, Shuffled, TrainBatches, cache
+from lsm.data import Columns, EvalBatches, Shuffled, TrainBatches, cache
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
 from lsm.evaluate import columns, names
@@ -43,7 +43,7 @@ class Trainer:
     def of(cls, experiment: Experiment, data_dir: os.PathLike | str | None) -> "Trainer":
         """Opens the data and builds the program.
 
-        Every check is made here, before anything is written or computed.
+        Every check but that of all examples is made here, before anything is written or computed.
 
         Raises:
           DataError: a dataset or split is not there, or is not what the task needs.
@@ -56,13 +56,31 @@ class Trainer:
         sample = _sample(batches)
         _check_vocabulary(experiment, batches.dataset.vocabulary_size)
         experiment.task.check(sample)
-        _check_examples(experiment, batches.dataset, _augmented(batches, sample))
         program = build(experiment, horizon, sample)
         evaluation = _evaluation_batches(experiment, program, data_dir)
         _check_monitor(experiment, program)
         rows = local_rows(program.batch, batches.batch_size)
         batches = dataclasses.replace(batches, rows=rows)
         return cls(experiment, horizon, batches, evaluation, program)
+
+    def check_examples(self, split: str) -> None:
+        """Checks all examples of "train", "validation" or "test" that are in memory.
+
+        Else a rare label is found in the middle of a run, by its loss, which is NaN. A split that
+        is decoded once, into memory, is decoded now.
+
+        Raises:
+          DataError: an example is not what the task needs, or cannot be read.
+        """
+        train = split == "train"
+        dataset = (self.train if train else self.evaluation[split]).dataset
+        instead = _augmented(self.train) if train else {}
+        if "weight" in instead:  # then which labels count is only known of a batch
+            return
+        for part in dataset.held():
+            rows = len(next(iter(part.values())))
+            made = {name: np.resize(x, (rows, *x.shape[1:])) for name, x in instead.items()}
+            self.experiment.task.check(part | made)
 
     @property
     def monitored(self) -> str | None:
@@ -92,7 +110,8 @@ def _sample(batches: TrainBatches) -> Columns:
     """Returns the first batch; of several processes, each reads the same part of it."""
     # The same part, so that all find the same fault; no more than a process reads of any batch.
     share = -(-batches.batch_size // jax.process_count())
-    return dataclasses.replace(batches, rows=np.arange(share)).batch_at(0)
+    dataset = batches.dataset.by_example()
+    return dataclasses.replace(batches, dataset=dataset, rows=np.arange(share)).batch_at(0)
 
 
 def _evaluation_batches(
@@ -110,28 +129,17 @@ def _evaluation_batches(
         if spec
     }
     for batches in evaluation.values():
-        experiment.task.check(batches.batch_at(0))
-        _check_examples(experiment, batches.dataset, {})
+        experiment.task.check(
+            dataclasses.replace(batches, dataset=batches.dataset.by_example()).batch_at(0)
+        )
     return evaluation
 
 
-def _check_examples(experiment: Experiment, dataset: Dataset, instead: Columns) -> None:
-    """Checks all examples that are in memory, with the columns of `instead` in place of theirs.
-
-    Else a rare label is found in the middle of a run, by its loss, which is NaN.
-    """
-    if "weight" in instead:  # then which labels count is only known of a batch
-        return
-    for part in dataset.held():
-        rows = len(next(iter(part.values())))
-        made = {name: np.resize(x, (rows, *x.shape[1:])) for name, x in instead.items()}
-        experiment.task.check(part | made)
-
-
-def _augmented(batches: TrainBatches, sample: Columns) -> Columns:
-    """Returns the columns that augmentations change or add, of the sample that they made."""
+def _augmented(batches: TrainBatches) -> Columns:
+    """Returns the columns that augmentations change or add, of a sample that they made."""
     if not batches.augment:
         return {}
+    sample = _sample(batches)
     raw = made = _sample(dataclasses.replace(batches, augment=()))
     for transform in batches.augment:
         made = transform(made, np.random.default_rng(0))
@@ -176,8 +184,8 @@ def abstract_batch(
 def keep_compiled() -> None:
     """Turns the persistent compilation cache on, where the user has not placed it elsewhere.
 
-    XLA cannot write hot CPU programs to it (see `lsm.cpu.compiler_options`); JAX would warn
-    of each, at every start.
+    XLA cannot write every CPU program to it (see `lsm.cpu.compiler_options`); JAX would warn of
+    each, at every start.
     """
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     if not jax.config.jax_compilation_cache_dir:
@@ -200,7 +208,7 @@ def _check_vocabulary(experiment: Experiment, ids: int | None) -> None:
 def _check_monitor(experiment: Experiment, program: Program) -> None:
     """Raises ConfigError where the monitored metric is not one of the task's."""
     state, batch, task = program.abstract_state, program.abstract_batch, experiment.task
-    rngs = streams(task.streams, experiment.train.seed, 0)
+    rngs = jax.eval_shape(lambda: streams(task.streams, experiment.train.seed, 0))
     metrics = jax.eval_shape(
         task.evaluate, state.params, state.model_state, batch, rngs, state.step
     )

@@ -34,7 +34,7 @@ class Squares(Dataset):
 @pytest.mark.parametrize("length", [0, 1, 9, 10, 1001])
 def test_chunks_come_in_order(length, monkeypatch):
     monkeypatch.setattr(decode, "_BYTES", 40)  # ten examples
-    monkeypatch.setattr(decode, "cpus", lambda: 3)
+    monkeypatch.setattr(decode, "cores", lambda: 3)
     squares = Squares(length)
     chunks = [chunk["x"] for chunk in decode.chunks("squares", squares)]
     assert [len(chunk) for chunk in chunks] == [10] * (length // 10) + [length % 10] * bool(

@@ -317,8 +317,9 @@ def test_folder_errors(tree, tmp_path):
     with pytest.raises(DataError, match="holds no picture as CLASS/FILE or SPLIT/CLASS/FILE"):
         Folder(str(tmp_path / "empty")).open("train")
     (tree / "val/blue/cut.png").write_bytes((tree / "val/blue/e.png").read_bytes()[:40])
+    dataset = Folder(str(tree)).open("val")
     with pytest.raises(DataError, match=r"picture .*cut\.png cannot be read") as error:
-        Folder(str(tree)).open("val")
+        dataset.take(np.array([0]))  # whichever is asked for: all are decoded
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match=r"Folder.size: 0 is not a size"):
         Folder("x", size=0)

@@ -3,6 +3,8 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from lsm.data import Tfds, cache, download
-from lsm.data.dataset import ArrayDataset, Dataset
+from lsm.data.dataset import Dataset
 from lsm.data.features import Parser
 from lsm.errors import ConfigError, DataError
 
@@ -35,7 +37,7 @@ def test_pictures_are_those_of_tfds(tfds_dir, name, cached, monkeypatch):
     if not cached:
         monkeypatch.setattr(cache, "MAX_BYTES", 0)
     dataset = Tfds(name).open("test", tfds_dir)
-    assert isinstance(dataset, ArrayDataset) == cached
+    assert isinstance(dataset, cache.Cached) == cached
     indices = [0, 9_999, 17, 17, 4_096]
     batch = dataset.take(np.array(indices))
     examples = reference(name, "test", tfds_dir, indices)
@@ -315,6 +317,25 @@ def test_cache_decodes_once():
     assert decoder.calls == 1
     assert decoder.columns("other key") == FOUR and decoder.calls == 2
     assert not list(cache.root().rglob(".writing-*"))
+
+
+def test_all_examples_are_decoded_when_the_first_is_asked_for():
+    class Slow(Decoder):
+        def take(self, indices):
+            time.sleep(0.1)
+            return super().take(indices)
+
+    decoder = Slow()
+    dataset = cache.cached("x", "k", decoder)
+    part, plain = dataset.rows(1, 3), decoder.rows(1, 3)
+    assert len(part) == 2 and part.spec == decoder.spec and part.identity == plain.identity
+    assert part.by_example().take(np.array([1]))["x"].tolist() == [FOUR[2]]
+    assert dataset.rows(0, 4) is dataset and decoder.calls == 0
+    with ThreadPoolExecutor(4) as pool:
+        taken = list(pool.map(part.take, [np.array([1])] * 4))
+    assert [batch["x"].tolist() for batch in taken] == [[FOUR[2]]] * 4
+    assert [held["x"].tolist() for held in dataset.held()] == [FOUR]
+    assert part.resident()[0]["x"].tolist() == FOUR[1:3] and decoder.calls == 1
 
 
 def test_cache_mends_a_damaged_entry():

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,11 +15,11 @@ from lsm import Data, Evaluation, Experiment, Mesh, Train
 from lsm.config import schema
 from lsm.data import ArrayDataset, Arrays, CharWindows, Digits, Poisson, RandomCrop
 from lsm.errors import ConfigError, TrainingError
-from lsm.mesh import Fsdp, Rule
+from lsm.mesh import Fsdp, Rule, place
 from lsm.models import CNN, MLP
 from lsm.optim import Adam, Cosine, WarmUp
 from lsm.tasks import Classification
-from lsm.train.execution import execution
+from lsm.train.execution import compile_ahead, execution
 from lsm.train.throughput import Throughput
 from lsm.train.trainer import Trainer
 from lsm.writers import Jsonl
@@ -62,6 +63,17 @@ def assert_the_same_however_many(numbers, changes, tmp_path):
     assert pauses == [7, 10, 14, 15, 20, 21, 28, 30, 31]
     for other in others:
         assert other == one
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_the_first_calls_find_what_was_compiled_ahead(ahead, caplog):
+    trainer = Trainer.of(experiment(1, mesh=FSDP), None)
+    if ahead:
+        compile_ahead(trainer, Throughput.of(trainer))
+    batch = place(trainer.train.batch_at(0), trainer.program.batch)
+    with jax.log_compiles():
+        trainer.program.step(trainer.program.init(), batch)
+    assert ("Finished XLA compilation" in caplog.text) is not ahead
 
 
 def test_the_same_to_the_bit_as_one_by_one(tmp_path):
