@@ -26,8 +26,6 @@ def place(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, ja
     The rows are where `sharding` has `BATCH_AXES`: the first dimension, or the second of several
     batches.
     """
-    if jax.process_count() == 1:
-        return jax.device_put(batch, sharding)
     ways, local = _blocks(sharding)
     before = sharding.spec.index(BATCH_AXES)
 
