@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import os
 import pathlib
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
@@ -76,11 +76,7 @@ def fit(
         with clock("startup"):
             trainer = Trainer.of(experiment, data_dir)
             throughput = Throughput.of(trainer)
-            with ThreadPoolExecutor(1) as pool:  # data is decoded by the others
-                # What fails there fails again where it is called, and is told there.
-                pool.submit(compile_ahead, trainer, throughput)
-                for split in trainer.data:
-                    trainer.check_examples(split)
+            _check_and_compile(trainer, throughput, clock)
             config = opened.enter_context(claimed(workdir, trainer, allow_config_change))
             _say_emulated(trainer, config)
             keep, checksums = experiment.checkpoint.keep, trainer.program.checksums
@@ -99,6 +95,17 @@ def fit(
             plot_curves(workdir)
         result.save(workdir)  # last: with it the run counts as done
     return result
+
+
+def _check_and_compile(trainer: Trainer, throughput: Throughput, clock: Clock) -> None:
+    """Checks all examples, which may have to be decoded, while another thread compiles."""
+    with ThreadPoolExecutor(1) as pool:
+        # What fails there fails again where it is called, and is told there.
+        compiled = pool.submit(compile_ahead, trainer, throughput)
+        for split in trainer.data:
+            trainer.check_examples(split)
+        with clock("compile"):
+            wait([compiled])
 
 
 def _say_emulated(trainer: Trainer, config: dict[str, Any]) -> None:
