@@ -7,7 +7,7 @@ try:
     from lsm.data import Data
     from lsm.errors import LsmError
     from lsm.mesh import Mesh
-    from lsm.train import evaluate_run, fit, load, predict_run
+    from lsm.train import evaluate_run, fit, load, predict_files, predict_run, summary
 except KeyboardInterrupt:  # of a command these are the first seconds, before it can catch anything
     print("error: interrupted.", file=sys.stderr)
     sys.exit(130)
@@ -25,5 +25,7 @@ __all__ = [
     "evaluate_run",
     "fit",
     "load",
+    "predict_files",
     "predict_run",
+    "summary",
 ]

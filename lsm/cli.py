@@ -4,6 +4,7 @@ Its flags are absl's global ones: an experiment may define more, and absl's own 
 """
 
 import contextlib
+import dataclasses
 import logging as stdlib_logging
 import os
 import pathlib
@@ -15,10 +16,13 @@ from absl import app, flags, logging
 from lsm import command_line, processes
 from lsm.config import Experiment
 from lsm.config import flags as config_flags
+from lsm.config.origin import CONFIG, Origin, experiment_of, origin_of
 from lsm.cpu import libtpu
+from lsm.errors import ConfigError
 from lsm.files import expanded
 from lsm.run.result import Result
-from lsm.train import evaluate_run, fit, predict_run, state_table
+from lsm.train import evaluate_run, fit, predict_files, predict_run, state_table
+from lsm.train import summary as layers
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, FILE.py or FILE.py:arg")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default runs/NAME")
@@ -28,7 +32,13 @@ _MODE = flags.DEFINE_enum(
     "train",
     ("train", "eval", "predict", "table"),
     "train; eval: evaluate the run in --workdir; predict: write its predictions of every example "
-    "there; or table: print where arrays go",
+    "there, or of --input; or table: print what the model is made of, and where arrays go",
+)
+_INPUT = flags.DEFINE_multi_string(
+    "input", None, "with --mode=predict: pictures or texts; a file, a folder or a pattern"
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "of --input, FILE.csv or FILE.jsonl; default WORKDIR/predictions/input.jsonl"
 )
 _HELP = flags.DEFINE_bool("config_help", False, "print every field of the config, and exit")
 _CHANGE = flags.DEFINE_bool("allow_config_change", False, "continue a run with another config")
@@ -73,18 +83,24 @@ def main(default: str | os.PathLike) -> None:
 def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
     if not _HELP.value:
         _join()
-    data_dir = None if _DATA_DIR.value is None else expanded(_DATA_DIR.value, "--data_dir")
-    experiment = config_flags.load(_CONFIG.value or str(default), overrides)
-    workdir = expanded(_WORKDIR.value or f"runs/{experiment.name}", "--workdir")
+    experiment, workdir, origin = _found(str(default), overrides)
+    data_dir = origin.data_dir
     if _HELP.value:
         command_line.show(config_flags.describe(experiment))
     elif _MODE.value == "eval":
         step, figures = evaluate_run(experiment, workdir, data_dir=data_dir)
         print(f"{experiment.name}: step {step}, {summary(figures)}")
+    elif _MODE.value == "predict" and _INPUT.value:
+        output = expanded(_OUTPUT.value or workdir / "predictions" / "input.jsonl", "--output")
+        if output.suffix not in (".csv", ".jsonl"):
+            raise ConfigError(f"--output: {output.name!r} given; it has to end in .csv or .jsonl.")
+        count = predict_files(workdir, _INPUT.value, output)
+        print(f"{experiment.name}: {count} predictions, {output}")
     elif _MODE.value == "predict":
         step, files = predict_run(experiment, workdir, data_dir=data_dir)
         print(f"{experiment.name}: step {step}, {', '.join(map(str, files.values()))}")
     elif _MODE.value == "table":
+        print(layers(experiment, data_dir), end="\n\n")
         print(state_table(experiment, data_dir))
     else:
         result = fit(
@@ -93,8 +109,33 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
             data_dir=data_dir,
             allow_config_change=_CHANGE.value,
             profile=_PROFILE.value,
+            origin=origin,
         )
         print(_closing_line(experiment, result, workdir))
+
+
+def _found(default: str, overrides: Mapping[str, str]) -> tuple[Experiment, pathlib.Path, Origin]:
+    """Returns the experiment, its workdir, and where both experiment and data come from.
+
+    What is asked of a run that is there is asked of its own experiment, unless --config is given.
+    """
+    data_dir = _DATA_DIR.value and str(expanded(_DATA_DIR.value, "--data_dir").absolute())
+    later = _MODE.value in ("eval", "predict") or (_MODE.value == "table" and _WORKDIR.value)
+    if later and not _CONFIG.value:
+        name = _WORKDIR.value or f"runs/{config_flags.load(default).name}"
+        workdir = expanded(name, "--workdir")
+        if (workdir / CONFIG).exists():
+            origin = origin_of(workdir)
+            experiment = config_flags.override(experiment_of(workdir), overrides)
+            return (
+                experiment,
+                workdir,
+                dataclasses.replace(origin, data_dir=data_dir or origin.data_dir),
+            )
+    spec = _CONFIG.value or default
+    experiment = config_flags.load(spec, overrides)
+    workdir = expanded(_WORKDIR.value or f"runs/{experiment.name}", "--workdir")
+    return experiment, workdir, dataclasses.replace(Origin.of(spec, overrides), data_dir=data_dir)
 
 
 def _join() -> None:

@@ -27,7 +27,7 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> Experiment:
     Raises:
       ConfigError: the file, an override or a field is wrong; one line that says which.
     """
-    path, arg = _split(spec)
+    path, arg = split(spec)
     experiment = _call(path, arg)
     with _readable(path):
         schema.check(experiment)
@@ -101,7 +101,8 @@ def _describe(value: Any, kind: Any, path: str) -> Iterator[str]:
             yield from _describe(child, hint, f"{path}.{name}")
 
 
-def _split(spec: str) -> tuple[pathlib.Path, str | None]:
+def split(spec: str) -> tuple[pathlib.Path, str | None]:
+    """Returns the file and the argument of `FILE[:arg]`; raises ConfigError without the file."""
     name, colon, arg = spec.partition(".py:")
     path = expanded(name + ".py" if colon else spec, "--config")
     if not path.is_file():

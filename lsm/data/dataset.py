@@ -49,6 +49,11 @@ class Dataset(abc.ABC):
         return None
 
     @property
+    def characters(self) -> str | None:
+        """The characters that tokens number, in order; None unless tokens are characters."""
+        return None
+
+    @property
     def vocabulary_size(self) -> int | None:
         """Number of ids that tokens may have, or None where there are none or it is not known."""
         return None

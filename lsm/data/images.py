@@ -11,6 +11,8 @@ from lsm.data import png
 from lsm.errors import ConfigError
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+CHANNELS = tuple(_MODES)
+"""How many channels a picture may have."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 """Endings, in lower case, of the files that count as pictures in a folder."""

@@ -124,6 +124,11 @@ class CharWindows(Dataset):
         return self.vocabulary
 
     @property
+    def characters(self) -> str:
+        """See `Dataset.characters`."""
+        return "".join(self.vocabulary)
+
+    @property
     def vocabulary_size(self) -> int:
         """See `Dataset.vocabulary_size`."""
         return len(self.vocabulary)

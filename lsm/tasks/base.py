@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -217,6 +217,18 @@ class Task(abc.ABC):
         """Returns what `predict` makes of outputs; here themselves, "outputs" without a name."""
         del batch
         return dict(outputs) if isinstance(outputs, Mapping) else {"outputs": outputs}
+
+    def named(
+        self, predictions: Mapping[str, np.ndarray], names: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Returns more predictions (B, ...), in the names of classes or tokens: here none.
+
+        Args:
+          predictions: what `predict` gave, on the host.
+          names: of the classes or tokens, in order.
+        """
+        del predictions, names
+        return {}
 
     def after_update(
         self, params: Params, model_state: ModelState, step: jax.Array

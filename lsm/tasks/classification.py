@@ -1,6 +1,7 @@
 """Classification: one integer label an example."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,13 @@ class Classification(Task):
             # In float32: bfloat16 would make ties, which ROC AUC counts as halves.
             "probability": jax.nn.softmax(outputs.astype(jnp.float32)),
         }
+
+    def named(
+        self, predictions: Mapping[str, np.ndarray], names: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Returns "class" (B,), the name of "label"; "" where it has none."""
+        known = dict(enumerate(names))
+        return {"class": np.array([known.get(int(k), "") for k in predictions["label"]])}
 
     def check(self, batch: Batch) -> None:
         """Raises DataError for missing columns or labels outside the model's outputs."""

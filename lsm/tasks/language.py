@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lsm import losses
 from lsm.checks import require
@@ -79,6 +80,14 @@ class LanguageModelling(Task):
         nats.
         """
         return self._in_parts(_say, outputs, self._targets(batch))[1]
+
+    def named(
+        self, predictions: Mapping[str, np.ndarray], names: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Returns "text" (B,), the likeliest tokens put together: each comes after those given."""
+        known = dict(enumerate(names))
+        rows = predictions["token"]
+        return {"text": np.array(["".join(known.get(int(k), "") for k in row) for row in rows])}
 
     def _in_parts(self, score: Callable, outputs: Any, targets: Any) -> tuple[Any, Any]:
         """Returns (sums, arrays (B, T)) of `score(logits, *targets)`, in `chunks` parts."""

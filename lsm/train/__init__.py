@@ -1,11 +1,12 @@
 """Training: a pure step, the state it maps, and the loop around them."""
 
 from lsm.train.fit import fit
+from lsm.train.predictions import evaluate_run, predict_files, predict_run
 from lsm.train.program import Program, build
 from lsm.train.state import TrainState, init_state
 from lsm.train.step import make_step, skip_nonfinite
-from lsm.train.table import state_table
-from lsm.train.trained import Trained, evaluate_run, load, predict_run
+from lsm.train.table import state_table, summary
+from lsm.train.trained import Trained, load
 from lsm.train.trainer import Trainer, abstract_batch
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "init_state",
     "load",
     "make_step",
+    "predict_files",
     "predict_run",
     "skip_nonfinite",
     "state_table",
+    "summary",
 ]

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -12,8 +13,8 @@ import jax
 
 from lsm import processes
 from lsm.config import Experiment, schema
+from lsm.config.origin import Origin
 from lsm.cpu import emulates_bfloat16, keep_memory
-from lsm.errors import TrainingError
 from lsm.files import expanded
 from lsm.run.checkpoint import Checkpoints
 from lsm.run.curves import plot_curves
@@ -28,7 +29,8 @@ from lsm.train.start import begin
 from lsm.train.state import TrainState
 from lsm.train.throughput import Throughput
 from lsm.train.trainer import Trainer, keep_compiled
-from lsm.train.workdir import RESULT, claimed
+from lsm.train.waiting import CompileTimes, telling
+from lsm.train.workdir import claimed, finished, write_records
 from lsm.writers import RunInfo, Writers, read_metrics
 
 _log = logging.getLogger("lsm.train")
@@ -41,16 +43,17 @@ def fit(
     data_dir: os.PathLike | str | None = None,
     allow_config_change: bool = False,
     profile: str = "",
+    origin: Origin | None = None,
 ) -> Result:
     """Trains an experiment in `workdir`, or continues the run that is there.
 
     On several processes (`lsm.processes.initialize`) every one of them calls this, with the same
     experiment; `workdir` must be on a disk that they share.
 
-    Writes `config.json`, `data.json`, `checkpoints/`, what the writers write (`metrics.jsonl`,
-    ...), and at the end `result.json` and `curves.png`. Killed at any moment and called again with
-    the same experiment, it ends with the same parameters, to the last bit. A run that is done is
-    left as it is.
+    Writes `config.json`, `origin.json`, `data.json`, `inputs.json`, `checkpoints/`, what the
+    writers write (`metrics.jsonl`, ...), and at the end `result.json` and `curves.png`. Killed at
+    any moment and called again with the same experiment, it ends with the same parameters, to the
+    last bit. A run that is done is left as it is.
 
     Args:
       experiment: what to run.
@@ -59,6 +62,8 @@ def fit(
       allow_config_change: continue although the experiment differs from `config.json`, or the data
         from `data.json`.
       profile: "FIRST:LAST" steps to trace into `workdir/profile`.
+      origin: the command line that the experiment was made of, to find it again; see
+        `lsm.config.origin`.
 
     Returns:
       What `result.json` holds. Its `stopped` is "interrupted" where SIGTERM or Ctrl-C ended this
@@ -70,21 +75,27 @@ def fit(
     clock = Clock()
     workdir = expanded(workdir, "--workdir")
     tracer = Profile(profile, workdir / "profile")
+    if data_dir is not None:
+        data_dir = expanded(data_dir, "--data_dir").absolute()
+    origin = dataclasses.replace(origin or Origin(), data_dir=data_dir and str(data_dir))
     keep_compiled()
     keep_memory()
     with contextlib.ExitStack() as opened:
         with clock("startup"):
             trainer = Trainer.of(experiment, data_dir)
+            config = schema.to_json(experiment)  # once a start: every array in it is hashed for it
+            opened.enter_context(claimed(workdir, trainer, config, allow_config_change))
+            if result := finished(workdir):
+                _log.info("%s: done already; another --workdir begins a new run.", workdir)
+                return result
             throughput = Throughput.of(trainer)
-            _check_and_compile(trainer, throughput, clock)
-            config = opened.enter_context(claimed(workdir, trainer, allow_config_change))
+            _check_and_compile(trainer, throughput, CompileTimes(config), clock)
+            write_records(workdir, trainer, config, origin)
             _say_emulated(trainer, config)
             keep, checksums = experiment.checkpoint.keep, trainer.program.checksums
             checkpoints = Checkpoints(workdir / "checkpoints", keep, checksums=checksums)
             opened.callback(checkpoints.close)
             state, progress = _first_state(trainer, checkpoints, workdir, clock)
-            if result := _made(trainer, state, progress, workdir):
-                return result
             writers = _writers(trainer, config, workdir, int(state.step))
             opened.callback(writers.close)
             loop = Loop(trainer, throughput, checkpoints, writers, tracer, progress, clock)
@@ -97,15 +108,23 @@ def fit(
     return result
 
 
-def _check_and_compile(trainer: Trainer, throughput: Throughput, clock: Clock) -> None:
+def _check_and_compile(
+    trainer: Trainer, throughput: Throughput, times: CompileTimes, clock: Clock
+) -> None:
     """Checks all examples, which may have to be decoded, while another thread compiles."""
+
+    def compiled() -> None:
+        start = time.perf_counter()
+        # What fails here fails again where it is called, and is told there.
+        compile_ahead(trainer, throughput)
+        times.keep(time.perf_counter() - start)
+
     with ThreadPoolExecutor(1) as pool:
-        # What fails there fails again where it is called, and is told there.
-        compiled = pool.submit(compile_ahead, trainer, throughput)
+        done = pool.submit(compiled)
         for split in trainer.data:
             trainer.check_examples(split)
-        with clock("compile"):
-            wait([compiled])
+        with clock("compile"), telling("compiling", str(times)):
+            wait([done])
 
 
 def _say_emulated(trainer: Trainer, config: dict[str, Any]) -> None:
@@ -141,21 +160,6 @@ def _first_state(
     stopping = trainer.experiment.evaluation.early_stopping
     progress = progress.asked((trainer.horizon.steps, stopping and stopping.patience))
     return state, dataclasses.replace(progress, replayed=progress.replayed + steps)
-
-
-def _made(
-    trainer: Trainer, state: TrainState, progress: Progress, workdir: pathlib.Path
-) -> Result | None:
-    """Returns the result that is here, where nothing is left to do; one that is of before goes."""
-    done, result = progress.stopped or int(state.step) >= trainer.horizon.steps, None
-    if done:
-        with contextlib.suppress(TrainingError):  # none, or damaged: it is made again
-            result = Result.load(workdir)
-    if processes.share("the result", result is not None):
-        return result or Result.load(workdir)
-    if processes.is_first():
-        (workdir / RESULT).unlink(missing_ok=True)
-    return None
 
 
 def _writers(trainer: Trainer, config: dict[str, Any], workdir: pathlib.Path, step: int) -> Writers:

@@ -1,116 +1,29 @@
-"""What has been trained, in use: evaluated, asked for predictions, loaded into Python."""
+"""A trained model in Python: loaded, and asked for predictions."""
 
-import contextlib
 import dataclasses
 import functools
-import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import flax
 import jax
 import numpy as np
 
-from lsm import processes
 from lsm.config import Experiment, schema
+from lsm.config.origin import CONFIG, experiment_of, saved_config
 from lsm.data.dataset import narrowed
-from lsm.errors import CheckpointError, ConfigError, DataError
-from lsm.files import expanded, parsed_json, plain_json, readable_disk_errors
+from lsm.data.inputs import Inputs, Lengths
+from lsm.errors import CheckpointError, ConfigError, DataError, listed
+from lsm.files import expanded
 from lsm.mesh import Mesh, batch_sharding, batch_ways, jit, local_rows, make_mesh, place, replicated
 from lsm.params import flat, nested
-from lsm.run.checkpoint import Checkpoints
 from lsm.run.weights import open_run
 from lsm.tasks import Batch, ModelState, Params
-from lsm.train.evaluation import evaluate_all, predict
-from lsm.train.goodput import Clock
 from lsm.train.program import make_predict, shardings_of
-from lsm.train.state import TrainState
-from lsm.train.trainer import Trainer, keep_compiled
-
-
-def evaluate_run(
-    experiment: Experiment, workdir: os.PathLike | str, *, data_dir: os.PathLike | str | None = None
-) -> tuple[int, dict[str, dict[str, float]]]:
-    """Evaluates the best checkpoint of a run, or its last where none was chosen as best.
-
-    Returns:
-      The checkpoint's step, and its figures by split ("validation", "test"). Writes nothing.
-
-    Raises:
-      CheckpointError: there is no checkpoint, or it is damaged or of another model.
-    """
-    trainer, state, step = _restored(experiment, workdir, data_dir)
-    return step, evaluate_all(trainer, state, Clock())
-
-
-def predict_run(
-    experiment: Experiment, workdir: os.PathLike | str, *, data_dir: os.PathLike | str | None = None
-) -> tuple[int, dict[str, pathlib.Path]]:
-    """Writes the predictions of the best checkpoint of a run, or of its last, split by split.
-
-    Each file is `workdir/predictions/SPLIT.jsonl`, one JSON object an example, in the order of the
-    split: "example", its number, and what `Task.predict` gives. It appears when it is whole.
-
-    Returns:
-      The checkpoint's step, and the files by split.
-
-    Raises:
-      CheckpointError: there is no checkpoint, or it is damaged or of another model.
-      TrainingError: the disk is full or the workdir cannot be written.
-    """
-    trainer, state, step = _restored(experiment, workdir, data_dir)
-    files = {}
-    for split in trainer.evaluation:
-        files[split] = expanded(workdir, "--workdir") / "predictions" / f"{split}.jsonl"
-        predictions = predict(trainer, state, split)
-        if processes.is_first():
-            _write_rows(files[split], predictions)
-        else:
-            for _ in predictions:  # each process has its part in computing them
-                pass
-    return step, files
-
-
-def _write_rows(path: pathlib.Path, predictions: Iterator[Mapping[str, np.ndarray]]) -> None:
-    part, number = path.with_name(path.name + ".part"), 0
-    with readable_disk_errors(path):
-        path.parent.mkdir(exist_ok=True)
-        with part.open("w") as file:
-            for columns in predictions:
-                for row in zip(*columns.values(), strict=True):
-                    named = {k: x.tolist() for k, x in zip(columns, row, strict=True)}
-                    file.write(json.dumps(plain_json({"example": number, **named})) + "\n")
-                    number += 1
-        part.replace(path)
-
-
-def _restored(
-    experiment: Experiment, workdir: os.PathLike | str, data_dir: os.PathLike | str | None
-) -> tuple[Trainer, TrainState, int]:
-    """Opens the data of a run, and restores the checkpoint that speaks for it."""
-    directory = expanded(workdir, "--workdir") / "checkpoints"
-    if not directory.is_dir():
-        raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
-    keep_compiled()
-    trainer = Trainer.of(experiment, data_dir)
-    for split in trainer.evaluation:
-        trainer.check_examples(split)
-    while True:
-        with contextlib.closing(
-            Checkpoints(directory, checksums=trainer.program.checksums, read_only=True)
-        ) as checkpoints:
-            step = checkpoints.latest()
-            if step is None:
-                raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
-            try:
-                step = checkpoints.chosen()
-                return trainer, checkpoints.restore(trainer.program.abstract_state, step), step
-            except CheckpointError:
-                if (directory / str(step)).is_dir():
-                    raise
-                continue  # a run in progress has just replaced it with a newer one
+from lsm.train.trainer import keep_compiled
+from lsm.train.workdir import INPUTS, inputs_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,6 +36,7 @@ class Trained:
       params: parameters, averaged ones where the run kept an average; on `mesh`.
       model_state: the other collections, averaged likewise.
       mesh: the devices.
+      inputs: what the model reads; None where an earlier version of lsm has not kept it.
     """
 
     experiment: Experiment
@@ -130,19 +44,56 @@ class Trained:
     params: Params
     model_state: ModelState
     mesh: jax.sharding.Mesh
+    inputs: Inputs | None = None
 
-    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Returns what `Task.predict` says of a batch: named arrays (B, ...).
+    def predict(self, given: Batch | Any) -> dict[str, np.ndarray]:
+        """Returns what `Task.predict` says of examples, (B, ...), and `Task.named`.
 
         Args:
-          batch: the columns that the task's inputs need, (B, ...); any B. Each new B compiles once.
-            Random streams are those of the first batch of an evaluation.
-            64-bit numbers are taken as 32-bit ones. Several processes all give the same batch.
+          given: the columns that the task's inputs need, (B, ...) by name; or, where they are one,
+            that column: an array, the file of a picture or several, or a text or several, as the
+            run's data has them (`Inputs.read`). Any B; each new one compiles once. 64-bit numbers
+            are taken as 32-bit ones. Several processes all give the same. Random streams are those
+            of the first batch of an evaluation.
 
         Raises:
           CheckpointError: the parameters are not those of this model on such inputs.
-          DataError: a column is missing, or columns are not of one length.
+          DataError: a column is missing or of another shape, columns are not of one length, or a
+            file or text cannot be read.
         """
+        lengths = None
+        if not isinstance(given, Mapping):
+            values, lengths = self.inputs_known.read(self.column, given)
+            given = {self.column: values}
+        found = self._predictions(given)
+        if lengths is not None:  # the first of a text is not predicted
+            found = {name: _cut(x, lengths - 1) for name, x in found.items()}
+        names = self.inputs and (self.inputs.characters or self.inputs.classes)
+        return found | (self.experiment.task.named(found, names) if names else {})
+
+    @property
+    def inputs_known(self) -> Inputs:
+        """The inputs; raises ConfigError where they are not known."""
+        if self.inputs is None:
+            raise ConfigError(
+                f"predict: the run has kept no {INPUTS}; give columns by name, as arrays."
+            )
+        return self.inputs
+
+    @functools.cached_property
+    def column(self) -> str:
+        """The one column that the task's inputs are made of; raises DataError where not one."""
+        columns = self.inputs_known.columns
+        example = {name: np.zeros((1, *x.shape), x.dtype) for name, x in columns.items()}
+        self.experiment.task.inputs(asked := _Asked(example))
+        if len(names := dict.fromkeys(asked.names)) != 1:
+            raise DataError(
+                f"predict: the task's inputs are {listed(names) or 'not told by name'}; give "
+                "columns by name."
+            )
+        return next(iter(names))
+
+    def _predictions(self, batch: Batch) -> dict[str, np.ndarray]:
         batch = {name: narrowed(np.asarray(x), name) for name, x in batch.items()}
         rows, sharding = _rows(batch), batch_sharding(self.mesh)
         missing = -rows % batch_ways(self.mesh)  # rows to fill up, so that all devices have as many
@@ -171,6 +122,25 @@ class Trained:
             out_shardings=whole,
             mesh=self.mesh,
         )
+
+
+class _Asked(dict):
+    """A batch that remembers which columns were read."""
+
+    def __init__(self, columns: Mapping[str, np.ndarray]):
+        super().__init__(columns)
+        self.names: list[str] = []
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self.names.append(name)
+        return super().__getitem__(name)
+
+
+def _cut(x_BxT: np.ndarray, lengths: Lengths) -> np.ndarray:
+    """Returns rows of their own lengths, an object array (B,)."""
+    rows = np.empty(len(x_BxT), object)
+    rows[:] = [row[:length] for row, length in zip(x_BxT, lengths, strict=True)]
+    return rows
 
 
 def _rows(batch: Mapping[str, np.ndarray]) -> int:
@@ -206,7 +176,8 @@ def load(
       MeshError: the mesh does not fit the devices.
     """
     keep_compiled()
-    experiment = _experiment_of(expanded(workdir, "--workdir"), experiment)
+    folder = expanded(workdir, "--workdir")
+    experiment = _of_task(folder, experiment)
     devices = jax.devices() if devices is None else devices
     mesh = mesh or (experiment.mesh if len(devices) > 1 else Mesh(rules=experiment.mesh.rules))
     experiment = dataclasses.replace(experiment, mesh=dataclasses.replace(mesh, offload=False))
@@ -218,22 +189,17 @@ def load(
         shardings = shardings_of(experiment, laid_out, params | {"model_state": tree})
         shardings = flat({"params": shardings["params"], **shardings["model_state"]})
         arrays = nested({**weights.read(shardings), **{path: {} for path in weights.empties}})
-    return Trained(experiment, found, arrays.pop("params", {}), arrays, laid_out)
+    params, inputs = arrays.pop("params", {}), inputs_of(folder)
+    return Trained(experiment, found, params, arrays, laid_out, inputs)
 
 
-def _experiment_of(workdir: pathlib.Path, given: Experiment | None) -> Experiment:
+def _of_task(workdir: pathlib.Path, given: Experiment | None) -> Experiment:
     """Returns the experiment of a run; one that is given must have the task of its config."""
-    path = workdir / "config.json"
-    if given is not None and not path.exists():
-        return given
-    try:
-        saved = parsed_json(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}).") from error
     if given is None:
-        return schema.from_json(saved, Experiment, f"Give load({str(workdir)!r}, experiment=...).")
+        return experiment_of(workdir)
+    if not (workdir / CONFIG).exists():
+        return given
+    saved = saved_config(workdir)
     changes = schema.differences({"task": saved.get("task")}, {"task": schema.to_json(given.task)})
     if changes:
         raise ConfigError(f"{workdir} holds a run of another task: {'; '.join(changes)}.")

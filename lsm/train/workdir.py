@@ -1,6 +1,7 @@
 """The workdir of a run: of one run at a time, one config and one data, seen by all processes."""
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import secrets
@@ -8,20 +9,23 @@ from collections.abc import Iterator
 from typing import Any
 
 from lsm import processes
-from lsm.config import Experiment, schema
+from lsm.config import schema
+from lsm.config.origin import CONFIG, ORIGIN, Origin, as_now, origin_of
+from lsm.data.inputs import Inputs
 from lsm.errors import ConfigError, ProcessError, TrainingError
 from lsm.files import atomic_write, exclusive, parsed_json
+from lsm.run.result import Result
 from lsm.train.trainer import Trainer
 
-CONFIG, DATA, RESULT = "config.json", "data.json", "result.json"
-"""What is run, what of, and what came of it."""
+DATA, INPUTS, RESULT = "data.json", "inputs.json", "result.json"
+"""What the run is of, what its model reads, and what came of it."""
 
 
 @contextlib.contextmanager
 def claimed(
-    workdir: pathlib.Path, trainer: Trainer, allow_config_change: bool
-) -> Iterator[dict[str, Any]]:
-    """Holds the workdir for this run, and yields the config in JSON, compared and written.
+    workdir: pathlib.Path, trainer: Trainer, config: Any, allow_config_change: bool
+) -> Iterator[None]:
+    """Holds the workdir for this run, whose config in JSON and data are compared with its own.
 
     The lock goes with the process, however that ends. Process 0 does it for all, and no other
     touches anything before. A result that is here goes where a change is allowed: it is of a run
@@ -37,8 +41,6 @@ def claimed(
     except OSError as error:
         raise TrainingError(f"--workdir: cannot write to {workdir}: {error.strerror}.") from error
     with contextlib.ExitStack() as held:
-        # Made once a start: every array that the experiment holds is hashed for it.
-        config = schema.to_json(trainer.experiment)
         records = {CONFIG: config, DATA: schema.to_json(trainer.data)}
         _check_same_everywhere(records)
         if processes.is_first():
@@ -52,10 +54,50 @@ def claimed(
                 )
             if changes:
                 (workdir / RESULT).unlink(missing_ok=True)
-            for name, record in records.items():
-                atomic_write(workdir / name, json.dumps(record, indent=2).encode())
         _check_shared(workdir)
-        yield config
+        yield
+
+
+def write_records(workdir: pathlib.Path, trainer: Trainer, config: Any, origin: Origin) -> None:
+    """Writes what is run, where that came from, what of, and what its model reads; process 0.
+
+    A result that is here is damaged, or of what was before, and goes.
+    """
+    if not processes.is_first():
+        return
+    (workdir / RESULT).unlink(missing_ok=True)
+    data, inputs = schema.to_json(trainer.data), Inputs.of(trainer.train.dataset).to_json()
+    for name, record in ((CONFIG, config), (DATA, data), (INPUTS, inputs)):
+        atomic_write(workdir / name, json.dumps(record, indent=2).encode())
+    if origin.config is None:  # from Python now; a file that it began with is still its own
+        with contextlib.suppress(ConfigError):
+            origin = dataclasses.replace(origin_of(workdir), data_dir=origin.data_dir)
+    atomic_write(workdir / ORIGIN, origin.to_json())
+
+
+def finished(workdir: pathlib.Path) -> Result | None:
+    """Returns the result of the run in a claimed workdir, where it is done; the same everywhere."""
+    result = None
+    with contextlib.suppress(TrainingError):  # none, or damaged: it is made again
+        result = Result.load(workdir)
+    # A last checkpoint that somebody removed is to be made again.
+    if result and max(_saved_steps(workdir), default=-1) < result.step:
+        result = None
+    done = processes.share("a result that is there", result is not None)
+    return (result or Result.load(workdir)) if done else None
+
+
+def inputs_of(workdir: pathlib.Path) -> Inputs | None:
+    """Returns what the model of a run reads; None where an earlier version has not kept it."""
+    path = workdir / INPUTS
+    try:
+        return Inputs.from_json(parsed_json(path.read_text())) if path.exists() else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); remove it to go without.") from error
+
+
+def _saved_steps(workdir: pathlib.Path) -> list[int]:
+    return [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
 
 
 def _check_same_everywhere(records: dict[str, Any]) -> None:
@@ -73,12 +115,12 @@ def _changes(workdir: pathlib.Path, records: dict[str, Any], free: tuple[str, ..
 
     Without a checkpoint there is nothing to go on from, so that any config may begin.
     """
-    if not any(step.name.isdigit() for step in (workdir / "checkpoints").iterdir()):
+    if not _saved_steps(workdir):
         return []
     config, data = (_saved(workdir / name) for name in (CONFIG, DATA))
     if config is None:
         return [f"its {CONFIG} is not there"]
-    changes = schema.differences(_as_now(config), records[CONFIG], free)
+    changes = schema.differences(as_now(config), records[CONFIG], free)
     # Runs of earlier versions have not said what their data was.
     return changes + (
         [] if data is None else schema.differences({"data": data}, {"data": records[DATA]})
@@ -92,14 +134,6 @@ def _saved(path: pathlib.Path) -> Any:
     except (OSError, ValueError) as error:  # a folder; not text; not JSON
         remedy = "remove it" + (", and give --allow_config_change," if path.name == CONFIG else "")
         raise ConfigError(f"{path} is damaged ({error}); {remedy} to continue.") from error
-
-
-def _as_now(saved: Any) -> Any:
-    """Returns a config that an earlier version wrote, with newer fields at their defaults."""
-    try:
-        return schema.to_json(schema.from_json(saved, Experiment))
-    except ConfigError:  # not to be rebuilt: compared as it stands
-        return saved
 
 
 def _check_shared(workdir: pathlib.Path) -> None:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+import lsm
 from lsm import Data, Experiment, Mesh, Train
 from lsm.data import Tokens
 from lsm.errors import DataError, MeshError
@@ -78,3 +79,29 @@ def test_with_experts_the_parameters_that_a_token_meets_are_told():
     )
     assert lines[-1].startswith("parameters that a token meets ")
     assert every - met == 2 * 3 * 3 * 32 * 64  # in 2 layers, 3 kernels of 3 of the 4 experts
+
+
+def test_a_summary_has_every_parameter_and_what_a_step_computes():
+    for case in (
+        experiment(),
+        experiment(task=LanguageModelling(model=mixtral(**SIZES, hidden=64))),
+    ):
+        head, *rows = (line.split("  ") for line in lsm.summary(case).splitlines())
+        cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+        counts = {row[0]: int(row[-1].replace(",", "")) for row in cells}
+        flops = counts.pop("FLOPs of a step of 8"), counts.pop("FLOPs of an example, forward")
+        total = counts.pop("parameters")
+        params, _ = jax.eval_shape(
+            lambda case=case: case.task.init(
+                jax.random.key(0), {"tokens": np.zeros((1, 17), np.int32)}
+            )
+        )
+        assert total == sum(counts.values()) == sum(x.size for x in jax.tree.leaves(params))
+        assert flops[0] == pytest.approx(3 * 8 * flops[1], rel=1e-6)
+        by_layer = {row[0]: row for row in cells}
+        assert by_layer["blocks/qkv"][1:3] == ["Dense", "(B, 16, 64)"]
+        assert head[0] == "layer"
+
+
+def test_a_summary_asks_neither_data_nor_mesh():
+    assert "blocks/qkv" in lsm.summary(experiment(mesh=Mesh(data=64)))

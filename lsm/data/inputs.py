@@ -1,0 +1,126 @@
+"""What a model reads, as data: kept with a run, so that it can be asked without the data."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lsm.data import images
+from lsm.data.dataset import Dataset, Spec
+from lsm.errors import DataError
+
+Lengths = np.ndarray
+"""(N,) int, of each row how much of it is not padding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What an example is, and how files and texts become such.
+
+    Attributes:
+      columns: shape and dtype of one example of each column.
+      classes: names of what the labels number, or None.
+      characters: what tokens number, in order; None unless tokens are characters.
+    """
+
+    columns: Spec
+    classes: tuple[str, ...] | None = None
+    characters: str | None = None
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Inputs":
+        """Returns what the examples of a dataset are."""
+        return cls(dataset.spec, dataset.classes, dataset.characters)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as JSON."""
+        columns = {name: [list(x.shape), str(x.dtype)] for name, x in self.columns.items()}
+        return {"columns": columns, "classes": self.classes, "characters": self.characters}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> "Inputs":
+        """Returns what `to_json` wrote; raises KeyError, TypeError or ValueError for other JSON."""
+        columns = {
+            name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype))
+            for name, (shape, dtype) in tree["columns"].items()
+        }
+        classes = tree["classes"]
+        return cls(columns, None if classes is None else tuple(classes), tree["characters"])
+
+    def kind(self, column: str) -> str:
+        """Returns what a column's values are made of: "pictures", "texts" or "numbers"."""
+        one = self.columns[column]
+        if one.dtype == np.uint8 and len(one.shape) == 3 and one.shape[-1] in images.CHANNELS:
+            return "pictures"
+        if self.characters is not None and len(one.shape) == 1:
+            return "texts"
+        return "numbers"
+
+    def read(self, column: str, values: Any) -> tuple[np.ndarray, Lengths | None]:
+        """Returns values of a column as the model reads them, (N, ...), and the lengths of texts.
+
+        Args:
+          column: one of `columns`.
+          values: numbers (N, ...); or, by `kind`, the path of a picture or several, which become
+            of the column's size and colours; or a text or several, which are padded to the longest.
+
+        Raises:
+          DataError: they are of another kind or shape, damaged, or hold an unknown character.
+        """
+        kind = self.kind(column)
+        if isinstance(values, str | os.PathLike):
+            values = [values]
+        named = isinstance(values, Sequence) and values and isinstance(values[0], str | os.PathLike)
+        if not named:
+            return self._numbers(column, values), None
+        if kind == "pictures":
+            return np.stack([self._picture(column, pathlib.Path(path)) for path in values]), None
+        if kind == "texts":
+            return self._texts(column, values)
+        raise DataError(
+            f"predict: {values[0]!r} given for column {column!r}, which holds numbers of shape "
+            f"{self.columns[column].shape}; an array (N, ...) of them is needed."
+        )
+
+    def _numbers(self, column: str, values: Any) -> np.ndarray:
+        try:
+            found = np.asarray(values)
+        except ValueError as error:  # of rows of different lengths
+            raise DataError(f"predict: column {column!r}: {error}.") from error
+        one = self.columns[column]
+        if one.dtype != object and found.shape[1:] != one.shape:
+            raise DataError(
+                f"predict: an array of shape {found.shape} given for column {column!r}; "
+                f"(N, {', '.join(map(str, one.shape))}) is needed.".replace(", )", ",)")
+            )
+        return found
+
+    def _picture(self, column: str, path: pathlib.Path) -> np.ndarray:
+        *size, channels = self.columns[column].shape
+        try:
+            return images.decode(path, channels, tuple(size))
+        except ValueError as error:
+            raise DataError(f"picture {path} cannot be read: {error}.") from error
+
+    def _texts(self, column: str, texts: Sequence[str]) -> tuple[np.ndarray, Lengths]:
+        known = {character: token for token, character in enumerate(self.characters)}
+        most, lengths = self.columns[column].shape[0], np.array([len(text) for text in texts])
+        tokens_NxT = np.zeros((len(texts), max(lengths)), np.int32)
+        for row, text in enumerate(texts):
+            if not 2 <= len(text) <= most:
+                raise DataError(
+                    f"predict: a text of {len(text)} characters given; 2 to {most} are needed, as "
+                    "the run reads."
+                )
+            unknown = [character for character in text if character not in known]
+            if unknown:
+                raise DataError(
+                    f"predict: character {unknown[0]!r} (U+{ord(unknown[0]):04X}) is none of the "
+                    f"{len(known)} that the run has learnt."
+                )
+            tokens_NxT[row, : len(text)] = [known[character] for character in text]
+        return tokens_NxT, lengths

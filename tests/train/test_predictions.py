@@ -1,0 +1,125 @@
+"""Predictions of files: pictures and lines of text, in the names that a run has learnt."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lsm
+from lsm import Data, Experiment, Train
+from lsm.data import ArrayDataset, CharText, Digits, SplitSource
+from lsm.errors import ConfigError, DataError
+from lsm.models import GPT, MLP, Transformer
+from lsm.optim import Adam
+from lsm.tasks import Classification, LanguageModelling
+
+
+@dataclasses.dataclass(frozen=True)
+class Verse(SplitSource):
+    """One text, in each of its splits."""
+
+    def shards(self, data_dir=None):
+        return {"train": [1], "test": [1]}
+
+    def open_split(self, name, data_dir=None):
+        text = np.array(["to be or not to be"], object)
+        return ArrayDataset({"text": text})
+
+
+def experiment(task, source, steps=2):
+    return Experiment(
+        name="small",
+        task=task,
+        data=Data(source=source),
+        optimizer=Adam(learning_rate=1e-2),
+        train=Train(steps=steps, batch_size=8),
+        writers=(),
+    )
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("digits")
+    lsm.fit(experiment(Classification(model=MLP(widths=(8,))), Digits()), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def verse(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("verse")
+    model = GPT(vocabulary=8, transformer=Transformer(layers=1, heads=2, width=16), context=7)
+    source = CharText(Verse(), length=7)
+    lsm.fit(experiment(LanguageModelling(model=model), source), workdir)
+    return workdir
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of three pictures of the run's size, with something else in it; and their pixels."""
+    pixels = Digits().open("test").take(np.arange(3))["image"]
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture[..., 0]).save(tmp_path / f"{number}.png")
+    (tmp_path / "notes.txt").write_text("none")
+    return tmp_path, pixels
+
+
+def test_an_array_or_files_of_pictures(digits, pictures):
+    folder, pixels = pictures
+    run = lsm.load(digits)
+    by_name = run.predict({"image": pixels})
+    assert by_name["class"].tolist() == [str(label) for label in by_name["label"]]
+    for given in (pixels, sorted(folder.glob("*.png"))):
+        for name, x in run.predict(given).items():
+            np.testing.assert_array_equal(x, by_name[name])
+
+
+def test_rows_of_pictures_as_csv_and_jsonl(digits, pictures):
+    folder, pixels = pictures
+    expected = lsm.load(digits).predict(pixels)
+    table, lines = folder / "out" / "a.csv", folder / "out" / "a.jsonl"
+    assert lsm.predict_files(digits, [str(folder)], table) == 3
+    assert lsm.predict_files(digits, [f"{folder}/[01].png", f"{folder}/2.png"], lines) == 3
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [row["file"] for row in rows] == [f"{folder}/{i}.png" for i in range(3)]
+    np.testing.assert_array_equal([row["label"] for row in rows], expected["label"])
+    with table.open() as file:
+        read = list(csv.DictReader(file))
+    assert [row["class"] for row in read] == [row["class"] for row in rows]
+    assert [json.loads(row["probability"]) for row in read] == [row["probability"] for row in rows]
+
+
+def test_lines_of_text(verse, tmp_path):
+    run, texts = lsm.load(verse), ["to be", "or not t", "be"]
+    found = run.predict(texts)
+    assert [len(row) for row in found["log_probability"]] == [4, 7, 1]
+    for row, text in enumerate(texts):  # whatever they are padded to
+        alone = run.predict(text)
+        np.testing.assert_allclose(
+            alone["log_probability"][0], found["log_probability"][row], atol=1e-5
+        )
+        assert alone["text"][0] == found["text"][row] and len(alone["text"][0]) == len(text) - 1
+    (tmp_path / "in.txt").write_text("to be\n\nbe or\n")
+    assert lsm.predict_files(verse, [str(tmp_path / "in.txt")], tmp_path / "out.jsonl") == 2
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in rows] == [1, 3] and rows[0]["text"] == found["text"][0]
+
+
+def test_rubbish_leaves_nothing(digits, verse, pictures, tmp_path):
+    folder, _ = pictures
+    output = tmp_path / "out" / "a.jsonl"
+    (folder / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"picture .*bad.png cannot be read"):
+        lsm.predict_files(digits, [str(folder)], output)
+    with pytest.raises(DataError, match=r"--input: there is no .*nowhere"):
+        lsm.predict_files(digits, ["nowhere/*.png"], output)
+    (folder / "binary.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"text .*binary.txt cannot be read"):
+        lsm.predict_files(verse, [str(folder / "binary.txt")], output)
+    assert not list(output.parent.glob("*"))
+    (digits / "inputs.json").rename(digits / "gone.json")
+    with pytest.raises(ConfigError, match="kept no inputs.json; give columns by name"):
+        lsm.load(digits).predict(np.zeros((1, 8, 8, 1), np.uint8))
+    (digits / "gone.json").rename(digits / "inputs.json")
