@@ -41,8 +41,10 @@ def run(*words, **options):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """The wheel, which is made from the sdist, and the sdist."""
-    for name in ("build", "setuptools", "twine", "pip"):
-        pytest.importorskip(name, reason=f"needs {name}: pip install {name}")
+    needed = ("build", "setuptools", "twine", "pip")
+    missing = [name for name in needed if not any(importlib.metadata.distributions(name=name))]
+    if missing:
+        pytest.skip(f"needs pip install {' '.join(missing)}")
     folder = tmp_path_factory.mktemp("built")
     clean = shutil.ignore_patterns("__pycache__")
     for name in (*PACKAGES, *ALONGSIDE):  # setuptools writes beside what it reads
