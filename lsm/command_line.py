@@ -5,14 +5,17 @@ one, do not share a flag by its name. Its `main` returns the exit status.
 """
 
 import _thread
+import contextlib
 import errno
 import functools
 import itertools
+import logging
 import math
 import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -98,6 +101,41 @@ def show(lines: Iterable[str]) -> None:
         print("\n".join(lines), flush=True)
     except BrokenPipeError:
         _close_stdout()
+
+
+@contextlib.contextmanager
+def stages(logger: str) -> Iterator[Callable[[str], None]]:
+    """Tells on stderr, with the time, each stage that `logger` names as it begins.
+
+    In a terminal that is one line, rewritten, with the time since the stage began; elsewhere a line
+    each, behind the seconds since the first. Yields what prints a line that stays.
+    """
+    from rich import console, progress
+
+    screen = console.Console(stderr=True)
+    rewritten = sys.stderr.isatty() and screen.is_interactive
+    say = functools.partial(screen.print, markup=False, highlight=False, soft_wrap=True)
+    columns = progress.TextColumn("{task.description}", markup=False), progress.TimeElapsedColumn()
+    # A thread draws it: a compiler comes back after minutes.
+    options = {"console": screen, "refresh_per_second": 2, "transient": True}
+    bar = progress.Progress(*columns, disable=not rewritten, **options)
+    task, begun = bar.add_task("starting", total=None), time.monotonic()
+
+    def tell(record: logging.LogRecord) -> None:
+        if rewritten:
+            bar.reset(task, description=record.getMessage())
+        else:
+            say(f"{time.monotonic() - begun:7.1f} s  {record.getMessage()}")
+
+    told, handler = logging.getLogger(logger), logging.Handler()
+    handler.emit = tell
+    told.setLevel(logging.INFO)
+    told.addHandler(handler)
+    try:
+        with bar:
+            yield say
+    finally:
+        told.removeHandler(handler)
 
 
 def parse(

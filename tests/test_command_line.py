@@ -1,6 +1,9 @@
 """What every command shares: absl flags, one line for a slip, --help, the exit status."""
 
+import io
+import logging
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -179,6 +182,43 @@ def test_a_full_disk_behind_stdout_is_one_line(lines):
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (1, b"error: stdout: No space left on device.\n")
+
+
+def staged():
+    log = logging.getLogger("staged")
+    with command_line.stages("staged") as say:
+        log.info("lower %s", "init")
+        say("  1. a row [b]")
+        log.info("compile")
+    log.info("nobody listens")
+
+
+def test_stages_are_lines_on_stderr(capsys):
+    staged()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.sub(r"\d\.\d s", "T", printed.err).splitlines() == [
+        "    T  lower init",
+        "  1. a row [b]",
+        "    T  compile",
+    ]
+
+
+def test_stages_are_one_rewritten_line_in_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    screen = sys.stderr
+    staged()
+    text = re.sub(r"\x1b\[\d*m", "", screen.getvalue())
+    # Each draws over the line before, which a row alone ends; at last it is wiped.
+    drawn = [part.strip() for part in re.split(r"\r\x1b\[2K|\n", text)]
+    order = ["lower init 0:00:00", "1. a row [b]", "compile 0:00:00"]
+    assert [part for part in dict.fromkeys(drawn) if part in order] == order
+    assert text.endswith("\x1b[2K") and "nobody" not in text
 
 
 @pytest.mark.parametrize(

@@ -57,17 +57,16 @@ def _plan(argv: Sequence[str]) -> int:
 
     machine = topology.load(given.topology, given.slices)
     request = compiled.Request(experiment, given.config, overrides, given.data_dir, given.price)
-    if given.fit:
-        found = search.search(request, machine, lambda line: print(line, flush=True))
-        print(f"\n{text.text_of_section(found.table())}\n")
-        plan = found.best.plan
-    else:
-        plan = compiled.plan(request, machine)
+    with command_line.stages("launch.plan") as say:
+        found = search.search(request, machine, say) if given.fit else None
+        plan = found.best.plan if found else compiled.plan(request, machine)
+    if found:
+        print(f"{text.text_of_section(found.table())}\n")
     print(text.text_of(plan), end="", flush=True)  # first: a file may fail
     try:
-        for path, content in ((given.json, plan.as_json()), (given.html, html.html_of(plan))):
+        for path, made in ((given.json, plan.as_json), (given.html, lambda: html.html_of(plan))):
             if path:
-                pathlib.Path(path).write_text(content)
+                pathlib.Path(path).write_text(made())
     except OSError as error:
         raise ConfigError(f"{path}: it cannot be written: {error.strerror}.") from error
     return 0 if plan.fits else 2

@@ -6,6 +6,7 @@ kernels; how long that takes is reckoned with the GPU's figures (`launch.plan.es
 """
 
 import dataclasses
+import logging
 import os
 import re
 import time
@@ -25,6 +26,7 @@ from lsm.train import abstract_batch, build
 from lsm.train.program import Program
 from lsm.train.throughput import active_params, training_flops
 
+_log = logging.getLogger("launch.plan")
 LIST_PRICE = "Google's list price on demand, as of 2025"
 QUICK = {"optimization_level": 9}  # O0 in XLA's numbers; jax 0.10 takes no name
 
@@ -53,6 +55,7 @@ def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
       DataError: the shapes of the data are not known, and it is not there.
       MeshError: the mesh does not fit the devices, the batch or the parameters.
     """
+    _log.info("shapes")
     experiment = request.experiment
     mesh = make_mesh(experiment.mesh, topology.devices)
     batch, horizon = abstract_batch(experiment, request.data_dir)
@@ -65,8 +68,8 @@ def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
         price_source=listed if request.price is None else "given",
         basis="quick" if quick else "priced" if topology.gpus else "compiled",
     )
-    needed = sum(_state_bytes(program).values())
-    if quick and needed > topology.available:
+    parts = _state_bytes(program)
+    if quick and (needed := sum(parts.values())) > topology.available:
         refused = Refusal("state", "State and batch alone are over.", needed, topology.available)
         return dataclasses.replace(base, refusal=refused)
     seconds: dict[str, float] = {}
@@ -79,7 +82,8 @@ def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
                 raise
             return dataclasses.replace(base, refusal=refusal(name, str(error)))
         seconds[name] = time.monotonic() - start
-    memory = memory_of(compiled, program, topology)
+    _log.info("read step")
+    memory = memory_of(compiled, parts, topology)
     base = dataclasses.replace(base, memory=memory, compile_seconds=seconds)
     entry, arguments = parse(compiled.as_text()), (program.abstract_state, program.abstract_batch)
     sent = collectives.collectives_of(entry, mesh, topology.chip)
@@ -128,20 +132,23 @@ def _compile(name: str, program: Program, topology: Topology, quick: bool) -> ja
     What runs once is compiled without optimising, which for random numbers takes a minute; only
     where that is refused, the compiler gets the time to make it smaller.
     """
+    _log.info("lower %s", name)
     if name == "step":
         traced = program.step.trace(program.abstract_state, program.abstract_batch)
         lowered = traced.lower(lowering_platforms=(topology.lowered_for,))
+        _log.info("compile step")
         return lowered.compile(compiler_options=QUICK if quick else None)
     lowered = program.init.lower()
+    _log.info("compile init")
     try:
         return lowered.compile(compiler_options=QUICK)
     except jax.errors.JaxRuntimeError:
         return lowered.compile()
 
 
-def memory_of(step: jax.stages.Compiled, program: Program, topology: Topology) -> Memory:
+def memory_of(step: jax.stages.Compiled, parts: Mapping[str, int], topology: Topology) -> Memory:
     """Returns the compiler's memory analysis, its arguments by what they are."""
-    stats, parts = step.memory_analysis(), _state_bytes(program)
+    stats = step.memory_analysis()
     return Memory(
         **parts,
         padding=stats.argument_size_in_bytes - sum(parts.values()),

@@ -87,8 +87,7 @@ class Instruction:
     @property
     def branches(self) -> list["Computation"]:
         """Computations of which a conditional runs one."""
-        listed = re.search(r"branch_computations=\{([^}]*)\}", self.text)
-        if listed:
+        if listed := re.search(r"branch_computations=\{([^}]*)\}", self.text):
             return [self.home.module[name] for name in _NAME.findall(listed[1])]
         return [self.computation(f"{which}_computation") for which in ("true", "false")]
 
@@ -133,8 +132,7 @@ def parse(text: str) -> Computation:
     module: dict[str, Computation] = {}
     entry = None
     for block in re.split(r"^\}(?!\}).*$", _COMMENT.sub("", text), flags=re.MULTILINE):
-        header = _HEADER.search(block)
-        if not header:
+        if not (header := _HEADER.search(block)):
             continue
         home = module[header[2]] = Computation(header[2], module)
         entry = home if header[1] else entry

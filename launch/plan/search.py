@@ -57,6 +57,14 @@ class Trial:
         mesh = " x ".join(f"{axis}={n}" for axis, n in run.mesh.items() if n > 1) or "one device"
         return f"{mesh}, remat {self.changes.get(_REMAT, 'as given')}, {run.accumulation} parts"
 
+    @property
+    def row(self) -> tuple[str, ...]:
+        """What it is, memory, whether it fits, time of a step, MFU: as words."""
+        size = amount(self.needed) if self.needed < math.inf else "-"
+        ends, fits = self.plan.projection, "yes" if self.plan.fits else "no"
+        step = duration(_middle(ends.step_seconds)) if ends else "-"
+        return self.name, size, fits, step, f"{_middle(ends.mfu):.1%}" if ends else "-"
+
 
 def _middle(ends: tuple[float, float]) -> float:
     return math.sqrt(math.prod(ends))
@@ -72,15 +80,8 @@ class Choice:
 
     def table(self) -> Section:
         """Returns the candidates, fastest first, and the flags of the best."""
-        rows = []
-        for one in self.tried:
-            size = amount(one.needed) if one.needed < math.inf else "-"
-            ends, fits = one.plan.projection, "yes" if one.plan.fits else "no"
-            step = duration(_middle(ends.step_seconds)) if ends else "-"
-            mfu = f"{_middle(ends.mfu):.1%}" if ends else "-"
-            rows.append((one.name, size, fits, step, mfu))
         told = "Add to the command: " + (" ".join(self.flags) or "nothing, it is the best")
-        columns = ("plan", "memory", "fits", "step", "MFU")
+        columns, rows = ("plan", "memory", "fits", "step", "MFU"), [one.row for one in self.tried]
         return Section("Plans tried, the best first", columns, rows, [told])
 
 
@@ -100,9 +101,8 @@ def search(request: Request, topology: Topology, say: Callable[[str], None]) -> 
         best = Trial(one.changes, compiled.plan(_changed(request, one.changes), topology))
         if best.plan.fits:
             now = {path: str(attrgetter(path)(request.experiment)) for path in one.changes}
-            new = [path for path in now if now[path] != one.changes[path]]
-            given = tuple(f"--config.{path}={one.changes[path]}" for path in new)
-            return Choice(best, tuple(trials), given)
+            new = {path: text for path, text in one.changes.items() if text != now[path]}
+            return Choice(best, tuple(trials), tuple(f"--config.{k}={v}" for k, v in new.items()))
     raise PlanError(_nothing_fits([best] if fitting else trials, topology))
 
 
@@ -225,8 +225,7 @@ class _Search:
 
     def _try(self, changes: Mapping[str, str]) -> Plan:
         plan = compiled.plan(_changed(self.request, changes), self.topology, quick=True)
-        one = Trial(changes, plan)
-        self.trials.append(one)
-        told = duration(one.rank) if plan.fits else "does not fit"
-        self.say(f"{len(self.trials):3}. {one.name}: {told}")
+        self.trials.append(Trial(changes, plan))
+        name, size, fits, step, mfu = self.trials[-1].row
+        self.say(f"{len(self.trials):3}. {name}: {size}, fits: {fits}, step {step}, MFU {mfu}")
         return plan

@@ -112,9 +112,7 @@ def _stand_ins(count: int) -> tuple[jax.Device, ...]:
 
 
 def _tpus(name: str, slices: int, chip: Chip) -> tuple[jax.Device, ...]:
-    options = dict(_OPTIONS.get(chip.name, {}))
-    if slices > 1:
-        options["num_slices"] = slices
+    options = _OPTIONS.get(chip.name, {}) | ({"num_slices": slices} if slices > 1 else {})
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # do not ask the cloud which machine this is
     os.environ["TPU_LOG_DIR"] = "disabled"  # else it leaves files in /tmp
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU is taken, so none need be locked
@@ -139,9 +137,8 @@ def check(name: str, slices: int) -> tuple[Chip, tuple[int, ...]]:
     chip, whole = _CHIPS[kind], re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", shape)
     sizes, node = tuple(map(int, shape.split("x"))) if whole else (), chip.devices_per_host
     if chip.clock:
-        dims, most = (2, 16) if chip.links == 4 else (3, math.inf)
+        dims, form, most = (2, "4x4", 16) if chip.links == 4 else (3, "4x4x4", math.inf)
         wrong = len(sizes) != dims
-        form = "x".join(["4"] * dims)
         needs = f"{dims} sizes, as in {kind}:{form}; other examples: {', '.join(EXAMPLES)}"
     else:
         wrong, most = len(sizes) != 1 or (sizes[0] > node and sizes[0] % node), math.inf

@@ -5,6 +5,7 @@ import glob
 import importlib.util
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -327,10 +328,12 @@ def run(*command):
 
 @pytest.mark.slow
 @libtpu
-def test_the_command_prints_a_plan_and_nothing_else(tmp_path):
+def test_the_command_prints_a_plan_and_on_stderr_its_stages(tmp_path):
     path = tmp_path / "plan.json"
     done = run("-m", "launch.plan", f"--config={DIGITS}", "--topology=v5e:2x2", f"--json={path}")
-    assert (done.returncode, done.stderr) == (0, "")
+    stages = re.sub(r"^ +\d+\.\d s  ", "", done.stderr, flags=re.MULTILINE).splitlines()
+    work = [f"{what} {program}" for program in ("init", "step") for what in ("lower", "compile")]
+    assert (done.returncode, stages) == (0, ["shapes", *work, "read step"])
     assert done.stdout.startswith("digits: 65,834 parameters") and "v5e:2x2" in done.stdout
     assert json.loads(path.read_text())["price_source"].startswith("Google's list")
 

@@ -137,14 +137,16 @@ def test_nothing_fits_is_one_line_with_the_closest():
     assert "mesh.fsdp=2" in message or "mesh.tensor" in message or "mesh.pipeline" in message
 
 
-def test_the_command_prints_progress_table_and_plan(capsys, monkeypatch):
+def test_the_command_tells_rows_on_stderr_and_prints_table_and_plan(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     command = ["--config=experiments/configs/digits/cnn.py", "--topology=h100:2", "--fit"]
     assert main(command) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("  1. ")
-    assert "Plans tried, the best first" in lines
-    assert any(line.startswith("  Add to the command: ") for line in lines)
+    printed = capsys.readouterr()
+    rows = [line for line in printed.err.splitlines() if line[3:5] == ". "]
+    assert rows[0].startswith("  1. ") and "fits: yes, step " in rows[0]
+    lines = printed.out.splitlines()
+    assert lines[0] == "Plans tried, the best first"
+    assert lines[2 + len(rows)].startswith("  Add to the command: ")
     assert any(line.startswith("digits: 65,834 parameters") for line in lines)
     assert max(map(len, lines)) <= 110
 
