@@ -164,8 +164,7 @@ def load(
 
     Args:
       workdir: folder of the run.
-      experiment: what it ran; None rebuilds it from `config.json`, which knows no functions that
-        have no name and no arrays.
+      experiment: what it ran; None finds it (`lsm.config.origin.experiment_of`).
       step: the "best" checkpoint (the last where no evaluation chose one), the "last", or a step.
       mesh: how to lay the parameters out; None is the experiment's mesh, or, on one device, that.
       devices: where; None is all of them.
