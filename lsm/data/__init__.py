@@ -1,6 +1,6 @@
 """Data: sources, the order of examples, augmentation, prefetching."""
 
-from lsm.data.batches import Data, EvalBatches, TrainBatches
+from lsm.data.batches import Data, EvalBatches, IfThere, TrainBatches
 from lsm.data.dataset import (
     ArrayDataset,
     Arrays,
@@ -12,6 +12,8 @@ from lsm.data.dataset import (
     SplitSource,
 )
 from lsm.data.digits import Digits
+from lsm.data.divide import Split, SplitBy
+from lsm.data.files import Files
 from lsm.data.folder import Folder
 from lsm.data.prefetch import Prefetcher
 from lsm.data.sampling import Poisson, Sampling, Shuffled
@@ -38,7 +40,9 @@ __all__ = [
     "Dataset",
     "Digits",
     "EvalBatches",
+    "Files",
     "Folder",
+    "IfThere",
     "Poisson",
     "Prefetcher",
     "RandomCrop",
@@ -50,6 +54,8 @@ __all__ = [
     "Shuffled",
     "Source",
     "Spec",
+    "Split",
+    "SplitBy",
     "SplitSource",
     "Tfds",
     "TokenWindows",
