@@ -11,7 +11,6 @@ pictures as a PNG.
 
 import glob
 import math
-import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -128,7 +127,7 @@ def _flags() -> flags.FlagValues:
     given = flags.FlagValues()
     flags.DEFINE_string("data_dir", None, "where datasets are; default TFDS's own place", given)
     flags.DEFINE_string("split", None, "whose rows; default train, or the first there is", given)
-    flags.DEFINE_integer("rows", 5, "examples to show", given, lower_bound=0)
+    flags.DEFINE_integer("rows", 5, "examples to show", 0, flag_values=given)
     flags.DEFINE_string("grid", None, "PNG file for the first pictures", given)
     return given
 
@@ -136,7 +135,7 @@ def _flags() -> flags.FlagValues:
 def _act(given: flags.FlagValues, words: list[str]) -> None:
     if len(words) != 1:
         told = f"{listed(words)} given" if words else "no source given"
-        raise ConfigError(f"{told}; one path or name is needed, such as iris.csv.")
+        raise ConfigError(f"{told}; one path or name is needed, such as iris.csv or, in quotes, 'data/*.csv'.")
     of, split = source(words[0]), given.split
     for line in shown(of, split, given.rows, given.data_dir):
         print(line)
