@@ -135,7 +135,7 @@ def _flags() -> flags.FlagValues:
 def _act(given: flags.FlagValues, words: list[str]) -> None:
     if len(words) != 1:
         told = f"{listed(words)} given" if words else "no source given"
-        raise ConfigError(f"{told}; one path or name is needed, such as iris.csv or, in quotes, 'data/*.csv'.")
+        raise ConfigError(f"{told}; one is needed, such as iris.csv or, in quotes, 'data/*.csv'.")
     of, split = source(words[0]), given.split
     for line in shown(of, split, given.rows, given.data_dir):
         print(line)
