@@ -243,6 +243,14 @@ def test_lists_that_differ_are_objects():
     assert dataset.spec["v"].dtype == object
     assert [v.tolist() for v in dataset.take(np.array([2, 1]))["v"]] == [[], [1, 2]]
     assert [v.tolist() for v in dataset.take(np.array([1]))["v"]] == [[1, 2]]
+    pq.write_table(pa.table({"v": [["a", "b"], ["c", "d"]]}), "t.parquet")
+    texts = Files("t.parquet").open("train")
+    assert texts.spec["v"] == jax.ShapeDtypeStruct((), object)
+    assert [v.tolist() for v in texts.take(np.array([1, 0]))["v"]] == [["c", "d"], ["a", "b"]]
+    put("v.tfrecord", record(v=[b"a", b"b"], n=[1]) + record(v=[b"c", b"d"], n=[2, 3]))
+    both = Files("v.tfrecord").open("train").take(np.array([1, 0]))
+    assert [v.tolist() for v in both["v"]] == [[b"c", b"d"], [b"a", b"b"]]
+    assert [v.tolist() for v in both["n"]] == [[2, 3], [1]]
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -250,8 +258,14 @@ def test_lines(packed):
     text = "one\r\nzwölf\n\nlast".encode()
     name = put("t.txt.gz", gzip.compress(text)) if packed else put("t.txt", text)
     dataset = Files(name).open("train")
-    assert dataset.take(np.array([3, 1, 0, 2]))["text"].tolist() == ["last", "zwölf", "one", ""]
-    assert len(CharText(Files(name), 3).open("train")) == len("onezwölflast") - 3
+    assert dataset.take(np.array([3, 1, 0, 2]))["text"].tolist() == [
+        "last",
+        "zwölf\n",
+        "one\r\n",
+        "\n",
+    ]
+    assert dataset.column("text").tolist() == text.decode().splitlines(keepends=True)
+    assert len(CharText(Files(name), 3).open("train")) == len(text.decode()) - 3
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8))
@@ -358,6 +372,17 @@ def test_a_file_that_changes_between_open_and_read(name, monkeypatch):
         dataset.take(np.array([0]))
     WRITERS[name](name)
     assert Files(name).open("train").identity == before
+
+
+def test_dates_of_arrays_are_texts_and_structures_are_refused():
+    np.savez("d.npz", day=np.array(["2024-01-02", "2024-01-03"], "datetime64[D]"))
+    assert Files("d.npz").open("train").take(np.array([1]))["day"].tolist() == ["2024-01-03"]
+    np.savez("s.npz", s=np.zeros(2, [("a", "i4"), ("b", "f4")]))
+    with pytest.raises(DataError, match="s.npz column 's' holds .*leave it out"):
+        Files("s.npz").open("train")
+    np.savez("o.npz", o=np.array([{}], object))
+    with pytest.raises(DataError, match="o.npz: o.npy holds Python objects"):
+        Files("o.npz").open("train")
 
 
 def test_what_tells_files_from_others():

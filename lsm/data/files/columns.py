@@ -63,7 +63,8 @@ class Column:
             shape = (*sizes.pop(), column.channels) if len(sizes) == 1 else ()
             one = jax.ShapeDtypeStruct(shape, np.uint8 if shape else object)
         else:
-            one = jax.ShapeDtypeStruct(values.shape[1:], narrowed(values[:0], "").dtype)
+            shape = () if values.dtype == object else values.shape[1:]
+            one = jax.ShapeDtypeStruct(shape, narrowed(values[:0], "").dtype)
         return dataclasses.replace(column, one=one)
 
     def made(self, stored: Mapping[str, np.ndarray], part: Part, rows: np.ndarray) -> np.ndarray:

@@ -56,10 +56,13 @@ class TfRecords(Part):
         dtype = _DTYPES[kinds.pop()]
         lengths = {len(values) for values in lists}
         if len(lengths) > 1:
-            return objects([np.array(values, dtype) for values in lists])
+            return objects([np.array(list(values), dtype) for values in lists])
         flat = [value for values in lists for value in values]
-        column = objects(flat) if dtype is object else np.array(flat, dtype)
-        return column if name in self._single and lengths <= {1} else column.reshape(len(lists), -1)
+        single = name in self._single and lengths == {1}
+        if dtype is object:
+            return objects(flat if single else [objects(values) for values in lists])
+        column = np.array(flat, dtype)
+        return column if single else column.reshape(len(lists), -1)
 
     def _parsed(self, rows: Sequence[int]) -> list[Any]:
         """The features by name of records, whose checksums are compared."""
@@ -99,7 +102,7 @@ class TfRecords(Part):
 
 
 class Lines(Part):
-    """A text file in UTF-8, gzipped or not: column "text", a line an example."""
+    """A text file in UTF-8, gzipped or not: column "text", a line with its end an example."""
 
     names = ("text",)
 
@@ -120,9 +123,9 @@ class Lines(Part):
         return {name: objects([self._line(int(row)) for row in rows]) for name in names}
 
     def _line(self, row: int) -> str:
-        start = int(self._stops[row - 1]) + 1 if row else 0
+        start = int(self._stops[row - 1]) if row else 0
         try:
-            return self._content[start : int(self._stops[row])].tobytes().decode().rstrip("\r")
+            return self._content[start : int(self._stops[row])].tobytes().decode()
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{self.row(row)} is not UTF-8 text: {error.reason} at byte "
@@ -131,9 +134,9 @@ class Lines(Part):
 
 
 def _line_ends(content: np.ndarray) -> np.ndarray:
-    """Where lines end, before the newline; the last may have none."""
+    """Where lines end, behind the newline; the last may have none."""
     some = 1 << 24  # bytes looked at together: a comparison makes as many
-    ends = [start + np.flatnonzero(content[start : start + some] == 10)
+    ends = [start + np.flatnonzero(content[start : start + some] == 10) + 1
             for start in range(0, len(content), some)]  # fmt: skip
     if len(content) and content[-1] != 10:
         ends.append(np.array([len(content)]))

@@ -38,7 +38,7 @@ class Files(SplitSource):
     | `.arrow`, `.feather`, a folder that `datasets` saved | mapped into memory |
     | `.npz`, `.h5`, `.hdf5` | the rows that are asked for |
     | `.tfrecord` (of `tf.train.Example`) | records, whose checksums are compared |
-    | `.txt`, also `.gz` | column `text`, a line an example |
+    | `.txt`, also `.gz` | column `text`, a line with its end an example |
 
     One file is the split "train". In a folder, or of a pattern, the names of files or of their
     folders say the split: `train.csv`, `test-00000-of-00002.parquet`, `validation/a.jsonl`; where

@@ -36,7 +36,8 @@ class _Arrays(Part):
                     f"{self._length:,}; leave it out of columns."
                 )
         with readable(self.file):
-            return {name: _plain(self._take(self._arrays[name], rows)) for name in names}
+            taken = {name: self._take(self._arrays[name], rows) for name in names}
+        return {name: _plain(x, f"{self.file} column {name!r}") for name, x in taken.items()}
 
     def _take(self, array: Any, rows: np.ndarray) -> np.ndarray:
         return array[rows]
@@ -109,8 +110,13 @@ def _member(file: pathlib.Path, info: zipfile.ZipInfo) -> np.ndarray:
         return np.asarray(np.memmap(file, dtype, "r", content.tell(), shape, order))
 
 
-def _plain(values: np.ndarray) -> np.ndarray:
-    """Numbers in the machine's byte order; texts as objects."""
-    if values.dtype.kind in "US":
-        return objects(values.tolist())
+def _plain(values: np.ndarray, where: str) -> np.ndarray:
+    """Numbers in the machine's byte order; texts and dates as objects."""
+    if values.dtype.kind == "V":
+        raise DataError(
+            f"{where} holds {values.dtype}, which is no array; leave it out of columns."
+        )
+    if values.dtype.kind in "USMm":
+        dates = values.dtype.kind in "Mm"
+        return objects((values.astype(str) if dates else values).tolist())
     return values.astype(values.dtype.newbyteorder("="), copy=False)

@@ -286,6 +286,6 @@ def _lists(array: Any, where: str) -> np.ndarray:
 
     lengths = pc.list_value_length(array).to_numpy(zero_copy_only=False)
     values = _to_numpy(array.flatten(), where)
-    if len(set(lengths.tolist())) == 1:
+    if values.dtype != object and len(set(lengths.tolist())) == 1:
         return values.reshape(len(array), int(lengths[0]), *values.shape[1:])
     return objects(np.split(values, np.cumsum(lengths)[:-1]) if len(lengths) else [])
