@@ -1,6 +1,6 @@
 """Data: sources, the order of examples, augmentation, prefetching."""
 
-from lsm.data.batches import Data, EvalBatches, IfThere, TrainBatches
+from lsm.data.batches import Data, EvalBatches, TrainBatches
 from lsm.data.dataset import (
     ArrayDataset,
     Arrays,
@@ -42,7 +42,6 @@ __all__ = [
     "EvalBatches",
     "Files",
     "Folder",
-    "IfThere",
     "Poisson",
     "Prefetcher",
     "RandomCrop",

@@ -61,15 +61,15 @@ def shown(
     yield from (f"{name}: {sum(lengths):,} examples" for name, lengths in shards.items())
     split = split or _usual(source, data_dir)
     dataset = source.open(split, data_dir)
+    first = dataset.by_example().take(np.arange(min(max(1, rows), len(dataset))))
     yield ""
     yield f"{split}:"
     for name, one in dataset.spec.items():
-        kind = "texts, or of different shapes" if one.dtype == object else f"{one.dtype}"
+        kind = _kind(first[name][0]) if one.dtype == object else one.dtype
         yield f"  {name}: {kind}{f' {one.shape}' if one.shape else ''}"
     if dataset.classes:
         yield f"  {len(dataset.classes)} classes: {listed(dataset.classes)}"
-    first = dataset.by_example().take(np.arange(min(rows, len(dataset))))
-    for row in range(len(next(iter(first.values())))):
+    for row in range(min(rows, len(dataset))):
         values = (f"{name}={_value(column[row])}" for name, column in first.items())
         yield f"{row}: {', '.join(values)}"
 
@@ -106,6 +106,13 @@ def _pictures(columns: Columns) -> list[np.ndarray]:
     raise DataError(
         f"--grid: no column of {listed(columns)} holds pictures, uint8 (height, width, 1 or 3)."
     )
+
+
+def _kind(value: object) -> str:
+    """What a column of dtype object holds, told by its first value."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}, of different shapes"
+    return "text" if isinstance(value, str) else type(value).__name__
 
 
 def _value(value: object) -> str:

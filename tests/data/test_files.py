@@ -160,6 +160,15 @@ def test_labels_are_numbered_over_all_splits():
     assert numbers.classes == ("9", "10")
 
 
+def test_a_split_without_labels_hinders_no_other():
+    put("d/train.csv", "x,y\n1,b\n2,a\n")
+    put("d/test.csv", "x\n3\n")
+    source = Files("d", {"x": ("x",), "y": "y"}, labels=("y",))
+    assert source.open("train").take(np.arange(2))["y"].tolist() == [1, 0]
+    with pytest.raises(DataError, match="test.csv has no column 'y'; it has x"):
+        source.open("test")
+
+
 @pytest.mark.parametrize(
     ("files", "path", "splits"),
     [
@@ -184,6 +193,9 @@ def test_names_say_the_splits(files, path, splits):
 def test_a_relative_path_may_be_in_the_data_directory(tmp_path):
     put("data/own/a.csv", "a\n1\n")
     assert len(Files("own/a.csv").open("train", "data")) == 1
+    put("here/b.csv", "a\n1\n")
+    assert len(Files("here/*.csv").open("train", "data")) == 1
+    assert len(Files(str(tmp_path / "here")).open("train", "data")) == 1
 
 
 def png(value: int, size=(5, 4)) -> bytes:
@@ -222,6 +234,10 @@ def test_a_folder_of_hugging_face(monkeypatch):
     assert dataset.spec["image"] == jax.ShapeDtypeStruct((4, 5, 1), np.uint8)
     batch = dataset.take(np.array([4, 1]))
     assert batch["image"][:, 0, 0, 0].tolist() == [4, 1] and batch["label"].tolist() == [1, 1]
+    paths = pa.table({"image": [{"bytes": None, "path": "a.png"}]})
+    pq.write_table(paths, "paths.parquet")
+    with pytest.raises(DataError, match="column 'image': a value within a value is missing"):
+        Files("paths.parquet").open("train")
     small = Files("hf", size=2).open("train").take(np.arange(5))["image"]
     assert small.shape == (5, 2, 2, 1)
 

@@ -21,7 +21,7 @@ def test_a_table(tmp_path, capsys):
         "",
         "train:",
         "  width: float32",
-        "  kind: texts, or of different shapes",
+        "  kind: text",
         "0: width=1.5, kind='a rather long te ... nts to see whole'",
     ]
 

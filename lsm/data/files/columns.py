@@ -42,30 +42,19 @@ class Column:
         """The columns of the files."""
         return (self.sources,) if isinstance(self.sources, str) else self.sources
 
-    def probed(self, parts: Sequence[Part]) -> "Column":
-        """Returns the column with what the first rows of `parts` say of its shape and dtype."""
-        found = [self._seen(part) for part in parts]
-        if found[0].one.dtype == object or found[0].channels:
-            return found[0]
-        # Of all that is in memory: whole numbers in one file, and fractions in the next.
-        dtypes = [column.one.dtype for column in found if column.one.dtype != object]
-        one = jax.ShapeDtypeStruct(found[0].one.shape, np.result_type(*dtypes))
-        return dataclasses.replace(found[0], one=one)
-
-    def _seen(self, part: Part) -> "Column":
-        rows = np.arange(min(PROBED, len(part)))
-        values = self._joined(part.read(self.needed, rows), part, rows)
-        column = self
+    def seen(self, stored: Mapping[str, np.ndarray], part: Part, rows: np.ndarray) -> "Column":
+        """Returns the column with the shape and dtype of what `part` has stored at `rows`."""
+        values = self._joined(stored, part, rows)
         if values.dtype == object and len(values) and isinstance(values[0], bytes):
-            column = dataclasses.replace(self, channels=_channels(values[0]))
-        if column.channels:
-            sizes = {_size(value) for value in values} if self.size is None else {self.size}
-            shape = (*sizes.pop(), column.channels) if len(sizes) == 1 else ()
-            one = jax.ShapeDtypeStruct(shape, np.uint8 if shape else object)
-        else:
-            shape = () if values.dtype == object else values.shape[1:]
-            one = jax.ShapeDtypeStruct(shape, narrowed(values[:0], "").dtype)
-        return dataclasses.replace(column, one=one)
+            channels = _channels(values[0])
+            if channels:
+                sizes = {_size(value) for value in values} if self.size is None else {self.size}
+                shape = (*sizes.pop(), channels) if len(sizes) == 1 else ()
+                one = jax.ShapeDtypeStruct(shape, np.uint8 if shape else object)
+                return dataclasses.replace(self, channels=channels, one=one)
+        shape = () if values.dtype == object else values.shape[1:]
+        one = jax.ShapeDtypeStruct(shape, narrowed(values[:0], "").dtype)
+        return dataclasses.replace(self, one=one)
 
     def made(self, stored: Mapping[str, np.ndarray], part: Part, rows: np.ndarray) -> np.ndarray:
         """Returns the column (N, ...) of what `part` has stored at `rows`.
@@ -139,6 +128,26 @@ class Column:
             f"{part.row(rows[at])}: column {self.name!r} is {_kind(values[at : at + 1])}, and "
             f"{self.one.shape} {self.one.dtype} in the first rows; {advice}"
         )
+
+
+def probed(columns: Sequence[Column], parts: Sequence[Part]) -> list[Column]:
+    """Returns columns with what the first rows of `parts` say of their shapes and dtypes."""
+    needed = tuple(dict.fromkeys(name for column in columns for name in column.needed))
+    found = []
+    for part in parts:
+        rows = np.arange(min(PROBED, len(part)))
+        stored = part.read(needed, rows)
+        found.append([column.seen(stored, part, rows) for column in columns])
+    return [_widest(seen) for seen in zip(*found, strict=True)]
+
+
+def _widest(seen: Sequence[Column]) -> Column:
+    """One column of those of several files: whole numbers in one may be fractions in another."""
+    first, dtypes = seen[0], [column.one.dtype for column in seen]
+    if first.channels or any(dtype == object for dtype in dtypes):
+        return first  # and what is another kind is told of when it is read
+    one = jax.ShapeDtypeStruct(first.one.shape, np.result_type(*dtypes))
+    return dataclasses.replace(first, one=one)
 
 
 def numbered(values: np.ndarray, name: str) -> dict[Any, int]:

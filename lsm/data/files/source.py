@@ -1,6 +1,7 @@
 """Files of one's own as a source."""
 
 import dataclasses
+import glob
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from lsm.data.dataset import (
     select_counted,
 )
 from lsm.data.files import places, records, stores, tables
-from lsm.data.files.columns import Column, class_name, numbered
+from lsm.data.files.columns import Column, class_name, numbered, probed
 from lsm.data.files.parts import Part
 from lsm.errors import ConfigError, DataError, listed, nearest
 from lsm.files import expanded
@@ -99,7 +100,7 @@ class Files(SplitSource):
             raise DataError(f"split {name!r} of {self} holds no example.")
         if self.labels:  # numbered alike in all splits
             parts |= {other: _parts(found[other]) for other in found if other != name}
-        examples = _Examples(str(self), parts[name], self._columns(parts, name))
+        examples = _Examples(parts[name], self._columns(parts, name))
         if all(part.held for part in parts[name]):
             return cache.Cached(examples, examples.in_memory)
         if not cache.fits(examples.spec, len(examples)):
@@ -111,12 +112,12 @@ class Files(SplitSource):
 
     def _files(self, data_dir: PathLike | None) -> dict[str, list[pathlib.Path]]:
         path = expanded(self.path, "Files.path")
-        inside = pathlib.Path(data_dir or ".") / path
-        return places.find(path if path.exists() or data_dir is None else inside)
+        here = data_dir is None or path.exists() or any(glob.iglob(str(path)))
+        return places.find(path if here else pathlib.Path(data_dir) / path)
 
     def _columns(self, parts: Mapping[str, Sequence[Part]], split: str) -> list[Column]:
-        first = parts[split][0]
-        wanted = self.columns if self.columns is not None else tuple(first.names)
+        own, everywhere = parts[split], [part for some in parts.values() for part in some]
+        wanted = self.columns if self.columns is not None else tuple(own[0].names)
         if not isinstance(wanted, Mapping):
             wanted = {name: name for name in wanted}
         for name in self.labels:
@@ -125,26 +126,24 @@ class Files(SplitSource):
                     f"Files.labels: {name!r} is no column that is delivered; there are "
                     f"{listed(wanted)}.{nearest(name, wanted)}"
                 )
-        size = images.as_size(self.size, "Files.size")
-        columns = [Column(name, _tuple(of), size=size) for name, of in wanted.items()]
-        everywhere = [part for some in parts.values() for part in some]
-        for part in {part.file: part for part in everywhere}.values():
-            for column in columns:
-                _check_names(part, column.needed)
-        for name in self.labels:
-            place = list(wanted).index(name)
-            numbers = numbered(_values(everywhere, wanted[name]), name)
-            columns[place] = dataclasses.replace(columns[place], numbers=numbers)
+        size, columns = images.as_size(self.size, "Files.size"), []
+        for name, of in wanted.items():
+            column = Column(name, of if isinstance(of, str) else tuple(of), size=size)
+            _check_names(own, column.needed)
+            if name in self.labels:
+                # Another split may have none, such as one that is to be predicted.
+                values = _values([part for part in everywhere if of in part.names], of)
+                column = dataclasses.replace(column, numbers=numbered(values, name))
+            columns.append(column)
         # What is in memory costs nothing to look at; of the rest, the first part speaks for all.
-        seen = parts[split] if all(part.held for part in parts[split]) else [first]
-        return [column.probed(seen) for column in columns]
+        return probed(columns, own if all(part.held for part in own) else own[:1])
 
 
 class _Examples(Dataset):
     """Rows of files, read when they are taken."""
 
-    def __init__(self, source: str, parts: Sequence[Part], columns: Sequence[Column]):
-        self._source, self._parts, self._columns = source, parts, columns
+    def __init__(self, parts: Sequence[Part], columns: Sequence[Column]):
+        self._parts, self._columns = parts, columns
         self._stops = np.cumsum([len(part) for part in parts])
         self._files = {part.file: part.file.stat().st_size for part in parts}
 
@@ -193,8 +192,7 @@ class _Examples(Dataset):
         """See `Dataset.column`; may also be a column of the files that is not delivered."""
         found = [column for column in self._columns if column.name == name]
         if not found:
-            for part in self._parts:
-                _check_names(part, (name,))
+            _check_names(self._parts, (name,))
             return _values(self._parts, name)
         rows = range(0, len(self), _SOME)
         taken = [self._take(np.arange(i, min(i + _SOME, len(self))), found) for i in rows]
@@ -234,14 +232,11 @@ def _values(parts: Sequence[Part], name: str) -> np.ndarray:
     return np.concatenate(read)
 
 
-def _check_names(part: Part, names: Sequence[str]) -> None:
-    for name in names:
-        if name not in part.names:
-            raise DataError(
-                f"{part.file} has no column {name!r}; it has {listed(part.names)}."
-                f"{nearest(name, part.names)}"
-            )
-
-
-def _tuple(of: Any) -> str | tuple[str, ...]:
-    return of if isinstance(of, str) else tuple(of)
+def _check_names(parts: Sequence[Part], names: Sequence[str]) -> None:
+    for part in {part.file: part for part in parts}.values():
+        for name in names:
+            if name not in part.names:
+                raise DataError(
+                    f"{part.file} has no column {name!r}; it has {listed(part.names)}."
+                    f"{nearest(name, part.names)}"
+                )

@@ -258,6 +258,8 @@ def _to_numpy(array: Any, where: str) -> np.ndarray:
     import pyarrow as pa
 
     types, kind = pa.types, array.type
+    if array.null_count:  # within a list; or of a picture, of which there is the path alone
+        raise DataError(f"{where}: a value within a value is missing; leave it out of columns.")
     if isinstance(kind, pa.BaseExtensionType):
         return _to_numpy(array.storage, where)
     if types.is_dictionary(kind):
@@ -267,8 +269,6 @@ def _to_numpy(array: Any, where: str) -> np.ndarray:
     if types.is_temporal(kind):
         return _to_numpy(array.cast(pa.string()), where)
     if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind):
-        if array.null_count:  # within a list
-            raise DataError(f"{where}: a list holds no value at one place; numbers are needed.")
         return array.to_numpy(zero_copy_only=False)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return _lists(array, where)
