@@ -144,7 +144,7 @@ def probed(columns: Sequence[Column], parts: Sequence[Part]) -> list[Column]:
 def _widest(seen: Sequence[Column]) -> Column:
     """One column of those of several files: whole numbers in one may be fractions in another."""
     first, dtypes = seen[0], [column.one.dtype for column in seen]
-    if first.channels or any(dtype == object for dtype in dtypes):
+    if first.channels or any(dtype.kind == "O" for dtype in dtypes):
         return first  # and what is another kind is told of when it is read
     one = jax.ShapeDtypeStruct(first.one.shape, np.result_type(*dtypes))
     return dataclasses.replace(first, one=one)

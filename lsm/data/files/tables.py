@@ -78,7 +78,16 @@ class _Batch(Part):
     def read(self, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
         """See `Part.read`."""
         with readable(self.file):
+            if not self.held:
+                self._check(names, rows)
             return _columns(self, self._batch, names, rows)
+
+    def _check(self, names: Sequence[str], rows: np.ndarray) -> None:
+        """Raises ArrowInvalid where these rows are damaged: Arrow would read beyond the map."""
+        batch = self._batch.select(list(names))
+        together = len(rows) and (np.diff(rows) == 1).all()
+        for start, count in [(rows[0], len(rows))] if together else [(row, 1) for row in rows]:
+            batch.slice(int(start), count).validate(full=True)
 
 
 class _RowGroup(Part):
