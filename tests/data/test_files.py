@@ -234,6 +234,15 @@ def test_a_folder_of_hugging_face(monkeypatch):
     assert dataset.spec["image"] == jax.ShapeDtypeStruct((4, 5, 1), np.uint8)
     batch = dataset.take(np.array([4, 1]))
     assert batch["image"][:, 0, 0, 0].tolist() == [4, 1] and batch["label"].tolist() == [1, 1]
+    # As it lies on the Hub, with the same features in the schema.
+    pathlib.Path("hub/data").mkdir(parents=True)
+    with pa.memory_map("hf/train/data-00000-of-00001.arrow") as file:
+        pq.write_table(
+            pa.ipc.open_stream(file).read_all(), "hub/data/train-00000-of-00001-ab.parquet"
+        )
+    put("hub/README.md", "about")
+    train = Files("hub").open("train")
+    assert train.classes == ("no", "yes") and train.take(np.array([3]))["label"] == [1]
     paths = pa.table({"image": [{"bytes": None, "path": "a.png"}]})
     pq.write_table(paths, "paths.parquet")
     with pytest.raises(DataError, match="column 'image': a value within a value is missing"):
@@ -371,6 +380,14 @@ def test_whole_numbers_in_one_file_and_fractions_in_the_next():
     put("d/a.csv", "a\n1\n")
     put("d/b.csv", "a\n0.5\n")
     assert Files("d").open("train").take(np.arange(2))["a"].tolist() == [1, 0.5]
+
+
+def test_what_would_wrap_around_is_refused():
+    pathlib.Path("d").mkdir()
+    pq.write_table(pa.table({"a": pa.array([1], pa.int8())}), "d/a.parquet")
+    pq.write_table(pa.table({"a": pa.array([300])}), "d/b.parquet")
+    with pytest.raises(DataError, match="b.parquet: column 'a' is int32, and int8 in the file bef"):
+        Files("d").open("train").take(np.arange(2))
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.npz", "a.tfrecord"])

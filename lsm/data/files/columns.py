@@ -69,12 +69,12 @@ class Column:
             return values if values.dtype == object else objects(list(values))
         if values.dtype == object or values.shape[1:] != self.one.shape:
             self._tell_other(values, part, rows)
-        fits = np.can_cast(values.dtype, self.one.dtype, "same_kind")
         try:
             narrow = narrowed(values, self.name)
         except DataError as error:
             raise DataError(f"{part.file}: {error}") from None
-        if not fits and narrow.dtype != self.one.dtype:
+        whole_to_float = narrow.dtype.kind in "iu" and self.one.dtype.kind == "f"
+        if not whole_to_float and not np.can_cast(narrow.dtype, self.one.dtype, "safe"):
             raise DataError(
                 f"{part.file}: column {self.name!r} is {narrow.dtype}, and {self.one.dtype} in the "
                 "file before; one type is needed."

@@ -38,12 +38,12 @@ def open_table(file: pathlib.Path, ending: str) -> list[Part]:
         if ending in (".arrow", ".feather"):
             return _batches(file, _mapped(file), held=False)
         key = file.resolve(), stamp(file)
-        part = _parsed_tables.get(key)
-        if part is None:
-            # In one piece, so that it is one part.
-            (part,) = _batches(file, _parsed(file, ending).combine_chunks(), held=True)
-            _parsed_tables[key] = part
-        return [part]
+        if part := _parsed_tables.get(key):
+            return [part]
+        parts = _batches(file, _parsed(file, ending).combine_chunks(), held=True)
+        if len(parts) == 1:  # more only where texts are beyond 2 GiB
+            _parsed_tables[key] = parts[0]
+        return parts
 
 
 def _batches(file: pathlib.Path, table: Any, held: bool) -> list[Part]:
