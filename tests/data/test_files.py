@@ -429,11 +429,11 @@ def test_what_tells_files_from_others():
 def test_memory_maps_of_npz_are_not_copied(monkeypatch):
     write_npz("a.npz")
     monkeypatch.setattr(cache, "MAX_BYTES", 0)
-    monkeypatch.setattr(np, "load", None)  # which would read an array whole
-    assert Files("a.npz", ("n",)).open("train").take(np.array([3]))["n"].tolist() == [9]
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "load", None)  # which would read an array whole
+        assert Files("a.npz", ("n",)).open("train").take(np.array([3]))["n"].tolist() == [9]
     np.savez_compressed("c.npz", n=ARRAYS["n"])
-    assert Files(str(pathlib.Path("c.npz"))).open("train").take(np.array([3]))["n"].tolist() == [9]
+    assert Files("c.npz").open("train").take(np.array([3]))["n"].tolist() == [9]
 
 
 @pytest.mark.parametrize(("name", "extra"), [("a.csv", "tables"), ("a.h5", "hdf5")])
