@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lsm.data import CharText, Files, TrainBatches, cache
-from lsm.data.files import crc32c
+from lsm.data.files import crc32c, stores
 from lsm.errors import ConfigError, DataError
 
 h5py = pytest.importorskip("h5py")
@@ -426,14 +426,17 @@ def test_what_tells_files_from_others():
     assert len({one["files"] for one in found}) == 4
 
 
-def test_memory_maps_of_npz_are_not_copied(monkeypatch):
+def test_arrays_of_npz_are_mapped_or_unpacked_when_they_are_read(monkeypatch):
     write_npz("a.npz")
     monkeypatch.setattr(cache, "MAX_BYTES", 0)
     with monkeypatch.context() as patched:
         patched.setattr(np, "load", None)  # which would read an array whole
         assert Files("a.npz", ("n",)).open("train").take(np.array([3]))["n"].tolist() == [9]
-    np.savez_compressed("c.npz", n=ARRAYS["n"])
-    assert Files("c.npz").open("train").take(np.array([3]))["n"].tolist() == [9]
+    np.savez_compressed("c.npz", n=ARRAYS["n"], x=ARRAYS["x"])
+    dataset = Files("c.npz", ("n",)).open("train")
+    (packed,) = stores.open_npz(pathlib.Path("c.npz"))
+    assert dataset.take(np.array([3]))["n"].tolist() == [9] and len(packed) == N
+    assert not any("_whole" in vars(array) for array in packed._arrays.values())
 
 
 @pytest.mark.parametrize(("name", "extra"), [("a.csv", "tables"), ("a.h5", "hdf5")])

@@ -1,10 +1,11 @@
 """Arrays in NumPy's .npz and in HDF5: what is asked for is read, and no more."""
 
+import functools
 import pathlib
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -58,7 +59,8 @@ def open_npz(file: pathlib.Path) -> list[Part]:
     """Returns the one part of a .npz file; raises DataError where it cannot be read."""
     with readable(file), zipfile.ZipFile(file) as members:
         infos = [info for info in members.infolist() if info.filename.endswith(".npy")]
-        return [_Arrays(file, {i.filename.removesuffix(".npy"): _member(file, i) for i in infos})]
+        found = {i.filename.removesuffix(".npy"): _member(file, members, i) for i in infos}
+        return [_Arrays(file, found)]
 
 
 def open_hdf5(file: pathlib.Path) -> list[Part]:
@@ -91,23 +93,48 @@ class _Texts:
         return self._node.asstr()[rows]
 
 
-def _member(file: pathlib.Path, info: zipfile.ZipInfo) -> np.ndarray:
-    """An array of a .npz file: mapped into memory, or unpacked where it is compressed."""
+def _member(file: pathlib.Path, members: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
+    """An array of a .npz file: mapped into memory, or where it is compressed unpacked when read."""
+    with members.open(info) as content:
+        shape, fortran, dtype = _header(content)
+        size = content.tell()
+    if dtype.hasobject:
+        raise DataError(f"{file}: {info.filename} holds Python objects; save numbers or texts.")
     if info.compress_type != zipfile.ZIP_STORED:
-        with np.load(file, allow_pickle=False) as arrays:
-            return arrays[info.filename.removesuffix(".npy")]
+        return _Packed(file, info.filename.removesuffix(".npy"), shape)
+    if 0 in shape:
+        return np.zeros(shape, dtype)
     with file.open("rb") as content:
         content.seek(info.header_offset)
         # The extra field here may be longer than the one that the directory tells of.
-        content.seek(sum(_LOCAL_HEADER.unpack(content.read(_LOCAL_HEADER.size))), 1)
-        read = (np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0)
-        shape, fortran, dtype = read[np.lib.format.read_magic(content)[0] > 1](content)
-        if dtype.hasobject:
-            raise DataError(f"{file}: {info.filename} holds Python objects; save numbers or texts.")
-        if 0 in shape:
-            return np.zeros(shape, dtype)
-        order = "F" if fortran else "C"
-        return np.asarray(np.memmap(file, dtype, "r", content.tell(), shape, order))
+        start = sum(_LOCAL_HEADER.unpack(content.read(_LOCAL_HEADER.size))) + content.tell()
+    order = "F" if fortran else "C"
+    return np.asarray(np.memmap(file, dtype, "r", start + size, shape, order))
+
+
+def _header(content: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Reads shape, whether the order is Fortran's, and dtype of a .npy file."""
+    newer = np.lib.format.read_magic(content)[0] > 1
+    read = np.lib.format.read_array_header_2_0 if newer else np.lib.format.read_array_header_1_0
+    return read(content)
+
+
+class _Packed:
+    """A compressed array, unpacked whole when the first of its rows are asked for."""
+
+    def __init__(self, file: pathlib.Path, name: str, shape: tuple[int, ...]):
+        self._file, self._name, self.shape = file, name, shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self._whole[rows]
+
+    @functools.cached_property
+    def _whole(self) -> np.ndarray:
+        with np.load(self._file, allow_pickle=False) as arrays:
+            return arrays[self._name]
 
 
 def _plain(values: np.ndarray, where: str) -> np.ndarray:
