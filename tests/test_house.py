@@ -137,7 +137,7 @@ def test_import_touches_no_device_and_no_tensorflow():
     code = """
 import sys, lsm, lsm.cli, lsm.models, lsm.tasks, lsm.data, lsm.optim, lsm.writers
 import lsm.evaluate, lsm.interop
-heavy = "tensorflow tensorflow_datasets orbax grain sklearn matplotlib tensorboardX PIL torch safetensors"
+heavy = "tensorflow tensorflow_datasets orbax grain sklearn matplotlib tensorboardX PIL torch safetensors pyarrow h5py"
 print(*[name for name in heavy.split() if name in sys.modules], "|")
 import jax
 jax.config.update("jax_platforms", "no_such_platform")  # raises where a back end is up already

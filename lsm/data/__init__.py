@@ -12,6 +12,8 @@ from lsm.data.dataset import (
     SplitSource,
 )
 from lsm.data.digits import Digits
+from lsm.data.divide import Split, SplitBy
+from lsm.data.files import Files
 from lsm.data.folder import Folder
 from lsm.data.prefetch import Prefetcher
 from lsm.data.sampling import Poisson, Sampling, Shuffled
@@ -38,6 +40,7 @@ __all__ = [
     "Dataset",
     "Digits",
     "EvalBatches",
+    "Files",
     "Folder",
     "Poisson",
     "Prefetcher",
@@ -50,6 +53,8 @@ __all__ = [
     "Shuffled",
     "Source",
     "Spec",
+    "Split",
+    "SplitBy",
     "SplitSource",
     "Tfds",
     "TokenWindows",

@@ -5,10 +5,19 @@ import dataclasses
 import numpy as np
 
 from lsm.checks import THREADS, require
-from lsm.data.dataset import Columns, Dataset, Source
+from lsm.data.dataset import Columns, Dataset, PathLike, Source
 from lsm.data.sampling import Sampling, Shuffled, augmentation
 from lsm.data.transforms import Transform
 from lsm.errors import ConfigError
+
+
+class IfThere(str):
+    """A split that is evaluated where the source has it, and else is None.
+
+    A text in all else, so that configs compare and JSON says what was evaluated.
+    """
+
+    __slots__ = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +28,8 @@ class Data:
       source: where the examples come from.
       train: split to train on, in TFDS's slicing syntax ("train[:90%]").
       validation: split to evaluate on during training, or None.
-      test: split to evaluate on at the end, or None.
+      test: split to evaluate on at the end, or None. Where it is not given, it is None for a source
+        that has no split "test".
       augment: changes of training batches, in this order.
       sampling: which examples make up a training batch: `Shuffled()` epochs, or `Poisson(expected)`
         for differential privacy.
@@ -30,13 +40,26 @@ class Data:
     source: Source
     train: str = "train"
     validation: str | None = None
-    test: str | None = "test"
+    test: str | None = IfThere("test")
     augment: tuple[Transform, ...] = ()
     sampling: Sampling = Shuffled()
     workers: int = dataclasses.field(default=1, metadata={"alters_run": False})
 
     def __post_init__(self):
         require(self, workers=f"[1, {THREADS}]")
+
+    def settled(self, data_dir: PathLike | None = None) -> "Data":
+        """Returns this with `test` as it is for what the source has; itself where that is given.
+
+        Raises:
+          DataError: the data is not there.
+        """
+        if not isinstance(self.test, IfThere):
+            return self
+        splits = self.source.splits(data_dir)
+        # Where nobody knows, opening the split will tell.
+        there = splits is None or self.test in splits
+        return dataclasses.replace(self, test=str(self.test) if there else None)
 
 
 @dataclasses.dataclass(frozen=True)

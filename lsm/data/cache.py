@@ -110,6 +110,11 @@ class Cached(Dataset):
         """See `Dataset.identity`."""
         return self._dataset.identity
 
+    def column(self, name: str) -> np.ndarray:
+        """See `Dataset.column`; of a dataset that reads no more than that, before the others."""
+        alone = type(self._dataset).column is not Dataset.column
+        return self._dataset.column(name) if alone else super().column(name)
+
     def held(self) -> Iterator[Columns]:
         """See `Dataset.held`."""
         return self._decoded().held()

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsm.data import splits
-from lsm.errors import ConfigError, DataError
+from lsm.errors import ConfigError, DataError, listed, nearest
 
 Columns = dict[str, np.ndarray]
 """A batch: column name -> array whose leading dimension counts the examples."""
@@ -25,6 +26,8 @@ Read = Callable[[Mapping[str, jax.Array], Any], dict[str, jax.Array]]
 """Pure function (columns, indices (n,)) -> the batch of these examples, on the devices."""
 
 PathLike = str | os.PathLike[str]
+
+_SOME = 1024  # examples read at a time for one column of all
 
 
 class Dataset(abc.ABC):
@@ -66,6 +69,17 @@ class Dataset(abc.ABC):
         default the number of examples.
         """
         return {"examples": len(self)}
+
+    def column(self, name: str) -> np.ndarray:
+        """Returns one column of all examples (N, ...); raises DataError where there is none."""
+        if name not in self.spec:
+            raise DataError(
+                f"there is no column {name!r}; there are {listed(self.spec)}."
+                f"{nearest(name, self.spec)}"
+            )
+        starts = range(0, len(self), _SOME)
+        rows = [np.arange(start, min(start + _SOME, len(self))) for start in starts]
+        return np.concatenate([self.take(some)[name] for some in rows])
 
     def held(self) -> Iterator[Columns]:
         """Yields all examples, part by part, as far as their columns are in memory or mapped."""
@@ -181,6 +195,9 @@ class _Rows(Dataset):
     def identity(self) -> dict[str, Any]:
         return self._dataset.identity | super().identity
 
+    def column(self, name: str) -> np.ndarray:
+        return self._dataset.column(name)[self._start : self._start + self._length]
+
 
 class _Joined(Dataset):
     """Datasets of one kind, one after the other."""
@@ -225,6 +242,9 @@ class _Joined(Dataset):
     def identity(self) -> dict[str, Any]:
         return {"parts": [part.identity for part in self._parts]}
 
+    def column(self, name: str) -> np.ndarray:
+        return np.concatenate([part.column(name) for part in self._parts])
+
     def held(self) -> Iterator[Columns]:
         for part in self._parts:
             yield from part.held()
@@ -247,6 +267,10 @@ class Source(abc.ABC):
           DataError: the data is not there, or it has no such split.
         """
 
+    def splits(self, data_dir: PathLike | None = None) -> tuple[str, ...] | None:
+        """Returns the names of the splits; None where they are not known before one is opened."""
+        return None
+
     def spec(self, split: str, data_dir: PathLike | None = None) -> Spec:
         """Returns the `spec` of the dataset of `split`; opens it, unless the source knows better.
 
@@ -267,6 +291,10 @@ class SplitSource(Source):
     def open_split(self, name: str, data_dir: PathLike | None = None) -> Dataset:
         """Returns the whole of the split `name`, one of the keys of `shards`."""
 
+    def splits(self, data_dir: PathLike | None = None) -> tuple[str, ...]:
+        """See `Source.splits`."""
+        return tuple(self.shards(data_dir))
+
     def open(self, split: str, data_dir: PathLike | None = None) -> Dataset:
         """See `Source.open`."""
         return select(
@@ -286,6 +314,22 @@ def select(
     whole = {name: open_split(name) for name in dict.fromkeys(part.name for part in ranges)}
     parts = [whole[part.name].rows(part.start, part.stop) for part in ranges]
     return parts[0] if len(parts) == 1 else _Joined(parts)
+
+
+def select_counted(
+    split: str, names: Sequence[str], open_split: Callable[[str], Dataset], source: str
+) -> Dataset:
+    """Returns what `select` does, where to count the examples of a split is to open it."""
+    opened = functools.cache(open_split)
+    counted = _Counted((name, functools.partial(opened, name)) for name in names)
+    return select(split, counted, opened, source)
+
+
+class _Counted(dict[str, Callable[[], Dataset]]):
+    """Split name -> [its number of examples], opened when it is asked for."""
+
+    def __getitem__(self, name: str) -> list[int]:
+        return [len(super().__getitem__(name)())]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # == of arrays has no truth value

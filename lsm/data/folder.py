@@ -98,6 +98,9 @@ class _Pictures(Dataset):
     def classes(self) -> tuple[str, ...]:
         return self._classes
 
+    def column(self, name: str) -> np.ndarray:
+        return self._label if name == "label" else super().column(name)
+
     @property
     def identity(self) -> dict[str, Any]:
         files = [(f.parent.name, f.name, f.stat().st_size) for f in self._files]

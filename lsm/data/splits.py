@@ -41,9 +41,14 @@ def resolve(split: str, shards: Mapping[str, Sequence[int]], source: str) -> lis
     return [part for part in ranges if part.start < part.stop]
 
 
+def names(split: str) -> list[str]:
+    """Returns the names in a split specification; "all" is one."""
+    return _NAMES.findall(split)
+
+
 def _sliced(split: str, shards: Mapping[str, Sequence[int]], source: str) -> list[Range]:
     # Asked before TFDS is, whose message does not offer the nearest name.
-    for name in _NAMES.findall(split):
+    for name in names(split):
         if name not in shards and name != "all":
             raise DataError(
                 f"split {split!r}: {source} has no split {name!r}; it has {listed(shards)}."
@@ -51,9 +56,12 @@ def _sliced(split: str, shards: Mapping[str, Sequence[int]], source: str) -> lis
             )
     import tensorflow_datasets as tfds
 
+    # Those that are named alone: to count the others may mean to read them.
+    named = set(names(split))
     infos = {
-        name: tfds.core.SplitInfo(name=name, shard_lengths=list(lengths), num_bytes=0)
-        for name, lengths in shards.items()
+        name: tfds.core.SplitInfo(name=name, shard_lengths=list(shards[name]), num_bytes=0)
+        for name in shards
+        if name in named or "all" in named
     }
     try:
         absolute = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
@@ -74,7 +82,7 @@ def _stop(to: int | None, lengths: Sequence[int]) -> int:
 
 
 def _sizes(shards: Mapping[str, Sequence[int]]) -> str:
-    return listed(f"{name} ({sum(lengths):,})" for name, lengths in shards.items())
+    return listed(f"{name} ({sum(shards[name]):,})" for name in shards)
 
 
 def _reason(error: Exception) -> str:

@@ -53,6 +53,10 @@ class CharText(Source):
     def __str__(self) -> str:
         return f"characters of {self.source}"
 
+    def splits(self, data_dir: PathLike | None = None) -> tuple[str, ...]:
+        """See `Source.splits`."""
+        return self.source.splits(data_dir)
+
     def open(self, split: str, data_dir: PathLike | None = None) -> "CharWindows":
         """See `Source.open`."""
         # All splits: the vocabulary is that of "train", and slices count characters of each.

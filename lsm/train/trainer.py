@@ -51,11 +51,14 @@ class Trainer:
           ConfigError: a field is not of its type, or the optimiser does not fit the model.
         """
         schema.check(experiment)
+        data = experiment.data.settled(data_dir)
+        experiment = dataclasses.replace(experiment, data=data)
         batches = _train_batches(experiment, data_dir)
         horizon = experiment.horizon(len(batches.dataset))
         sample = _sample(batches)
         _check_vocabulary(experiment, batches.dataset.vocabulary_size)
         experiment.task.check(sample)
+        _check_shapes({name: jax.ShapeDtypeStruct((), x.dtype) for name, x in sample.items()})
         program = build(experiment, horizon, sample)
         evaluation = _evaluation_batches(experiment, program, data_dir)
         _check_monitor(experiment, program)
@@ -170,15 +173,23 @@ def abstract_batch(
         ).batch_at(0)
         spec = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in sample.items()}
         examples = len(opened)
-    ragged = [name for name, one in spec.items() if one.dtype == object]
-    if ragged:
-        raise DataError(f"data: column {ragged[0]!r} has no one shape; set data.source.size.")
+    _check_shapes(spec)
     experiment.task.check({name: np.zeros((1, *x.shape), x.dtype) for name, x in spec.items()})
     shapes = {
         name: jax.ShapeDtypeStruct((train.batch_size, *one.shape), one.dtype)
         for name, one in spec.items()
     }
     return shapes, experiment.horizon(examples)
+
+
+def _check_shapes(spec: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Raises DataError for a column that no device holds: texts, or arrays of different shapes."""
+    for name, one in spec.items():
+        if one.dtype == object:
+            raise DataError(
+                f"data: column {name!r} has no one shape; set data.source.size if these are "
+                "pictures, or leave it out of data.source.columns."
+            )
 
 
 def keep_compiled() -> None:

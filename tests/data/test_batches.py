@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsm.data import ArrayDataset, Data, Digits, EvalBatches, RandomCrop, RandomFlip, TrainBatches
+from lsm.config import schema
+from lsm.data import (
+    ArrayDataset,
+    Arrays,
+    CharText,
+    Data,
+    Digits,
+    EvalBatches,
+    RandomCrop,
+    RandomFlip,
+    TrainBatches,
+)
 from lsm.data.sampling import permutation
 from lsm.errors import ConfigError
 
@@ -170,3 +181,16 @@ def test_any_evaluation_counts_every_example_once(examples, batch_size, processe
             batch = share.batch_at(number)
             np.add.at(counted, batch["number"], batch["weight"])
     np.testing.assert_array_equal(counted, 1)
+
+
+def test_the_test_split_is_what_the_source_has():
+    alone = Arrays({"text": np.array(["ab"])})
+    both = dataclasses.replace(alone, test={"text": np.array(["ab"])})
+    assert Data(alone).settled().test is None
+    assert Data(CharText(alone, 1)).settled().test is None
+    assert Data(both).settled() == Data(both, test="test")
+    assert Data(alone, test="test").settled().test == "test"  # asked for: opening it will fail
+    assert Data(alone, test=None).settled().test is None
+    # A config that was saved when the default was plain "test" is the same one.
+    assert schema.to_json(Data(Digits())) == schema.to_json(Data(Digits(), test="test"))
+    assert schema.from_json(schema.to_json(Data(Digits()))) == Data(Digits())

@@ -214,6 +214,27 @@ def test_a_finished_run_of_another_config_is_measured_again(finished, tmp_path):
     assert again.fingerprint == finished[1].fingerprint and "test" not in again.metrics
 
 
+def test_the_test_split_is_evaluated_where_there_is_one(tmp_path):
+    source = arrays().source
+    config = experiment(data=Data(source), task=Classification(model=MLP(outputs=2)))
+    result = lsm.fit(config, tmp_path)
+    assert result.metrics == {}
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["data"]["test"] is None  # what was done, also for whoever reads it later
+    assert lsm.fit(config, tmp_path).fingerprint == result.fingerprint
+    asked = dataclasses.replace(config, data=Data(source, test="test"))
+    with pytest.raises(DataError, match="has no split 'test'; it has train"):
+        lsm.fit(asked, tmp_path / "asked")
+
+
+def test_a_column_that_no_device_holds_is_named(tmp_path):
+    data = arrays()
+    columns = {**data.source.train, "name": np.array(["a"] * 256, object)}
+    config = experiment(data=Data(Arrays(columns)), task=Classification(model=MLP(outputs=2)))
+    with pytest.raises(DataError, match="column 'name' has no one shape; .* data.source.columns"):
+        lsm.fit(config, tmp_path)
+
+
 def test_evaluation_uses_the_moving_average(tmp_path):
     config = experiment(optimizer=Adam(learning_rate=3e-3, ema=0.9))
     result = lsm.fit(config, tmp_path)

@@ -1,0 +1,207 @@
+"""Columns as they are delivered, made of those of files: joined, numbered, decoded, in 32 bits."""
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lsm.data import images
+from lsm.data.dataset import narrowed
+from lsm.data.files.parts import Part, objects
+from lsm.errors import DataError
+
+PROBED = 256
+"""Rows that tell the shape of a column."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One column that is delivered.
+
+    Attributes:
+      name: of it.
+      sources: columns of the files; several are put side by side, in float32.
+      one: shape and dtype of an example; dtype object for texts, and for what differs in shape.
+      numbers: value -> number of its class, where the values are labels.
+      channels: of the pictures that the values are when decoded, or None.
+      size: (height, width) that pictures are resized to, or None.
+    """
+
+    name: str
+    sources: str | tuple[str, ...]
+    one: jax.ShapeDtypeStruct | None = None
+    numbers: Mapping[Any, int] | None = None
+    channels: int | None = None
+    size: tuple[int, int] | None = None
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The columns of the files."""
+        return (self.sources,) if isinstance(self.sources, str) else self.sources
+
+    def seen(self, stored: Mapping[str, np.ndarray], part: Part, rows: np.ndarray) -> "Column":
+        """Returns the column with the shape and dtype of what `part` has stored at `rows`."""
+        values = self._joined(stored, part, rows)
+        if values.dtype == object and len(values) and isinstance(values[0], bytes):
+            channels = _channels(values[0])
+            if channels:
+                sizes = {_size(value) for value in values} if self.size is None else {self.size}
+                shape = (*sizes.pop(), channels) if len(sizes) == 1 else ()
+                one = jax.ShapeDtypeStruct(shape, np.uint8 if shape else object)
+                return dataclasses.replace(self, channels=channels, one=one)
+        shape = () if values.dtype == object else values.shape[1:]
+        one = jax.ShapeDtypeStruct(shape, narrowed(values[:0], "").dtype)
+        return dataclasses.replace(self, one=one)
+
+    def made(self, stored: Mapping[str, np.ndarray], part: Part, rows: np.ndarray) -> np.ndarray:
+        """Returns the column (N, ...) of what `part` has stored at `rows`.
+
+        Raises:
+          DataError: a value is not as the first ones were; names file and row.
+        """
+        values = self._joined(stored, part, rows)
+        if self.channels:
+            values = self._decoded(values, part, rows)
+        if self.one.dtype == object:
+            return values if values.dtype == object else objects(list(values))
+        if values.dtype == object or values.shape[1:] != self.one.shape:
+            self._tell_other(values, part, rows)
+        try:
+            narrow = narrowed(values, self.name)
+        except DataError as error:
+            raise DataError(f"{part.file}: {error}") from None
+        whole_to_float = narrow.dtype.kind in "iu" and self.one.dtype.kind == "f"
+        if not whole_to_float and not np.can_cast(narrow.dtype, self.one.dtype, "safe"):
+            raise DataError(
+                f"{part.file}: column {self.name!r} is {narrow.dtype}, and {self.one.dtype} in the "
+                "file before; one type is needed."
+            )
+        return narrow.astype(self.one.dtype, copy=False)
+
+    def _joined(self, stored: Mapping[str, np.ndarray], part: Part, rows: np.ndarray) -> np.ndarray:
+        if isinstance(self.sources, str):
+            values = stored[self.sources]
+            return values if self.numbers is None else self._numbered(values, part, rows)
+        for name in self.sources:
+            if stored[name].dtype == object or stored[name].ndim > 1:
+                raise DataError(
+                    f"{part.file}: column {name!r} is {_kind(stored[name])}; only single numbers "
+                    f"can be joined in {self.name!r}."
+                )
+        return np.stack([stored[name].astype(np.float32) for name in self.sources], axis=-1)
+
+    def _numbered(self, values: np.ndarray, part: Part, rows: np.ndarray) -> np.ndarray:
+        found = [self.numbers.get(value, -1) for value in values.tolist()]
+        if -1 in found:
+            at = found.index(-1)
+            raise DataError(
+                f"{part.row(rows[at])}: {values[at]!r} is none of the classes of {self.name!r}; "
+                "the file has changed."
+            )
+        return np.array(found, np.int32)
+
+    def _decoded(self, values: np.ndarray, part: Part, rows: np.ndarray) -> np.ndarray:
+        try:
+            decoded = images.decode_all(list(values), self.channels, self.size)
+        except ValueError:
+            decoded = [self._picture(*one, part) for one in zip(values, rows, strict=True)]
+        same = len({picture.shape for picture in decoded}) == 1
+        return np.stack(decoded) if same else objects(decoded)
+
+    def _picture(self, value: bytes, row: int, part: Part) -> np.ndarray:
+        try:
+            return images.decode(value, self.channels, self.size)
+        except ValueError as error:
+            raise DataError(
+                f"{part.row(row)}: picture {self.name!r} cannot be read: {error}."
+            ) from error
+
+    def _tell_other(self, values: np.ndarray, part: Part, rows: np.ndarray) -> None:
+        """Raises the DataError of the first value whose shape is another."""
+        shapes = [np.shape(value) if _is_number(value) else None for value in values]
+        at = next((i for i, shape in enumerate(shapes) if shape != self.one.shape), 0)
+        advice = "set size." if self.channels else "leave it out of columns."
+        raise DataError(
+            f"{part.row(rows[at])}: column {self.name!r} is {_kind(values[at : at + 1])}, and "
+            f"{self.one.shape} {self.one.dtype} in the first rows; {advice}"
+        )
+
+
+def probed(columns: Sequence[Column], parts: Sequence[Part]) -> list[Column]:
+    """Returns columns with what the first rows of `parts` say of their shapes and dtypes."""
+    needed = tuple(dict.fromkeys(name for column in columns for name in column.needed))
+    found = []
+    for part in parts:
+        rows = np.arange(min(PROBED, len(part)))
+        stored = part.read(needed, rows)
+        found.append([column.seen(stored, part, rows) for column in columns])
+    return [_widest(seen) for seen in zip(*found, strict=True)]
+
+
+def _widest(seen: Sequence[Column]) -> Column:
+    """One column of those of several files: whole numbers in one may be fractions in another."""
+    first, dtypes = seen[0], [column.one.dtype for column in seen]
+    if first.channels or any(dtype.kind == "O" for dtype in dtypes):
+        return first  # and what is another kind is told of when it is read
+    one = jax.ShapeDtypeStruct(first.one.shape, np.result_type(*dtypes))
+    return dataclasses.replace(first, one=one)
+
+
+def numbered(values: np.ndarray, name: str) -> dict[Any, int]:
+    """Returns value -> its number, for labels (N,), sorted: texts, whole numbers or truths.
+
+    Raises:
+      DataError: they are of another kind.
+    """
+    kinds = set(values.tolist()) if values.ndim == 1 else {None}
+    if not (
+        all(isinstance(v, str | bytes) for v in kinds) or all(isinstance(v, int) for v in kinds)
+    ):
+        raise DataError(
+            f"labels: column {name!r} holds {_kind(values)}; texts or whole numbers are needed."
+        )
+    return {value: number for number, value in enumerate(sorted(kinds))}
+
+
+def class_name(value: Any) -> str:
+    """Returns the name of a class whose label is `value`."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _kind(values: np.ndarray) -> str:
+    if values.dtype == object and len(values) and not isinstance(values[0], np.ndarray):
+        return "text" if isinstance(values[0], str) else type(values[0]).__name__
+    if values.dtype == object and len(values):
+        return f"{values[0].shape} {values[0].dtype}"
+    return f"{values.shape[1:]} {values.dtype}"
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, str | bytes)
+
+
+def _channels(content: bytes) -> int | None:
+    """1 for a grey picture and 3 for another; None where the bytes are no picture."""
+    from PIL import Image
+
+    # Told by how they begin: Pillow takes some bytes that mean nothing for a picture.
+    if not content.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"RIFF")):
+        return None
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return 1 if image.mode in ("1", "L") or image.mode.startswith("I;16") else 3
+    except OSError:
+        return None
+
+
+def _size(content: bytes) -> tuple[int, int] | None:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.height, image.width
+    except OSError:  # told of, with its row, when it is decoded
+        return None

@@ -1,0 +1,242 @@
+"""Files of one's own as a source."""
+
+import dataclasses
+import glob
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lsm.data import cache, images
+from lsm.data.dataset import (
+    ArrayDataset,
+    Columns,
+    Dataset,
+    PathLike,
+    Spec,
+    SplitSource,
+    digest,
+    select_counted,
+)
+from lsm.data.files import places, records, stores, tables
+from lsm.data.files.columns import Column, class_name, numbered, probed
+from lsm.data.files.parts import Part
+from lsm.errors import ConfigError, DataError, listed, nearest
+from lsm.files import expanded
+
+_SOME = 1 << 16  # rows of one column that are read at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Files(SplitSource):
+    """Files of one's own: tables, arrays, records, lines of text; a row is an example.
+
+    | ending | read |
+    |---|---|
+    | `.csv`, `.tsv`, `.jsonl`, `.ndjson`, `.json` (a JSON object a line), also `.gz` | whole |
+    | `.parquet` | a row group at a time |
+    | `.arrow`, `.feather`, a folder that `datasets` saved | mapped into memory |
+    | `.npz`, `.h5`, `.hdf5` | the rows that are asked for |
+    | `.tfrecord` (of `tf.train.Example`) | records, whose checksums are compared |
+    | `.txt`, also `.gz` | column `text`, a line with its end an example |
+
+    One file is the split "train". In a folder, or of a pattern, the names of files or of their
+    folders say the split: `train.csv`, `test-00000-of-00002.parquet`, `validation/a.jsonl`; where
+    none does, all are "train".
+
+    Numbers are delivered in 32 bits, lists of one length as (N, k), texts as str and bytes as bytes
+    in a column of dtype object, dates as texts, encoded pictures as uint8 (height, width,
+    channels). A value that is missing is an error; NaN is a number. Splits of fixed shape and
+    moderate size (`lsm.data.cache.MAX_BYTES`) are decoded once into the cache, the others read at
+    random.
+
+    Attributes:
+      path: a file, a folder or a pattern. A relative path that is not in the working directory is
+        looked for in the data directory.
+      columns: names to deliver; or what is delivered by its name: a column, or several of numbers
+        side by side in float32 (N, k), as in {"x": ("width", "height"), "label": "species"}. None
+        is all.
+      labels: delivered columns whose values are names of classes: they become their places in the
+        sorted values of all splits, int32.
+      size: pictures are resized to this, N or (height, width); None keeps their size.
+    """
+
+    path: str
+    columns: tuple[str, ...] | Mapping[str, str | tuple[str, ...]] | None = None
+    labels: tuple[str, ...] = ()
+    size: int | tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if not self.path:
+            raise ConfigError("Files.path: is empty; give a file, a folder or a pattern.")
+        for field in ("columns", "labels"):
+            if isinstance(value := getattr(self, field), str):
+                raise ConfigError(f"Files.{field}: {value!r} is one string; give a tuple.")
+        images.as_size(self.size, "Files.size")
+
+    def __str__(self) -> str:
+        return f"files {self.path}"
+
+    def open(self, split: str, data_dir: PathLike | None = None) -> Dataset:
+        """See `Source.open`; only files of the splits that are named are opened."""
+        names = self.splits(data_dir)
+        return select_counted(split, names, lambda n: self.open_split(n, data_dir), str(self))
+
+    def splits(self, data_dir: PathLike | None = None) -> tuple[str, ...]:
+        """See `Source.splits`; no file is opened."""
+        return tuple(self._files(data_dir))
+
+    def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
+        """See `SplitSource.shards`."""
+        found = self._files(data_dir)
+        return {name: [len(part) for part in _parts(files)] for name, files in found.items()}
+
+    def open_split(self, name: str, data_dir: PathLike | None = None) -> Dataset:
+        """See `SplitSource.open_split`."""
+        found = self._files(data_dir)
+        parts = {name: _parts(found[name])}
+        if not any(map(len, parts[name])):
+            raise DataError(f"split {name!r} of {self} holds no example.")
+        if self.labels:  # numbered alike in all splits
+            parts |= {other: _parts(found[other]) for other in found if other != name}
+        examples = _Examples(parts[name], self._columns(parts, name))
+        if all(part.held for part in parts[name]):
+            return cache.Cached(examples, examples.in_memory)
+        if not cache.fits(examples.spec, len(examples)):
+            return examples
+        paths = [file.as_posix() for file in found[name]]
+        settings = (self.columns, self.labels, self.size, examples.classes)
+        key = cache.fingerprint(found[name], paths, *settings)
+        return cache.cached(f"{pathlib.Path(self.path).name}-{name}", key, examples)
+
+    def _files(self, data_dir: PathLike | None) -> dict[str, list[pathlib.Path]]:
+        path = expanded(self.path, "Files.path")
+        here = data_dir is None or path.exists() or any(glob.iglob(str(path)))
+        return places.find(path if here else pathlib.Path(data_dir) / path)
+
+    def _columns(self, parts: Mapping[str, Sequence[Part]], split: str) -> list[Column]:
+        own, everywhere = parts[split], [part for some in parts.values() for part in some]
+        wanted = self.columns if self.columns is not None else tuple(own[0].names)
+        if not isinstance(wanted, Mapping):
+            wanted = {name: name for name in wanted}
+        for name in self.labels:
+            if not isinstance(wanted.get(name), str):
+                raise DataError(
+                    f"Files.labels: {name!r} is no column that is delivered; there are "
+                    f"{listed(wanted)}.{nearest(name, wanted)}"
+                )
+        size, columns = images.as_size(self.size, "Files.size"), []
+        for name, of in wanted.items():
+            column = Column(name, of if isinstance(of, str) else tuple(of), size=size)
+            _check_names(own, column.needed)
+            if name in self.labels:
+                # Another split may have none, such as one that is to be predicted.
+                values = _values([part for part in everywhere if of in part.names], of)
+                column = dataclasses.replace(column, numbers=numbered(values, name))
+            columns.append(column)
+        # What is in memory costs nothing to look at; of the rest, the first part speaks for all.
+        return probed(columns, own if all(part.held for part in own) else own[:1])
+
+
+class _Examples(Dataset):
+    """Rows of files, read when they are taken."""
+
+    def __init__(self, parts: Sequence[Part], columns: Sequence[Column]):
+        self._parts, self._columns = parts, columns
+        self._stops = np.cumsum([len(part) for part in parts])
+        self._files = {part.file: part.file.stat().st_size for part in parts}
+
+    def __len__(self) -> int:
+        return int(self._stops[-1])
+
+    def take(self, indices: np.ndarray) -> Columns:
+        """See `Dataset.take`."""
+        return self._take(np.asarray(indices), self._columns)
+
+    def _take(self, indices: np.ndarray, columns: Sequence[Column]) -> Columns:
+        needed = tuple(dict.fromkeys(name for column in columns for name in column.needed))
+        batch = {c.name: np.empty((len(indices), *c.one.shape), c.one.dtype) for c in columns}
+        part_of = np.searchsorted(self._stops, indices, side="right")
+        for number in np.unique(part_of):
+            part, where = self._parts[number], np.flatnonzero(part_of == number)
+            rows = indices[where] - (self._stops[number] - len(part))
+            part.check_unchanged()
+            stored = part.read(needed, rows)
+            for column in columns:
+                batch[column.name][where] = column.made(stored, part, rows)
+        return batch
+
+    @property
+    def spec(self) -> Spec:
+        """See `Dataset.spec`."""
+        return {column.name: column.one for column in self._columns}
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """See `Dataset.classes`: of the first column of `labels`, else as a file names them."""
+        for column in self._columns:
+            if column.numbers is not None:
+                return tuple(map(class_name, column.numbers))
+        named = self._parts[0].classes
+        return next((named[c.sources] for c in self._columns if c.sources in named), None)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Dataset.identity`: names and sizes of the files, and how they are read."""
+        files = [(file.name, size) for file, size in self._files.items()]
+        made = [(c.name, c.sources, c.one.shape, str(c.one.dtype)) for c in self._columns]
+        return super().identity | {"files": digest(files, made, self.classes)}
+
+    def column(self, name: str) -> np.ndarray:
+        """See `Dataset.column`; may also be a column of the files that is not delivered."""
+        found = [column for column in self._columns if column.name == name]
+        if not found:
+            _check_names(self._parts, (name,))
+            return _values(self._parts, name)
+        rows = range(0, len(self), _SOME)
+        taken = [self._take(np.arange(i, min(i + _SOME, len(self))), found) for i in rows]
+        return np.concatenate([batch[name] for batch in taken])
+
+    def in_memory(self) -> ArrayDataset:
+        """Returns all of it."""
+        return ArrayDataset(self.take(np.arange(len(self))), self.classes, self.identity)
+
+
+def _parts(files: Sequence[pathlib.Path]) -> list[Part]:
+    parts = [part for file in files for part in _open(file)]
+    return [part for part in parts if len(part)] or parts[:1]
+
+
+def _open(file: pathlib.Path) -> list[Part]:
+    match places.kind(file):
+        case ".npz":
+            return stores.open_npz(file)
+        case ".h5" | ".hdf5":
+            return stores.open_hdf5(file)
+        case ".tfrecord" | ".tfrecords":
+            return [records.TfRecords(file)]
+        case ".txt":
+            return [records.Lines(file)]
+        case ending:
+            return tables.open_table(file, ending)
+
+
+def _values(parts: Sequence[Part], name: str) -> np.ndarray:
+    """All values of a column as they are stored."""
+    read = [
+        part.read((name,), np.arange(start, min(start + _SOME, len(part))))[name]
+        for part in parts
+        for start in range(0, len(part), _SOME)
+    ]
+    return np.concatenate(read)
+
+
+def _check_names(parts: Sequence[Part], names: Sequence[str]) -> None:
+    for part in {part.file: part for part in parts}.values():
+        for name in names:
+            if name not in part.names:
+                raise DataError(
+                    f"{part.file} has no column {name!r}; it has {listed(part.names)}."
+                    f"{nearest(name, part.names)}"
+                )
