@@ -1,10 +1,11 @@
 """What a task is to the trainer: initialise, loss, evaluate, predict. Pure functions of arrays."""
 
 import abc
+import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -242,9 +243,18 @@ class Task(abc.ABC):
         """Raises DataError, in one line, where a batch cannot be what the task needs.
 
         Called before a run for the first batch of every split, and for all of its examples at once
-        where they are in memory; and for the batch of a step whose loss is not finite.
+        where they are in memory; and for the batch of a step whose loss is not finite. Here it
+        looks whether the columns that `inputs` asks for are there, and are numbers.
         """
-        del batch
+        numbers = {name: x for name, x in batch.items() if x.dtype != object}
+        try:
+            jax.eval_shape(self.inputs, numbers)
+        except (KeyError, DataError) as error:
+            for name in batch.keys() - numbers.keys():
+                if repr(name) in str(error):
+                    check_numeric(batch[name], f"task.inputs: {name!r}")
+            with asking(batch, "task.inputs"):
+                raise
 
     def _run(self, *args: Any) -> tuple[Any, ModelState]:
         return pair("forward", self.forward(*args))
@@ -315,6 +325,17 @@ def column(batch: Batch, name: str, field: str) -> jax.Array | np.ndarray:
             + nearest(name, batch)
         )
     return batch[name]
+
+
+@contextlib.contextmanager
+def asking(batch: Batch, field: str) -> Iterator[None]:
+    """Turns the KeyError of a column that `batch` has not into the DataError of `column`."""
+    try:
+        yield
+    except KeyError as error:
+        if isinstance(error.args[0], str):
+            column(batch, error.args[0], field)
+        raise
 
 
 def check_numeric(values: np.ndarray, field: str) -> None:
