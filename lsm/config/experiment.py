@@ -14,7 +14,7 @@ from lsm.durations import LONGEST, Duration, Horizon
 from lsm.errors import ConfigError
 from lsm.evaluate import Metric
 from lsm.mesh import Mesh
-from lsm.optim import Optimizer
+from lsm.optim import Optimizer, as_optimizer
 from lsm.tasks import MeanGradient, Task
 from lsm.writers import Console, Jsonl, TensorBoard, WriterConfig
 
@@ -223,7 +223,8 @@ class Experiment:
       name: of the run, for logs and trackers.
       task: what is learnt: a model, a loss, metrics.
       data: what it is learnt from.
-      optimizer: how: an optimiser with its schedule.
+      optimizer: how: an optimiser with its schedule; a transform of Optax is taken for
+        `lsm.optim.Raw` of it.
       train: how long.
       start: where the first parameters come from; None draws them all.
       evaluation: how often it is measured.
@@ -246,6 +247,7 @@ class Experiment:
     )
 
     def __post_init__(self):
+        object.__setattr__(self, "optimizer", as_optimizer(self.optimizer))
         if self.evaluation.early_stopping and not self.data.validation:
             raise ConfigError(
                 "evaluation.early_stopping: data.validation is None; stopping on the test split "

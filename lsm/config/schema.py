@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lsm.config.transforms import dotted, held, is_chain, is_node, is_plain
 from lsm.config.typed import accepts, inside, kinds, spelled
 from lsm.errors import ConfigError, LsmError, listed, nearest, shortened
 
@@ -32,11 +33,6 @@ CLASS = "class"
 _FUNCTION, _PARTIAL = "collections.abc.Callable", "functools.partial"
 _ARRAY, _OBJECT = "numpy.ndarray", "builtins.object"
 """What "class" says of values that are no dataclasses; see `to_json`."""
-
-
-def is_node(value: Any) -> bool:
-    """Whether `value` has fields of its own: a dataclass instance, Linen modules included."""
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def fields(value: Any) -> dict[str, dataclasses.Field]:
@@ -60,7 +56,7 @@ def children(value: Any, hint: Any = Any) -> Iterator[tuple[str, Any, Any]]:
         types_ = hints(type(value))
         for name in fields(value):
             yield name, getattr(value, name), types_.get(name, Any)
-    elif isinstance(value, tuple | list):
+    elif isinstance(value, tuple | list) and not is_chain(value):
         for index, item in enumerate(value):
             yield str(index), item, inside(hint, index)
 
@@ -85,16 +81,9 @@ def shown(value: Any) -> str:
     """Returns a value short enough for one line."""
     if callable(value) and not is_node(value):
         return dotted(value)
+    if is_chain(value):
+        return "an Optax transform"
     return shortened(repr(value)) if not is_node(value) else f"{type(value).__name__}(...)"
-
-
-def dotted(value: Any) -> str:
-    """Returns the dotted name of a function or class; of JAX's, the public one."""
-    name = getattr(value, "__qualname__", getattr(value, "__name__", type(value).__qualname__))
-    for public in (jax.nn, jax.nn.initializers, jax.numpy, jax.lax):  # else jax._src...
-        if getattr(public, name, None) is value:
-            return f"{public.__name__}.{name}"
-    return f"{getattr(value, '__module__', type(value).__module__)}.{name}"
 
 
 def documentation(cls: type) -> dict[str, str]:
@@ -113,7 +102,8 @@ def to_json(value: Any, hint: Any = Any) -> Any:
 
     A dataclass is an object with its "class"; a function its dotted name, in an object where the
     type also accepts a text; a `functools.partial` an object with function and arguments; an array
-    its shape, dtype and SHA-256; a tuple a list; anything else a text. `from_json` is the way back.
+    its shape, dtype and SHA-256; a tuple a list; a transform of Optax what its functions hold;
+    anything else a text. `from_json` is the way back.
     """
     return _write(value, hint, "")
 
@@ -129,6 +119,8 @@ def _write(value: Any, hint: Any, home: str) -> Any:
     if isinstance(value, np.ndarray | jax.Array):
         shape, dtype = list(value.shape), str(value.dtype)
         return {CLASS: _ARRAY, "shape": shape, "dtype": dtype, "sha256": _sha256(value)}
+    if is_chain(value):
+        return {CLASS: _OBJECT, "text": shown(value), **held(value, to_json)}
     if isinstance(value, tuple | list):
         return [to_json(item, inside(hint, index)) for index, item in enumerate(value)]
     if isinstance(value, Mapping):
@@ -169,17 +161,9 @@ def _given(function: Any) -> str:
     told = []
     for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=False):
         with contextlib.suppress(ValueError):  # a cell that is not filled yet
-            if _plain(cell.cell_contents):
+            if is_plain(cell.cell_contents):
                 told.append(f"{name}={json.dumps(to_json(cell.cell_contents))}")
     return f"({', '.join(told)})" if told else ""
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(map(_plain, value))
-    return value is None or isinstance(
-        value, bool | int | float | str | np.dtype | np.generic | np.ndarray | jax.Array
-    )
 
 
 def _sha256(array: np.ndarray | jax.Array) -> str:
