@@ -9,6 +9,7 @@ import re
 from typing import Literal
 
 from lsm.checks import LARGEST, require, require_duration, require_pattern, require_regex
+from lsm.config.callbacks import Callback
 from lsm.data import Data
 from lsm.durations import LONGEST, Duration, Horizon
 from lsm.errors import ConfigError
@@ -231,6 +232,7 @@ class Experiment:
       checkpoint: how often it is saved.
       mesh: how it is spread over devices.
       writers: where the metrics go.
+      callbacks: functions that the loop calls after a row, an evaluation, a checkpoint.
     """
 
     name: str = dataclasses.field(metadata=COSMETIC)
@@ -244,6 +246,9 @@ class Experiment:
     mesh: Mesh = dataclasses.field(default=Mesh(), metadata=COSMETIC)
     writers: tuple[WriterConfig, ...] = dataclasses.field(
         default=(Console(), Jsonl(), TensorBoard()), metadata=COSMETIC
+    )
+    callbacks: tuple[Callback, ...] = dataclasses.field(
+        default=(), metadata=COSMETIC | {"rebuilt": False}
     )
 
     def __post_init__(self):

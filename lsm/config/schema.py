@@ -178,7 +178,7 @@ def from_json(tree: Any, hint: Any = Any, advice: str = "") -> Any:
 
     Classes and functions are imported by name, so the JSON is to be trusted as code is; what is
     called are the constructors of dataclasses, and `functools.partial`. Absent fields take their
-    defaults.
+    defaults, as do callbacks, which only a run needs.
 
     Args:
       tree: what `json.load` gives.
@@ -259,7 +259,8 @@ def _construct(cls: type, given: dict[str, Any], path: str) -> Any:
                 f"{_below(path, name)}: {cls.__name__} has no such field here; it has "
                 f"{listed(allowed, 20)}.{nearest(name, allowed)}"
             )
-        values[name] = _read(item, hints(cls).get(name, Any), _below(path, name))
+        if allowed[name].metadata.get("rebuilt", True):
+            values[name] = _read(item, hints(cls).get(name, Any), _below(path, name))
     for name, field in allowed.items():
         missing = field.default is field.default_factory is dataclasses.MISSING
         if missing and name not in values:
