@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import dataclasses
+import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -55,7 +56,8 @@ class Task(abc.ABC):
     loss. It is reported as NAME and not part of the metric "loss".
 
     Attributes:
-      model: Linen module called as `model.apply(variables, inputs, train)`.
+      model: Linen module called as `model.apply(variables, inputs, train=train)`, without `train`
+        where it takes none.
     """
 
     model: nn.Module
@@ -91,7 +93,7 @@ class Task(abc.ABC):
 
     def init(self, key: jax.Array, batch: Batch) -> tuple[Params, ModelState]:
         """Returns float32 parameters and the model state for batches shaped like `batch`."""
-        variables = dict(self.model.init(key, self.inputs(batch)))
+        variables = dict(self.model.init(key, self.inputs(batch), **self._train(False)))
         # A term of one call, not a state: kept, every later call would append to it.
         variables.pop(LOSSES, None)
         return variables.pop("params", {}), variables
@@ -142,7 +144,7 @@ class Task(abc.ABC):
             return self.model.apply(
                 {"params": params, **model_state},
                 inputs,
-                train=train,
+                **self._train(train, method),
                 rngs=dict(rngs),
                 mutable=[*changing, LOSSES],
                 method=method,
@@ -255,6 +257,14 @@ class Task(abc.ABC):
                     check_numeric(batch[name], f"task.inputs: {name!r}")
             with asking(batch, "task.inputs"):
                 raise
+
+    def _train(self, train: bool, method: str | None = None) -> dict[str, bool]:
+        """The keyword `train`, where the model (or a method of it) takes it."""
+        parameters = inspect.signature(getattr(type(self.model), method or "__call__")).parameters
+        others = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        # A Sequential hands all keywords to its first layer.
+        takes = "train" in parameters or (others and not isinstance(self.model, nn.Sequential))
+        return {"train": train} if takes else {}
 
     def _run(self, *args: Any) -> tuple[Any, ModelState]:
         return pair("forward", self.forward(*args))

@@ -311,3 +311,36 @@ def test_a_task_without_a_check_tells_of_columns_that_it_has_not(wanted, line, p
         task.check(batch | {"text": np.array([b"a"] * 12, object)})
     assert "\n" not in str(error.value)
     task.check({wanted: np.ones((12, 4)), "text": np.ones(12)})
+
+
+class Keyword(nn.Module):
+    @nn.compact
+    def __call__(self, x_BxD, **options):
+        return nn.Dense(3)(x_BxD) * (2.0 if options["train"] else 1.0)
+
+
+class TrainByDefault(nn.Module):
+    @nn.compact
+    def __call__(self, x_BxD, train=True):
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x_BxD)) * (1.0 + train)
+
+
+@pytest.mark.parametrize(
+    ("model", "ratio"),
+    [
+        (nn.Dense(3), 1),
+        (nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(3)]), 1),
+        (Keyword(), 2),
+        (TrainByDefault(), None),
+    ],
+)
+def test_a_model_need_not_take_train(model, ratio):
+    task, batch = Classification(model=model), pictures()
+    params, state = task.init(jax.random.key(0), batch)
+    rngs = {"dropout": jax.random.key(1)}
+    trained, _ = task.forward(params, state, batch, rngs, True, 0)
+    plain, _ = task.forward(params, state, batch, {}, False, 0)
+    if ratio:
+        np.testing.assert_allclose(trained, ratio * plain, rtol=1e-6)
+    else:
+        assert not np.allclose(trained, 2 * plain)
