@@ -65,8 +65,13 @@ def status(
     """Does `act` and returns the exit status; what the user can mend is one line on stderr.
 
     It is what `act` returns (None is 0), 1 after an error or where stdout was closed, and 130 after
-    Ctrl-C. `again` is added to the line about these two: "; the same command continues". A bug is
-    told by `report`; but with the flag `--debug` of `given`, any error is raised as it is.
+    Ctrl-C. `again` is added to the line about these two: "; the same command continues".
+
+    Args:
+      act: what is done.
+      again: see above.
+      given: flags with `--debug` among them: without it, a bug is told by `report`; with it, any
+        error is raised. None raises what is a bug.
     """
     _hear_interruptions()
     if sys.stdout is None:  # closed by the caller
@@ -76,11 +81,12 @@ def status(
         sys.stdout.flush()
         return code
     except BaseException as error:
-        if isinstance(error, Exception) and given is not None and given["debug"].value:
+        brief = isinstance(error, Exception) and given is not None
+        if brief and given["debug"].value:
             raise
         if (told := line(error, again)) is None:
             # A hook, as of several processes or a debugger, wants to see it.
-            if not isinstance(error, Exception) or sys.excepthook is not sys.__excepthook__:
+            if not brief or sys.excepthook is not sys.__excepthook__:
                 raise
             print(report(error), file=sys.stderr, flush=True)
             return 1

@@ -122,6 +122,12 @@ def test_status(ends, status, line, capsys):
     assert capsys.readouterr().err == line
 
 
+def debugging(value):
+    given = flags.FlagValues()
+    flags.DEFINE_bool("debug", value, command_line.DEBUG, given)
+    return given
+
+
 OWN = """
 def deep(n):
     if n:
@@ -139,7 +145,7 @@ def test_a_bug_is_ten_lines_with_the_users_own_first(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(compile(OWN, str(tmp_path / "own.py"), "exec"), names)
-    assert command_line.status(lambda: shlex.split(names["get"]())) == 1
+    assert command_line.status(names["get"], "", debugging(False)) == 1
     told = capsys.readouterr().err
     assert told.splitlines() == [
         r"error: KeyError: 'no\nsuch key'",
@@ -151,8 +157,8 @@ def test_a_bug_is_ten_lines_with_the_users_own_first(tmp_path, monkeypatch, caps
 
 
 def test_a_bug_of_lsm_is_owned(capsys):
-    act = functools.partial(command_line.listed, 3)  # of the house alone, but for Python
-    assert command_line.status(act) == 1
+    act = functools.partial(command_line.listed, 3)
+    assert command_line.status(act, "", debugging(False)) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "error: TypeError: 'int' object is not iterable"
     assert lines[1].startswith(f"  {ROOT / 'lsm/errors.py'}:") or lines[1].startswith(
@@ -169,16 +175,16 @@ def test_debug_raises_any_error_as_it_is(capsys):
 
     assert command_line.run(act, new(), ["--out=o"], doc="") == 1
     assert capsys.readouterr().err == "error: It is bad.\n"
-    given = new()
-    flags.DEFINE_bool("debug", True, command_line.DEBUG, given)
     with pytest.raises(DataError):
-        command_line.status(lambda: act(given, ()), "", given)
+        command_line.status(lambda: act(None, None), "", debugging(True))
 
 
 def test_who_hooks_uncaught_errors_sees_them(monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        command_line.status(lambda: 1 // 0)  # of a command without --debug
     monkeypatch.setattr(sys, "excepthook", lambda *_: None)
     with pytest.raises(ZeroDivisionError):
-        command_line.status(lambda: 1 // 0)
+        command_line.status(lambda: 1 // 0, "", debugging(False))
 
 
 BROKEN = """

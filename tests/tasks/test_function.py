@@ -74,6 +74,12 @@ def test_figures_are_those_of_all_examples(finished):
     assert result.metrics["test"]["accuracy"] == pytest.approx(hits / COUNT, abs=1e-7)
 
 
+def test_predictions_are_the_outputs_of_every_example(finished):
+    _, files = lsm.predict_run(experiment(), finished[0])
+    rows = [json.loads(line) for line in files["test"].read_text().splitlines()]
+    assert [len(row["outputs"]) for row in rows] == [3] * COUNT
+
+
 def test_functions_are_told_by_their_names(finished):
     workdir, _ = finished
     task = json.loads((workdir / "config.json").read_text())["task"]
