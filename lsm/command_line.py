@@ -130,7 +130,9 @@ def report(error: Exception) -> str:
             f"  {frame.filename.removeprefix(os.getcwd() + os.sep)}:{frame.lineno}, in {frame.name}"
         )
         lines += [f"    {shortened(frame.line, 100)}"] if frame.line else []
-    blame = "" if theirs else "No code of yours is in it: it looks like a bug of lsm. "
+    # XLA's own errors tell of memory or of a device.
+    blameless = theirs or type(error).__name__ == "JaxRuntimeError"
+    blame = "" if blameless else "No code of yours is in it: it looks like a bug of lsm. "
     return "\n".join([*lines, f"{blame}--debug shows everything."])
 
 

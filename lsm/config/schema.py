@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lsm.config.transforms import dotted, held, is_chain, is_node, is_plain
+from lsm.config.transforms import Told, dotted, held, is_chain, is_node, is_plain
 from lsm.config.typed import accepts, inside, kinds, spelled
 from lsm.errors import ConfigError, LsmError, listed, nearest, shortened
 
@@ -31,7 +31,7 @@ CLASS = "class"
 """Key that holds the dotted name of a dataclass in JSON."""
 
 _FUNCTION, _PARTIAL = "collections.abc.Callable", "functools.partial"
-_ARRAY, _OBJECT = "numpy.ndarray", "builtins.object"
+_ARRAY, _OBJECT, _TRANSFORM = "numpy.ndarray", "builtins.object", "optax.GradientTransformation"
 """What "class" says of values that are no dataclasses; see `to_json`."""
 
 
@@ -110,6 +110,8 @@ def to_json(value: Any, hint: Any = Any) -> Any:
 
 def _write(value: Any, hint: Any, home: str) -> Any:
     """See `to_json`; `home` is a name that leads to `value` where its own does not."""
+    if isinstance(value, Told):
+        return dict(value.json)
     if is_node(value):
         return {CLASS: dotted(type(value)), **dict(_fields_to_json(value))}
     if isinstance(value, functools.partial):
@@ -120,7 +122,7 @@ def _write(value: Any, hint: Any, home: str) -> Any:
         shape, dtype = list(value.shape), str(value.dtype)
         return {CLASS: _ARRAY, "shape": shape, "dtype": dtype, "sha256": _sha256(value)}
     if is_chain(value):
-        return {CLASS: _OBJECT, "text": shown(value), **held(value, to_json)}
+        return {CLASS: _TRANSFORM, **held(value, to_json)}
     if isinstance(value, tuple | list):
         return [to_json(item, inside(hint, index)) for index, item in enumerate(value)]
     if isinstance(value, Mapping):
@@ -235,6 +237,8 @@ def _object(tree: dict[str, Any], path: str) -> Any:
             f"{where}: an array {tuple(tree['shape'])} {tree['dtype']}, of which JSON holds no "
             "more than a checksum."
         )
+    if name == _TRANSFORM:
+        return Told(tree)
     if name == _OBJECT:
         raise ConfigError(f"{where}: {tree['text']}, which JSON does not give back.")
     if name == _FUNCTION:

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import optax
 
+from lsm.errors import ConfigError
+
 
 def is_node(value: Any) -> bool:
     """Whether `value` has fields of its own: a dataclass instance, Linen modules included."""
@@ -29,6 +31,24 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(
         value, bool | int | float | str | np.dtype | np.generic | np.ndarray | jax.Array
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Told:
+    """A transform of which there is the JSON alone: enough to load what it has trained.
+
+    Attributes:
+      json: what `lsm.config.schema.to_json` wrote.
+    """
+
+    json: Mapping[str, Any]
+
+    def __call__(self, horizon: Any) -> optax.GradientTransformation:
+        """Raises ConfigError: it cannot be made."""
+        raise ConfigError(
+            "optimizer.chain: a transform of Optax, which JSON does not give back; give the "
+            "experiment itself."
+        )
 
 
 def dotted(value: Any) -> str:

@@ -1,5 +1,6 @@
 """A chain written in Optax as the optimiser of an experiment."""
 
+import dataclasses
 import json
 
 import flax.linen as nn
@@ -13,9 +14,10 @@ import lsm
 from lsm import Data, Evaluation, Experiment, Train
 from lsm.config import schema
 from lsm.config.flags import describe, override
-from lsm.data import Arrays
+from lsm.data import Arrays, Digits
 from lsm.durations import Horizon
 from lsm.errors import ConfigError
+from lsm.models import MLP
 from lsm.optim import SGD, Adam, Optimizer, Partition, Raw, averaged_params, params_ema
 from lsm.tasks import Classification
 from lsm.train import build
@@ -208,8 +210,18 @@ def test_config_json_tells_chains_apart_by_what_they_were_made_with(make):
     assert schema.differences(one, same) == []
     (line, *_) = schema.differences(one, other)
     assert line.startswith("chain.")
-    with pytest.raises(ConfigError, match="chain: an Optax transform, which JSON does not give"):
-        schema.from_json(one, Optimizer)
+    told = schema.from_json(one, Optimizer)
+    assert schema.to_json(told) == one
+    with pytest.raises(ConfigError, match="chain: a transform of Optax, which JSON does not give"):
+        told.make(HORIZON)
+
+
+def test_a_run_loads_without_its_transform(tmp_path):
+    data, task = Data(source=Digits()), Classification(model=MLP(widths=(4,)))
+    config = dataclasses.replace(experiment(optax.sgd(0.1), steps=1), data=data, task=task)
+    lsm.fit(config, tmp_path)
+    found = lsm.load(tmp_path).predict({"image": np.zeros((2, 8, 8, 1), np.uint8)})
+    assert found["label"].shape == (2,)
 
 
 def test_another_chain_in_the_workdir_is_refused(tmp_path):
