@@ -3,7 +3,17 @@
 import sys
 
 try:
-    from lsm.config import Checkpoint, EarlyStopping, Evaluation, Experiment, Start, Train
+    from lsm.config import (
+        Callback,
+        Checkpoint,
+        EarlyStopping,
+        Evaluation,
+        Experiment,
+        Moment,
+        Start,
+        StopTraining,
+        Train,
+    )
     from lsm.data import Data
     from lsm.errors import LsmError
     from lsm.mesh import Mesh
@@ -13,6 +23,7 @@ except KeyboardInterrupt:  # of a command these are the first seconds, before it
     sys.exit(130)
 
 __all__ = [
+    "Callback",
     "Checkpoint",
     "Data",
     "EarlyStopping",
@@ -20,7 +31,9 @@ __all__ = [
     "Experiment",
     "LsmError",
     "Mesh",
+    "Moment",
     "Start",
+    "StopTraining",
     "Train",
     "evaluate_run",
     "fit",

@@ -54,6 +54,7 @@ _START_TIMEOUT = flags.DEFINE_float(
 _PEER_TIMEOUT = flags.DEFINE_float(
     "peer_timeout", 60.0, "seconds of silence until a process is taken for lost", lower_bound=1
 )
+flags.DEFINE_bool("debug", False, command_line.DEBUG)
 _AGAIN = "; the same command continues"
 
 
@@ -61,7 +62,7 @@ def main(default: str | os.PathLike) -> None:
     """Runs the experiment of `--config` (or the file `default`) and exits.
 
     Exit status: 0 when done, or when interrupted and saved; 1 after one line on stderr for
-    anything that the user can mend.
+    anything that the user can mend, or a few about a bug.
     """
     libtpu.ignore_without_tpu()
     overrides: dict[str, str] = {}
@@ -77,7 +78,7 @@ def main(default: str | os.PathLike) -> None:
         with _others_told():
             _run(default, overrides)
 
-    sys.exit(command_line.status(lambda: app.run(act, flags_parser=parse), _AGAIN))
+    sys.exit(command_line.status(lambda: app.run(act, flags_parser=parse), _AGAIN, flags.FLAGS))
 
 
 def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:

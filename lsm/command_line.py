@@ -14,8 +14,10 @@ import math
 import os
 import re
 import sys
+import sysconfig
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -26,6 +28,12 @@ from lsm.errors import ConfigError, LsmError, listed, nearest, shortened
 HELP = frozenset({"--help", "-help", "-h", "--helpshort"})
 """Words that ask for the list of flags."""
 
+DEBUG = "show the whole traceback of an error, unfiltered"
+"""What the flag `--debug` does, which `parse` and `status` know."""
+
+_FRAMES = 4  # that `report` shows, in two lines each
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_STDLIB = sysconfig.get_path("stdlib") + os.sep
 _NEEDED = "must have a value other than None"
 """What absl says of a flag that is needed."""
 
@@ -43,21 +51,30 @@ def run(
 
     Args:
       act: takes the flags, and the words that are none; what it returns is the status, None is 0.
-      given: the flags of the command.
+      given: the flags of the command; `--debug` is added.
       argv: the command line without the program; None takes that of this process.
       doc: what `--help` prints above the flags.
       words: whether the command takes words beside its flags.
       again: see `status`.
     """
     argv = sys.argv[1:] if argv is None else argv
-    return status(lambda: act(given, parse(given, argv, doc=doc, words=words)), again)
+    flags.DEFINE_bool("debug", False, DEBUG, given)
+    return status(lambda: act(given, parse(given, argv, doc=doc, words=words)), again, given)
 
 
-def status(act: Callable[[], int | None], again: str = "") -> int:
+def status(
+    act: Callable[[], int | None], again: str = "", given: flags.FlagValues | None = None
+) -> int:
     """Does `act` and returns the exit status; what the user can mend is one line on stderr.
 
     It is what `act` returns (None is 0), 1 after an error or where stdout was closed, and 130 after
     Ctrl-C. `again` is added to the line about these two: "; the same command continues".
+
+    Args:
+      act: what is done.
+      again: see above.
+      given: flags with `--debug` among them: without it, a bug is told by `report`; with it, any
+        error is raised. None raises what is a bug.
     """
     _hear_interruptions()
     if sys.stdout is None:  # closed by the caller
@@ -67,8 +84,15 @@ def status(act: Callable[[], int | None], again: str = "") -> int:
         sys.stdout.flush()
         return code
     except BaseException as error:
-        if (told := line(error, again)) is None:
+        brief = isinstance(error, Exception) and given is not None
+        if brief and given["debug"].value:
             raise
+        if (told := line(error, again)) is None:
+            # A hook, as of several processes or a debugger, wants to see it.
+            if not brief or sys.excepthook is not sys.__excepthook__:
+                raise
+            print(report(error), file=sys.stderr, flush=True)
+            return 1
         # Of stdout: what is still to be written would fail once more, at exit.
         if isinstance(error, OSError) and error.filename is None:
             _close_stdout()
@@ -77,7 +101,7 @@ def status(act: Callable[[], int | None], again: str = "") -> int:
 
 
 def line(error: BaseException, again: str = "") -> tuple[str, int] | None:
-    """Returns the line and the exit status for what the user can mend; None for a bug of ours."""
+    """Returns the line and the exit status for what the user can mend; None for a bug."""
     match error:
         case LsmError():
             return str(error), 1
@@ -93,6 +117,32 @@ def line(error: BaseException, again: str = "") -> tuple[str, int] | None:
         case OSError(errno=errno.ENOSPC, strerror=str(reason)):
             return f"stdout: {reason}{again}.", 1
     return None
+
+
+def report(error: Exception) -> str:
+    """Returns a bug in at most ten lines: what, and in whose code, the innermost line first.
+
+    Lines of lsm and of libraries are left out, but where there are no others.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[::-1]
+    theirs = [frame for frame in frames if not _is_library(frame.filename)]
+    shown = theirs or [frame for frame in frames if frame.filename.startswith(_HERE)]
+    lines = [f"error: {type(error).__name__}: {shortened(' '.join(str(error).split()), 400)}"]
+    for frame in shown[:_FRAMES]:
+        lines.append(
+            f"  {frame.filename.removeprefix(os.getcwd() + os.sep)}:{frame.lineno}, in {frame.name}"
+        )
+        lines += [f"    {shortened(frame.line, 100)}"] if frame.line else []
+    # XLA's own errors tell of memory or of a device.
+    blameless = theirs or type(error).__name__ == "JaxRuntimeError"
+    blame = "" if blameless else "No code of yours is in it: it looks like a bug of lsm. "
+    return "\n".join([*lines, f"{blame}--debug shows everything."])
+
+
+def _is_library(file: str) -> bool:
+    """Whether a file is of lsm, of an installed package, or of Python."""
+    installed = re.search(r"[/\\](site|dist)-packages[/\\]", file)
+    return bool(installed) or file.startswith((_HERE, _STDLIB, "<"))
 
 
 def show(lines: Iterable[str]) -> None:
@@ -168,10 +218,23 @@ def parse(
         raise ConfigError(_told(error, given, advice)) from error
     if rest and not words:
         raise ConfigError(f"{rest[0]!r} given; only flags are taken{_after(advice)}.")
+    if "debug" in given and given["debug"].value:
+        _show_all_frames()
     for name in given:
         if isinstance(given[name].value, float) and not math.isfinite(given[name].value):
             raise ConfigError(f"--{name}: {given[name].value} given; {_needed(given[name])}.")
     return rest
+
+
+def _show_all_frames() -> None:
+    """Makes JAX and Flax leave their own frames in tracebacks, loaded already or not."""
+    os.environ |= {"JAX_TRACEBACK_FILTERING": "off", "FLAX_FILTER_FRAMES": "false"}
+    for name, field, value in (
+        ("jax", "jax_traceback_filtering", "off"),
+        ("flax", "flax_filter_frames", False),
+    ):
+        if name in sys.modules:
+            sys.modules[name].config.update(field, value)
 
 
 def require_one_of(word: str, allowed: Iterable[str]) -> None:

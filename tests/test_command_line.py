@@ -1,5 +1,6 @@
 """What every command shares: absl flags, one line for a slip, --help, the exit status."""
 
+import functools
 import io
 import logging
 import pathlib
@@ -122,6 +123,147 @@ def test_status(ends, status, line, capsys):
 
     assert command_line.status(act, "; go on") == status
     assert capsys.readouterr().err == line
+
+
+def debugging(value):
+    given = flags.FlagValues()
+    flags.DEFINE_bool("debug", value, command_line.DEBUG, given)
+    return given
+
+
+OWN = """
+def deep(n):
+    if n:
+        return deep(n - 1)
+    return {}["no\\nsuch key"]
+
+def get():
+    return deep(7)
+"""
+
+
+def test_a_bug_is_ten_lines_with_the_users_own_first(tmp_path, monkeypatch, capsys):
+    """Of the code that fails under lsm's, none of lsm's and of libraries."""
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(OWN, str(tmp_path / "own.py"), "exec"), names)
+    assert command_line.status(names["get"], "", debugging(False)) == 1
+    told = capsys.readouterr().err
+    assert told.splitlines() == [
+        r"error: KeyError: 'no\nsuch key'",
+        "  own.py:5, in deep",
+        r"""    return {}["no\nsuch key"]""",
+        *["  own.py:4, in deep", "    return deep(n - 1)"] * 3,
+        "--debug shows everything.",
+    ]
+
+
+def test_a_bug_of_lsm_is_owned(capsys):
+    act = functools.partial(command_line.listed, 3)
+    assert command_line.status(act, "", debugging(False)) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: TypeError: 'int' object is not iterable"
+    assert lines[1].startswith(f"  {ROOT / 'lsm/errors.py'}:") or lines[1].startswith(
+        "  lsm/errors.py:"
+    )
+    assert lines[-1] == (
+        "No code of yours is in it: it looks like a bug of lsm. --debug shows everything."
+    )
+
+
+def test_debug_raises_any_error_as_it_is(capsys):
+    def act(given, words):
+        raise DataError("It is bad.")
+
+    assert command_line.run(act, new(), ["--out=o"], doc="") == 1
+    assert capsys.readouterr().err == "error: It is bad.\n"
+    with pytest.raises(DataError):
+        command_line.status(lambda: act(None, None), "", debugging(True))
+
+
+def test_who_hooks_uncaught_errors_sees_them(monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        command_line.status(lambda: 1 // 0)  # of a command without --debug
+    monkeypatch.setattr(sys, "excepthook", lambda *_: None)
+    with pytest.raises(ZeroDivisionError):
+        command_line.status(lambda: 1 // 0, "", debugging(False))
+
+
+BROKEN = """
+import flax.linen as nn
+from lsm import Callback, Data, Experiment, Train
+from lsm.data import Digits
+from lsm.optim import Adam
+from lsm.tasks import Classification, Function
+
+class Wrong(nn.Module):
+    outputs: int = 10
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = x.reshape(len(x), -1)
+        return x @ self.param("kernel", nn.initializers.zeros, (32, self.outputs))
+
+def loss(outputs, batch):
+    return outputs.no_such_method()
+
+def get_config(arg):
+    task, callbacks = Classification(model=Wrong()), ()
+    if arg == "loss":
+        task = Function(nn.Sequential([lambda x: x[..., 0], nn.Dense(1)]), loss, "image")
+    if arg == "name":
+        task = Clasification()
+    if arg == "callback":
+        task = Function(nn.Sequential([lambda x: x / 255, nn.Dense(1)]), lambda o, b: o[:, 0, 0], "image")
+        callbacks = (Callback(after_row=lambda moment: moment.figures["accurcy"]),)
+    return Experiment(
+        name="broken", task=task, data=Data(source=Digits()), optimizer=Adam(learning_rate=1e-3),
+        train=Train(steps=1), writers=(), callbacks=callbacks,
+    )
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arg", "lines"),
+    [
+        ("model", [
+            "error: TypeError: dot_general requires contracting dimensions to have the same shape, got (64,) and (32,).",
+            "  broken.py:14, in __call__",
+            '    return x @ self.param("kernel", nn.initializers.zeros, (32, self.outputs))',
+            "--debug shows everything.",
+        ]),
+        ("loss", [
+            "error: AttributeError: DynamicJaxprTracer has no attribute no_such_method",
+            "  broken.py:17, in loss",
+            "    return outputs.no_such_method()",
+            "--debug shows everything.",
+        ]),
+        ("callback", [
+            "error: KeyError: 'accurcy'",
+            "  broken.py:27, in <lambda>",
+            '    callbacks = (Callback(after_row=lambda moment: moment.figures["accurcy"]),)',
+            "--debug shows everything.",
+        ]),
+        ("name", ["error: broken.py:24: name 'Clasification' is not defined. Did you mean 'Classification'?"]),
+        ("model --debug", None),
+    ],
+)  # fmt: skip
+def test_a_bug_in_ones_own_code_shows_that_code(arg, lines, tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    words = ["-m", "experiments.digits", *f"--config=broken.py:{arg}".split(), "--workdir=w"]
+    environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    told = done.stderr.splitlines()
+    assert done.returncode == 1
+    if lines is None:  # whole: the frames of JAX and Flax, too
+        assert len(told) > 60 and told[0] == "Traceback (most recent call last):"
+        assert "jax/_src/pjit.py" in done.stderr and "flax/linen/module.py" in done.stderr
+    else:
+        assert told == lines
 
 
 def test_a_reader_that_leaves_early_is_no_traceback():

@@ -76,8 +76,9 @@ def fields_table(name):
     yield f"| field | type | default |{' may change |' if of_a_run else ''} what |"
     yield "|---|---|---|---|---|" if of_a_run else "|---|---|---|---|"
     for name, field in schema.fields(cls).items():
-        needed = field.default is dataclasses.MISSING
-        default = "needed" if needed else f"`{schema.shown(field.default)}`"
+        made = field.default_factory is not dataclasses.MISSING
+        value = field.default_factory() if made else field.default
+        default = "needed" if value is dataclasses.MISSING else f"`{schema.shown(value)}`"
         free = ("" if field.metadata.get("alters_run", True) else "yes",) if of_a_run else ()
         cells = (f"`{name}`", f"`{schema.spelled(types[name])}`", default, *free, texts[name])
         yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"

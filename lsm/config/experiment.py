@@ -9,12 +9,13 @@ import re
 from typing import Literal
 
 from lsm.checks import LARGEST, require, require_duration, require_pattern, require_regex
+from lsm.config.callbacks import Callback
 from lsm.data import Data
 from lsm.durations import LONGEST, Duration, Horizon
 from lsm.errors import ConfigError
 from lsm.evaluate import Metric
 from lsm.mesh import Mesh
-from lsm.optim import Optimizer
+from lsm.optim import Optimizer, as_optimizer
 from lsm.tasks import MeanGradient, Task
 from lsm.writers import Console, Jsonl, TensorBoard, WriterConfig
 
@@ -223,13 +224,15 @@ class Experiment:
       name: of the run, for logs and trackers.
       task: what is learnt: a model, a loss, metrics.
       data: what it is learnt from.
-      optimizer: how: an optimiser with its schedule.
+      optimizer: how: an optimiser with its schedule; a transform of Optax is taken for
+        `lsm.optim.Raw` of it.
       train: how long.
       start: where the first parameters come from; None draws them all.
       evaluation: how often it is measured.
       checkpoint: how often it is saved.
       mesh: how it is spread over devices.
       writers: where the metrics go.
+      callbacks: functions that the loop calls after a row, an evaluation, a checkpoint.
     """
 
     name: str = dataclasses.field(metadata=COSMETIC)
@@ -244,8 +247,12 @@ class Experiment:
     writers: tuple[WriterConfig, ...] = dataclasses.field(
         default=(Console(), Jsonl(), TensorBoard()), metadata=COSMETIC
     )
+    callbacks: tuple[Callback, ...] = dataclasses.field(
+        default=(), metadata=COSMETIC | {"rebuilt": False}
+    )
 
     def __post_init__(self):
+        object.__setattr__(self, "optimizer", as_optimizer(self.optimizer))
         if self.evaluation.early_stopping and not self.data.validation:
             raise ConfigError(
                 "evaluation.early_stopping: data.validation is None; stopping on the test split "

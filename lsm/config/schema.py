@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lsm.config.transforms import Told, dotted, held, is_chain, is_node, is_plain
 from lsm.config.typed import accepts, inside, kinds, spelled
 from lsm.errors import ConfigError, LsmError, listed, nearest, shortened
 
@@ -30,13 +31,8 @@ CLASS = "class"
 """Key that holds the dotted name of a dataclass in JSON."""
 
 _FUNCTION, _PARTIAL = "collections.abc.Callable", "functools.partial"
-_ARRAY, _OBJECT = "numpy.ndarray", "builtins.object"
+_ARRAY, _OBJECT, _TRANSFORM = "numpy.ndarray", "builtins.object", "optax.GradientTransformation"
 """What "class" says of values that are no dataclasses; see `to_json`."""
-
-
-def is_node(value: Any) -> bool:
-    """Whether `value` has fields of its own: a dataclass instance, Linen modules included."""
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def fields(value: Any) -> dict[str, dataclasses.Field]:
@@ -60,7 +56,7 @@ def children(value: Any, hint: Any = Any) -> Iterator[tuple[str, Any, Any]]:
         types_ = hints(type(value))
         for name in fields(value):
             yield name, getattr(value, name), types_.get(name, Any)
-    elif isinstance(value, tuple | list):
+    elif isinstance(value, tuple | list) and not is_chain(value):
         for index, item in enumerate(value):
             yield str(index), item, inside(hint, index)
 
@@ -85,16 +81,9 @@ def shown(value: Any) -> str:
     """Returns a value short enough for one line."""
     if callable(value) and not is_node(value):
         return dotted(value)
+    if is_chain(value):
+        return "an Optax transform"
     return shortened(repr(value)) if not is_node(value) else f"{type(value).__name__}(...)"
-
-
-def dotted(value: Any) -> str:
-    """Returns the dotted name of a function or class; of JAX's, the public one."""
-    name = getattr(value, "__qualname__", getattr(value, "__name__", type(value).__qualname__))
-    for public in (jax.nn, jax.nn.initializers, jax.numpy, jax.lax):  # else jax._src...
-        if getattr(public, name, None) is value:
-            return f"{public.__name__}.{name}"
-    return f"{getattr(value, '__module__', type(value).__module__)}.{name}"
 
 
 def documentation(cls: type) -> dict[str, str]:
@@ -113,13 +102,16 @@ def to_json(value: Any, hint: Any = Any) -> Any:
 
     A dataclass is an object with its "class"; a function its dotted name, in an object where the
     type also accepts a text; a `functools.partial` an object with function and arguments; an array
-    its shape, dtype and SHA-256; a tuple a list; anything else a text. `from_json` is the way back.
+    its shape, dtype and SHA-256; a tuple a list; a transform of Optax what its functions hold;
+    anything else a text. `from_json` is the way back.
     """
     return _write(value, hint, "")
 
 
 def _write(value: Any, hint: Any, home: str) -> Any:
     """See `to_json`; `home` is a name that leads to `value` where its own does not."""
+    if isinstance(value, Told):
+        return dict(value.json)
     if is_node(value):
         return {CLASS: dotted(type(value)), **dict(_fields_to_json(value))}
     if isinstance(value, functools.partial):
@@ -129,6 +121,8 @@ def _write(value: Any, hint: Any, home: str) -> Any:
     if isinstance(value, np.ndarray | jax.Array):
         shape, dtype = list(value.shape), str(value.dtype)
         return {CLASS: _ARRAY, "shape": shape, "dtype": dtype, "sha256": _sha256(value)}
+    if is_chain(value):
+        return {CLASS: _TRANSFORM, **held(value, to_json)}
     if isinstance(value, tuple | list):
         return [to_json(item, inside(hint, index)) for index, item in enumerate(value)]
     if isinstance(value, Mapping):
@@ -169,17 +163,9 @@ def _given(function: Any) -> str:
     told = []
     for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=False):
         with contextlib.suppress(ValueError):  # a cell that is not filled yet
-            if _plain(cell.cell_contents):
+            if is_plain(cell.cell_contents):
                 told.append(f"{name}={json.dumps(to_json(cell.cell_contents))}")
     return f"({', '.join(told)})" if told else ""
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(map(_plain, value))
-    return value is None or isinstance(
-        value, bool | int | float | str | np.dtype | np.generic | np.ndarray | jax.Array
-    )
 
 
 def _sha256(array: np.ndarray | jax.Array) -> str:
@@ -194,7 +180,7 @@ def from_json(tree: Any, hint: Any = Any, advice: str = "") -> Any:
 
     Classes and functions are imported by name, so the JSON is to be trusted as code is; what is
     called are the constructors of dataclasses, and `functools.partial`. Absent fields take their
-    defaults.
+    defaults, as do callbacks, which only a run needs.
 
     Args:
       tree: what `json.load` gives.
@@ -251,6 +237,8 @@ def _object(tree: dict[str, Any], path: str) -> Any:
             f"{where}: an array {tuple(tree['shape'])} {tree['dtype']}, of which JSON holds no "
             "more than a checksum."
         )
+    if name == _TRANSFORM:
+        return Told(tree)
     if name == _OBJECT:
         raise ConfigError(f"{where}: {tree['text']}, which JSON does not give back.")
     if name == _FUNCTION:
@@ -275,7 +263,8 @@ def _construct(cls: type, given: dict[str, Any], path: str) -> Any:
                 f"{_below(path, name)}: {cls.__name__} has no such field here; it has "
                 f"{listed(allowed, 20)}.{nearest(name, allowed)}"
             )
-        values[name] = _read(item, hints(cls).get(name, Any), _below(path, name))
+        if allowed[name].metadata.get("rebuilt", True):
+            values[name] = _read(item, hints(cls).get(name, Any), _below(path, name))
     for name, field in allowed.items():
         missing = field.default is field.default_factory is dataclasses.MISSING
         if missing and name not in values:

@@ -28,7 +28,7 @@ from lsm.optim.optimizers import (
     Shampoo,
 )
 from lsm.optim.partition import Part, Partition
-from lsm.optim.raw import Raw
+from lsm.optim.raw import Raw, as_optimizer
 from lsm.optim.schedules import (
     Constant,
     Cosine,
@@ -73,6 +73,7 @@ __all__ = [
     "ShampooState",
     "Step",
     "WarmUp",
+    "as_optimizer",
     "averaged_model_state",
     "averaged_params",
     "averages_model_state",

@@ -12,6 +12,7 @@ from lsm.checks import require_pattern
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, listed
 from lsm.optim.base import Optimizer, check_first_matches, checked, first_match
+from lsm.optim.raw import as_optimizer
 from lsm.optim.stacks import Stacks
 from lsm.params import names, path_name
 
@@ -30,6 +31,7 @@ class Part:
 
     def __post_init__(self):
         require_pattern(self, "pattern")
+        object.__setattr__(self, "optimizer", as_optimizer(self.optimizer))
         if not isinstance(self.optimizer, Optimizer):
             raise ConfigError(
                 f"Part.optimizer: {self.optimizer!r} given; allowed: an Optimizer, such as Adam."

@@ -12,6 +12,7 @@ from lsm.tasks.base import (
     column,
 )
 from lsm.tasks.classification import Classification
+from lsm.tasks.function import Function
 from lsm.tasks.gradient import GradientFn, GradientSum, MeanGradient, Metrics, accumulate
 from lsm.tasks.language import LanguageModelling
 from lsm.tasks.regression import Regression
@@ -20,6 +21,7 @@ __all__ = [
     "CONSTANTS",
     "Batch",
     "Classification",
+    "Function",
     "GradientFn",
     "GradientSum",
     "LanguageModelling",

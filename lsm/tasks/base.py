@@ -1,10 +1,12 @@
 """What a task is to the trainer: initialise, loss, evaluate, predict. Pure functions of arrays."""
 
 import abc
+import contextlib
 import dataclasses
+import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -54,7 +56,8 @@ class Task(abc.ABC):
     loss. It is reported as NAME and not part of the metric "loss".
 
     Attributes:
-      model: Linen module called as `model.apply(variables, inputs, train)`.
+      model: Linen module called as `model.apply(variables, inputs, train=train)`, without `train`
+        where it takes none.
     """
 
     model: nn.Module
@@ -90,7 +93,7 @@ class Task(abc.ABC):
 
     def init(self, key: jax.Array, batch: Batch) -> tuple[Params, ModelState]:
         """Returns float32 parameters and the model state for batches shaped like `batch`."""
-        variables = dict(self.model.init(key, self.inputs(batch)))
+        variables = dict(self.model.init(key, self.inputs(batch), **self._train(False)))
         # A term of one call, not a state: kept, every later call would append to it.
         variables.pop(LOSSES, None)
         return variables.pop("params", {}), variables
@@ -141,7 +144,7 @@ class Task(abc.ABC):
             return self.model.apply(
                 {"params": params, **model_state},
                 inputs,
-                train=train,
+                **self._train(train, method),
                 rngs=dict(rngs),
                 mutable=[*changing, LOSSES],
                 method=method,
@@ -254,9 +257,26 @@ class Task(abc.ABC):
         """Raises DataError, in one line, where a batch cannot be what the task needs.
 
         Called before a run for the first batch of every split, and for all of its examples at once
-        where they are in memory; and for the batch of a step whose loss is not finite.
+        where they are in memory; and for the batch of a step whose loss is not finite. Here it
+        looks whether the columns that `inputs` asks for are there, and are numbers.
         """
-        del batch
+        numbers = {name: x for name, x in batch.items() if x.dtype != object}
+        try:
+            jax.eval_shape(self.inputs, numbers)
+        except (KeyError, DataError) as error:
+            for name in batch.keys() - numbers.keys():
+                if repr(name) in str(error):
+                    check_numeric(batch[name], f"task.inputs: {name!r}")
+            with asking(batch, "task.inputs"):
+                raise
+
+    def _train(self, train: bool, method: str | None = None) -> dict[str, bool]:
+        """The keyword `train`, where the model (or a method of it) takes it."""
+        parameters = inspect.signature(getattr(type(self.model), method or "__call__")).parameters
+        others = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        # A Sequential hands all keywords to its first layer.
+        takes = "train" in parameters or (others and not isinstance(self.model, nn.Sequential))
+        return {"train": train} if takes else {}
 
     def _run(self, *args: Any) -> tuple[Any, ModelState]:
         return pair("forward", self.forward(*args))
@@ -327,6 +347,17 @@ def column(batch: Batch, name: str, field: str) -> jax.Array | np.ndarray:
             + nearest(name, batch)
         )
     return batch[name]
+
+
+@contextlib.contextmanager
+def asking(batch: Batch, field: str) -> Iterator[None]:
+    """Turns the KeyError of a column that `batch` has not into the DataError of `column`."""
+    try:
+        yield
+    except KeyError as error:
+        if isinstance(error.args[0], str):
+            column(batch, error.args[0], field)
+        raise
 
 
 def check_numeric(values: np.ndarray, field: str) -> None:

@@ -1,12 +1,16 @@
 """The loop: fetch, step, log, evaluate, save; until done, stopped early or interrupted."""
 
 import dataclasses
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import jax
 import numpy as np
 
+from lsm import processes
+from lsm.config import Moment, StopTraining
 from lsm.data import Prefetcher
 from lsm.durations import to_steps
 from lsm.errors import DataError, TrainingError, listed
@@ -22,6 +26,8 @@ from lsm.train.throughput import Throughput
 from lsm.train.trainer import Trainer
 from lsm.train.window import Window
 from lsm.writers import Writers
+
+_log = logging.getLogger("lsm.train")
 
 Ending = Literal["completed", "early stopping", "interrupted"]
 
@@ -58,6 +64,7 @@ class Loop:
         every = (self._log_every, self._evaluate_every, self._save_every, self._horizon.steps)
         self._every = [steps for steps in every if steps]
         self.execution = execution(self.trainer, self.throughput)
+        self._asked = False  # by a callback: to stop
 
     def run(self, state: TrainState) -> tuple[TrainState, Ending]:
         """Trains from `state` and returns the state at the end, which is also saved.
@@ -119,9 +126,12 @@ class Loop:
         best = False
         if last or (self._evaluate_every and step % self._evaluate_every == 0):
             best = self._evaluate(step, state, last)
+        if self._asked:
+            self.progress = dataclasses.replace(self.progress, stopped=True)
         save = self._save_every and step % self._save_every == 0
         if save or best or last or leaving or self.progress.stopped:
             self._save(step, state)
+            self._call("after_checkpoint", step, state, "", {})
 
     def _log(self, step: int, state: TrainState, window: Window) -> None:
         totals, speed, bad = window.read()
@@ -135,7 +145,37 @@ class Loop:
         if speed:
             figures |= self._rates(speed["steps_per_sec"], totals["loss"].weight / len(window))
         self.writers.write(step, "train", figures | speed)
+        self._call("after_row", step, state, "train", figures | speed)
         window.clear(step)
+
+    def _call(
+        self, seam: str, step: int, state: TrainState, split: str, figures: Mapping[str, float]
+    ) -> None:
+        """Calls the callbacks' functions of a seam, and notes whether one asks to stop."""
+        functions = [getattr(callback, seam) for callback in self._experiment.callbacks]
+        functions = [function for function in functions if function]
+        if not functions:
+            return
+        asked, held = False, [state]
+
+        def lent() -> TrainState:
+            if not held:
+                raise RuntimeError(
+                    "Moment.state: called after the callback's end; keep a copy of what it gives, "
+                    "such as jax.device_get of it."
+                )
+            return jax.tree.map(lambda x: x, held[0])  # what is put into its dicts stays there
+
+        workdir = self.checkpoints.directory.parent
+        moment = Moment(step, split, MappingProxyType(dict(figures)), workdir, lent)
+        for function in functions:
+            try:
+                function(moment)
+            except StopTraining as reason:
+                asked = True
+                _log.info("step %d: a callback stops the run: %s", step, reason)
+        held.clear()
+        self._asked |= processes.share("the callbacks", asked)
 
     def _rates(self, steps_per_sec: float, weight: float) -> dict[str, float]:
         """Returns examples (and where the loss weighs others, say tokens) and FLOPs a second."""
@@ -151,6 +191,7 @@ class Loop:
             return False  # the test split is evaluated after the last step anyway
         figures = evaluate(self.trainer, state, split, self.clock)
         self.writers.write(step, split, figures)
+        self._call("after_evaluation", step, state, split, figures)
         if split == "test":
             return False
         config = self._experiment.evaluation
@@ -166,6 +207,8 @@ class Loop:
                     f"step {step}: {bad[0]} is not finite, so nothing is saved; {self._advice()}"
                 )
             self.checkpoints.save(step, state, dataclasses.asdict(self.progress))
+            if any(callback.after_checkpoint for callback in self._experiment.callbacks):
+                self.checkpoints.wait()
 
     def _diagnosis(self, step: int, state: TrainState) -> str:
         """Says which step failed and whether its batch was sound: batch_at can be asked again.

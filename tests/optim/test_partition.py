@@ -255,7 +255,7 @@ def test_parts_that_do_not_fit_the_parameters_are_errors_at_init(parts, message)
     [
         (lambda: Partition(), r"Partition\.parts: none given"),
         (lambda: Partition("^a/", GENERATOR), r"Partition\.parts: '\^a/' given; allowed: a pair"),
-        (lambda: Partition(("^a/", optax.sgd(1.0))), r"Part\.optimizer: .* allowed: an Optimizer"),
+        (lambda: Partition(("^a/", optax.sgd)), r"Part\.optimizer: .* allowed: an Optimizer"),
         (lambda: Partition(("(", GENERATOR)), r"Part\.pattern: '\(' is not a regular expression"),
     ],
 )

@@ -485,3 +485,38 @@ def test_alone_it_does_nothing_and_costs_nothing():
     assert time.perf_counter() - before < 0.05
     assert processes.others() is None and processes.is_first()
     assert processes.share("nothing", 7) == 7 and processes.gather("nothing", 7) == [7]
+
+
+CALLBACK = """
+import jax
+from lsm import Callback, StopTraining
+
+def stop(moment):
+    if moment.step == (20 if jax.process_index() == 0 else 10):
+        raise StopTraining("enough")
+
+def fail(moment):
+    if jax.process_index() == 1:
+        moment.figures["accurcy"]
+"""
+
+
+def calling(name, tmp_path):
+    path = tmp_path / f"{name}.py"
+    own = f"callbacks=(Callback(after_row={name}),),\n        writers="
+    path.write_text(CALLBACK + CONFIG.replace("writers=", own))
+    return path
+
+
+def test_process_0_decides_whether_a_callback_stops_all(tmp_path):
+    ended = run(calling("stop", tmp_path), tmp_path, 2)
+    assert completed(ended), ended
+    found = result(tmp_path)
+    assert (found["stopped"], found["step"]) == ("early stopping", 20)
+
+
+def test_a_bug_of_one_process_ends_all(tmp_path):
+    ended = run(calling("fail", tmp_path), tmp_path, 2)
+    assert [status for *_, status in ended.values()] == [1, 1]
+    assert "because process 1 of 2 failed: KeyError: 'accurcy'" in ended[0][1]
+    assert 'moment.figures["accurcy"]' in ended[1][1]

@@ -10,10 +10,11 @@ import pytest
 
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError
+from lsm.metrics import weigh
 from lsm.models import GPT, MLP
 from lsm.optim import SGD
 from lsm.rng import stream, streams
-from lsm.tasks import Classification, LanguageModelling, Regression
+from lsm.tasks import Classification, LanguageModelling, Regression, Task, column
 from lsm.train import init_state, make_step
 
 
@@ -284,3 +285,62 @@ def test_predictions_are_rows_of_examples():
     regression = Regression(model=MLP(widths=(5,), outputs=2), input="image", target="y")
     params, state = regression.init(jax.random.key(0), batch)
     assert regression.predict(params, state, batch)["prediction"].shape == (12, 2)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "line"),
+    [
+        (
+            "imag",
+            r"task\.inputs: the data has no column 'imag'; it has image, label.* Did you",
+        ),
+        ("text", r"task\.inputs: 'text': the examples are bytes of different shapes; numbers"),
+    ],
+)
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_task_without_a_check_tells_of_columns_that_it_has_not(wanted, line, plain):
+    class Own(Task):
+        def inputs(self, batch):
+            return batch[wanted] if plain else column(batch, wanted, "task.inputs")
+
+        def metrics(self, outputs, batch, train, step):
+            return {"loss": weigh(outputs[:, 0])}
+
+    task, batch = Own(model=MLP(widths=(5,), outputs=3)), pictures()
+    with pytest.raises(DataError, match=line) as error:
+        task.check(batch | {"text": np.array([b"a"] * 12, object)})
+    assert "\n" not in str(error.value)
+    task.check({wanted: np.ones((12, 4)), "text": np.ones(12)})
+
+
+class Keyword(nn.Module):
+    @nn.compact
+    def __call__(self, x_BxD, **options):
+        return nn.Dense(3)(x_BxD) * (2.0 if options["train"] else 1.0)
+
+
+class TrainByDefault(nn.Module):
+    @nn.compact
+    def __call__(self, x_BxD, train=True):
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x_BxD)) * (1.0 + train)
+
+
+@pytest.mark.parametrize(
+    ("model", "ratio"),
+    [
+        (nn.Dense(3), 1),
+        (nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(3)]), 1),
+        (Keyword(), 2),
+        (TrainByDefault(), None),
+    ],
+)
+def test_a_model_need_not_take_train(model, ratio):
+    task, batch = Classification(model=model), pictures()
+    params, state = task.init(jax.random.key(0), batch)
+    rngs = {"dropout": jax.random.key(1)}
+    trained, _ = task.forward(params, state, batch, rngs, True, 0)
+    plain, _ = task.forward(params, state, batch, {}, False, 0)
+    if ratio:
+        np.testing.assert_allclose(trained, ratio * plain, rtol=1e-6)
+    else:
+        assert not np.allclose(trained, 2 * plain)

@@ -1,0 +1,93 @@
+"""A loss that is a plain function."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lsm.errors import ConfigError, DataError
+from lsm.metrics import Weighted, weigh
+from lsm.tasks.base import Batch, Task, asking, check_numeric, column
+
+Values = Callable[[Any, Batch], jax.Array | tuple[jax.Array, jax.Array]]
+"""(outputs, batch) -> values (B, ...), one or more an example; or their (sum, weight), two scalars.
+
+Values are weighed by the column "weight", which is 0 where a batch is only filled up. Of a sum the
+function has weighed the examples itself.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Function(Task):
+    """A model and a loss that is a function: `Function(model, loss_fn)`.
+
+    `loss_fn(outputs, batch)` gives the loss of each example, (B,) or (B, ...), and its mean is
+    minimised; or a pair of scalars (sum, weight). A mean alone is refused: that of a filled-up
+    batch, or of micro-batches, would not be that of the examples.
+
+    Attributes:
+      model: called with the input; its outputs, any tree, are what the functions get.
+      loss_fn: function of (outputs, batch), see above.
+      input: column that the model is called with, as it is; or several, which it gets as a dict.
+      metric_fns: functions like `loss_fn`, by the names under which their means are reported.
+    """
+
+    model: nn.Module
+    loss_fn: Callable
+    input: str | tuple[str, ...] = "x"
+    metric_fns: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if "loss" in self.metric_fns:
+            raise ConfigError("Function.metric_fns: 'loss' given; that is the name of the loss.")
+
+    def inputs(self, batch: Batch) -> Any:
+        """Returns the input column, or a dict of several."""
+        if isinstance(self.input, str):
+            return column(batch, self.input, "task.input")
+        return {name: column(batch, name, "task.input") for name in self.input}
+
+    def metrics(
+        self, outputs: Any, batch: Batch, train: bool, step: jax.Array
+    ) -> dict[str, Weighted]:
+        """Returns "loss" and the figures of `metric_fns`.
+
+        Raises:
+          DataError: a function asks for a column that is not there, or gives a mean.
+        """
+        weights = self.weights(batch, train)
+        found = {"loss": _weighed("task.loss_fn", self.loss_fn, outputs, batch, weights)}
+        for name, function in self.metric_fns.items():
+            found[name] = _weighed(f"task.metric_fns.{name}", function, outputs, batch, weights)
+        return found
+
+    def check(self, batch: Batch) -> None:
+        """Raises DataError where an input column is missing or holds no numbers."""
+        for name in (self.input,) if isinstance(self.input, str) else self.input:
+            check_numeric(column(batch, name, "task.input"), "task.input")
+
+
+def _weighed(
+    field: str, function: Values, outputs: Any, batch: Batch, weights: jax.Array | None
+) -> Weighted | tuple[jax.Array, jax.Array]:
+    """Returns the sum and the weight of what a function gives for a batch; raises DataError."""
+    # What a dict of outputs has not is no missing column.
+    with contextlib.nullcontext() if isinstance(outputs, Mapping) else asking(batch, field):
+        values = function(outputs, batch)
+    if isinstance(values, tuple):
+        return values
+    shape = jnp.shape(values)
+    wanted = next(iter(batch.values())).shape[:1] if weights is None else weights.shape
+    if shape[: len(wanted)] != wanted:
+        raise DataError(
+            f"{field}: it returns {shape or 'a scalar'} for examples {wanted}; one value each, "
+            "(B,) or (B, ...), is needed, or a pair of scalars (sum, weight); a mean would count "
+            "the rows that only fill up a batch."
+        )
+    if weights is not None:  # (B, 1, ...) for values (B, ...)
+        weights = jnp.reshape(weights, (*wanted, *[1] * (len(shape) - len(wanted))))
+    return weigh(jnp.asarray(values), weights)
