@@ -97,8 +97,7 @@ class Dataset(abc.ABC):
         return self
 
     def by_example(self) -> "Dataset":
-        """Returns the form that reads no more than it is asked for; itself unless all are decoded
-        together."""
+        """Returns the form that reads no more than it is asked for; itself by default."""
         return self
 
     def rows(self, start: int, stop: int) -> "Dataset":

@@ -14,7 +14,7 @@ import numpy as np
 
 from lsm import processes
 from lsm.config import Experiment
-from lsm.data import images
+from lsm.data import Files, images
 from lsm.errors import CheckpointError, DataError
 from lsm.files import expanded, plain_json, readable_disk_errors
 from lsm.run.checkpoint import Checkpoints
@@ -70,9 +70,12 @@ def predict_run(
 
 
 def predict_files(workdir: os.PathLike | str, given: Sequence[str], output: pathlib.Path) -> int:
-    """Writes what a run's best model says of files: a row for each picture, or line of text.
+    """Writes what a run's best model says of files: a row for each picture, text or example.
 
-    A row has "file", for texts "line" (counted from 1) and what `Trained.predict` gives.
+    Pictures and texts (a line of a file each) where the model reads such; else tables, arrays or
+    records, with the columns that the run's own `lsm.data.Files` have, or that the model reads. A
+    row has "file", of texts "line" and of others "row", counted from 1, and what `Trained.predict`
+    gives.
 
     Args:
       workdir: folder of the run; its data is not read.
@@ -83,25 +86,52 @@ def predict_files(workdir: os.PathLike | str, given: Sequence[str], output: path
       The number of rows.
 
     Raises:
-      DataError: a file is not there or cannot be read, or the model reads neither pictures nor
-        texts.
+      DataError: a file is not there, cannot be read, or does not have such columns.
       CheckpointError: there is no checkpoint, or it is damaged.
     """
     run = load(workdir)
-    if run.inputs_known.kind(run.column) == "pictures":
-        asked = (({"file": str(file)}, str(file)) for file in _files(given, images.SUFFIXES))
-    else:
-        asked = _lines(_files(given))
-    return _write(output, _answers(run, asked))
+    match [run.inputs_known.kind(name) for name in run.columns]:
+        case ["pictures"]:
+            pictures = _files(given, images.SUFFIXES)
+            parts = _parts(({"file": str(file)}, str(file)) for file in pictures)
+        case ["texts"]:
+            parts = _parts(_lines(_files(given)))
+        case _:
+            parts = _examples(run, _files(given))
+    return _write(output, _answers(run, parts))
 
 
-def _answers(run: Trained, asked: Iterable[tuple[dict[str, Any], str]]) -> Iterator[dict[str, Any]]:
-    """Yields what each is told by, with the predictions of it."""
-    for part in itertools.batched(asked, _AT_A_TIME):
-        told, values = zip(*part, strict=True)
-        rows = _rows_of(run.experiment.task, [run.predict(list(values))], None)
+def _answers(run: Trained, parts: Iterable[tuple[Sequence[dict], Any]]) -> Iterator[dict[str, Any]]:
+    """Yields what each example is told by, with the predictions of it."""
+    for told, values in parts:
+        rows = _rows_of(run.experiment.task, [run.predict(values)], None)
         for where, row in zip(told, rows, strict=True):
             yield where | row
+
+
+def _parts(
+    asked: Iterable[tuple[dict[str, Any], str]],
+) -> Iterator[tuple[Sequence[dict], Sequence[str]]]:
+    for part in itertools.batched(asked, _AT_A_TIME):
+        told, values = zip(*part, strict=True)
+        yield told, values
+
+
+def _examples(
+    run: Trained, files: Iterable[pathlib.Path]
+) -> Iterator[tuple[Sequence[dict], dict[str, np.ndarray]]]:
+    """Yields rows of tables and the like, with the input columns that the run's files have."""
+    source = run.experiment.data.source
+    while not isinstance(source, Files) and hasattr(source, "source"):  # a split of them, say
+        source = source.source
+    own = source.columns if isinstance(source, Files) else None
+    columns = {name: own[name] if isinstance(own, Mapping) else name for name in run.columns}
+    for file in files:
+        dataset = Files(str(file), columns).open("train")
+        for rows in np.array_split(np.arange(len(dataset)), -(-len(dataset) // _AT_A_TIME)):
+            batch = dataset.take(rows)
+            told = [{"file": str(file), "row": int(row) + 1} for row in rows]
+            yield told, {name: run.inputs_known.read(name, x)[0] for name, x in batch.items()}
 
 
 def _rows_of(

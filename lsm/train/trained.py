@@ -81,17 +81,22 @@ class Trained:
         return self.inputs
 
     @functools.cached_property
-    def column(self) -> str:
-        """The one column that the task's inputs are made of; raises DataError where not one."""
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the task's inputs are made of; raises as `inputs_known`."""
         columns = self.inputs_known.columns
         example = {name: np.zeros((1, *x.shape), x.dtype) for name, x in columns.items()}
         self.experiment.task.inputs(asked := _Asked(example))
-        if len(names := dict.fromkeys(asked.names)) != 1:
+        return tuple(dict.fromkeys(asked.names))
+
+    @property
+    def column(self) -> str:
+        """The one column of `columns`; raises DataError where there are others."""
+        if len(self.columns) != 1:
             raise DataError(
-                f"predict: the task's inputs are {listed(names) or 'not told by name'}; give "
-                "columns by name."
+                f"predict: the task's inputs are {listed(self.columns) or 'not told by name'}; "
+                "give columns by name."
             )
-        return next(iter(names))
+        return self.columns[0]
 
     def _predictions(self, batch: Batch) -> dict[str, np.ndarray]:
         batch = {name: narrowed(np.asarray(x), name) for name, x in batch.items()}

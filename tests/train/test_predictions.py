@@ -10,7 +10,7 @@ from PIL import Image
 
 import lsm
 from lsm import Data, Experiment, Train
-from lsm.data import ArrayDataset, CharText, Digits, SplitSource
+from lsm.data import ArrayDataset, CharText, Digits, Files, Split, SplitSource
 from lsm.errors import ConfigError, DataError
 from lsm.models import GPT, MLP, Transformer
 from lsm.optim import Adam
@@ -123,3 +123,32 @@ def test_rubbish_leaves_nothing(digits, verse, pictures, tmp_path):
     with pytest.raises(ConfigError, match="kept no inputs.json; give columns by name"):
         lsm.load(digits).predict(np.zeros((1, 8, 8, 1), np.uint8))
     (digits / "gone.json").rename(digits / "inputs.json")
+
+
+def test_rows_of_a_table_in_the_columns_of_the_run(tmp_path):
+    random = np.random.default_rng(0)
+    header, line = "a,b,kind\n", "{:.3f},{:.3f},{}\n"
+    rows = [
+        line.format(x, y, "near" if x * x + y * y < 1 else "far")
+        for x, y in random.normal(size=(64, 2))
+    ]
+    (tmp_path / "train.csv").write_text(header + "".join(rows))
+    files = Files(str(tmp_path / "train.csv"), {"x": ("a", "b"), "kind": "kind"}, labels=("kind",))
+    source = Split(files, {"train": 0.75, "test": 0.25}, stratify="kind")
+    task = Classification(model=MLP(widths=(8,), outputs=2), input="x", label="kind")
+    lsm.fit(experiment(task, source), tmp_path / "run")
+    (tmp_path / "new.csv").write_text("b,a\n0.5,0.25\n-3,4\n")
+    assert (
+        lsm.predict_files(tmp_path / "run", [str(tmp_path / "new.csv")], tmp_path / "o.jsonl") == 2
+    )
+    found = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    x = np.array([[0.25, 0.5], [4, -3]], np.float32)
+    expected = lsm.load(tmp_path / "run").predict(x)
+    assert [row["class"] for row in found] == expected["class"].tolist()
+    assert {row["class"] for row in found} <= {"near", "far"} and found[1]["row"] == 2
+    np.testing.assert_allclose(
+        [row["probability"] for row in found], expected["probability"], rtol=1e-6
+    )
+    (tmp_path / "bad.csv").write_text("a\n1\n")
+    with pytest.raises(DataError, match="bad.csv has no column 'b'; it has a"):
+        lsm.predict_files(tmp_path / "run", [str(tmp_path / "bad.csv")], tmp_path / "o2.jsonl")
