@@ -35,7 +35,7 @@ _MODE = flags.DEFINE_enum(
     "there, or of --input; or table: print what the model is made of, and where arrays go",
 )
 _INPUT = flags.DEFINE_multi_string(
-    "input", None, "with --mode=predict: pictures or texts; a file, a folder or a pattern"
+    "input", None, "with --mode=predict: pictures, texts or tables; a file, a folder or a pattern"
 )
 _OUTPUT = flags.DEFINE_string(
     "output", None, "of --input, FILE.csv or FILE.jsonl; default WORKDIR/predictions/input.jsonl"
@@ -82,6 +82,9 @@ def main(default: str | os.PathLike) -> None:
 
 
 def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
+    for flag in (_INPUT, _OUTPUT):
+        if flag.value and not (_MODE.value == "predict" and _INPUT.value):
+            raise ConfigError(f"--{flag.name}: it is for --mode=predict with --input.")
     if not _HELP.value:
         _join()
     experiment, workdir, origin = _found(str(default), overrides)
@@ -92,9 +95,7 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
         step, figures = evaluate_run(experiment, workdir, data_dir=data_dir)
         print(f"{experiment.name}: step {step}, {summary(figures)}")
     elif _MODE.value == "predict" and _INPUT.value:
-        output = expanded(_OUTPUT.value or workdir / "predictions" / "input.jsonl", "--output")
-        if output.suffix not in (".csv", ".jsonl"):
-            raise ConfigError(f"--output: {output.name!r} given; it has to end in .csv or .jsonl.")
+        output = _OUTPUT.value or workdir / "predictions" / "input.jsonl"
         count = predict_files(workdir, _INPUT.value, output)
         print(f"{experiment.name}: {count} predictions, {output}")
     elif _MODE.value == "predict":
@@ -124,9 +125,10 @@ def _found(default: str, overrides: Mapping[str, str]) -> tuple[Experiment, path
     later = _MODE.value in ("eval", "predict") or (_MODE.value == "table" and _WORKDIR.value)
     if later and not _CONFIG.value:
         name = _WORKDIR.value or f"runs/{config_flags.load(default).name}"
-        workdir = expanded(name, "--workdir")
+        workdir = expanded(name, "--workdir").absolute()
         if (workdir / CONFIG).exists():
             origin = origin_of(workdir)
+            _go_to(origin)
             experiment = config_flags.override(experiment_of(workdir), overrides)
             return (
                 experiment,
@@ -137,6 +139,15 @@ def _found(default: str, overrides: Mapping[str, str]) -> tuple[Experiment, path
     experiment = config_flags.load(spec, overrides)
     workdir = expanded(_WORKDIR.value or f"runs/{experiment.name}", "--workdir")
     return experiment, workdir, dataclasses.replace(Origin.of(spec, overrides), data_dir=data_dir)
+
+
+def _go_to(origin: Origin) -> None:
+    """Goes to where a run was begun: relative paths in its config lead on from there."""
+    if origin.directory and os.path.isdir(origin.directory):
+        _INPUT.value = [os.path.abspath(expanded(name, "--input")) for name in _INPUT.value or ()]
+        if _OUTPUT.value:
+            _OUTPUT.value = os.path.abspath(expanded(_OUTPUT.value, "--output"))
+        os.chdir(origin.directory)
 
 
 def _join() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lsm.config import flags, schema
 from lsm.config.experiment import Experiment
+from lsm.data.batches import IfThere
 from lsm.errors import ConfigError
 from lsm.files import parsed_json
 
@@ -30,6 +31,7 @@ class Origin:
       overrides: values of fields by their dotted paths, as texts.
       digest: SHA-256 of the file.
       data_dir: where datasets are prepared; None is TFDS's own place.
+      directory: where the command was given, from which relative paths in the config lead on.
     """
 
     config: str | None = None
@@ -37,12 +39,14 @@ class Origin:
     overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
     digest: str | None = None
     data_dir: str | None = None
+    directory: str | None = None
 
     @classmethod
     def of(cls, spec: str, overrides: Mapping[str, str]) -> "Origin":
         """Returns the origin of `flags.load(spec, overrides)`."""
         path, arg = flags.split(spec)
-        return cls(str(path.absolute()), arg, dict(overrides), _digest(path))
+        overrides, directory = dict(overrides), os.getcwd()
+        return cls(str(path.absolute()), arg, overrides, _digest(path), directory=directory)
 
     def to_json(self) -> bytes:
         """Returns the content of origin.json."""
@@ -88,6 +92,8 @@ def saved_config(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / CONFIG
     try:
         return parsed_json(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"--workdir: no run in {workdir}; train there first.") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
     except ValueError as error:
@@ -115,8 +121,9 @@ def _from_file(origin: Origin, saved: Any) -> tuple[Experiment | None, str]:
     try:
         found = flags.load(spec, origin.overrides)
     except ConfigError as error:
-        return None, f"{path} {changed}: {error}"
-    # As the file is run: what it defines can be found by name from here on.
+        return None, f"{path} {changed}: {str(error).rstrip('.')}."
+    if saved.get("data", {}).get("test") is None and isinstance(found.data.test, IfThere):
+        found = dataclasses.replace(found, data=dataclasses.replace(found.data, test=None))
     now, free = schema.to_json(found), schema.free_fields(found)
     changes = schema.differences(as_now(saved), now, free)
     if changes:

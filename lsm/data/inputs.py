@@ -92,6 +92,10 @@ class Inputs:
         except ValueError as error:  # of rows of different lengths
             raise DataError(f"predict: column {column!r}: {error}.") from error
         one = self.columns[column]
+        if one.dtype != object and found.dtype.kind not in "biuf":
+            raise DataError(
+                f"predict: {found.dtype} given for column {column!r}; numbers are needed."
+            )
         if one.dtype != object and found.shape[1:] != one.shape:
             raise DataError(
                 f"predict: an array of shape {found.shape} given for column {column!r}; "

@@ -95,18 +95,20 @@ def _find(name: str, data_dir: PathLike | None) -> Any:
     place = {} if data_dir is None else {"data_dir": str(data_dir)}
     try:
         return tfds.builder(name, **place)
-    except tfds.core.DatasetNotFoundError:
+    except Exception as error:  # TFDS and what it reads with have many kinds
         known = set(tfds.list_builders(with_community_datasets=False)) | _prepared(data_dir)
         bare = name.split(":")[0]
         # Of "mnst/config", which is like no name as a whole, the part before the config.
-        hint = nearest(bare, known) or nearest(bare.split("/")[0], known)
-        raise DataError(
-            f"dataset {name!r} is neither in TFDS's catalogue nor prepared in "
-            f"{data_dir or tfds.core.constants.DATA_DIR}.{hint}"
-        ) from None
-    except Exception as error:  # TFDS and what it reads with have many kinds
+        hint = nearest(bare, known - {bare}) or nearest(bare.split("/")[0], known - {bare})
+        if isinstance(error, tfds.core.DatasetNotFoundError):
+            raise DataError(
+                f"dataset {name!r} is neither in TFDS's catalogue nor prepared in "
+                f"{data_dir or tfds.core.constants.DATA_DIR}.{hint}"
+            ) from None
         reason, *_ = [*str(error).strip().splitlines(), type(error).__name__]  # it may say nothing
-        raise DataError(f"dataset {name!r} cannot be opened: {reason}") from None
+        # Of a dataset that is there, another name is no advice.
+        hint = "" if bare in known else hint
+        raise DataError(f"dataset {name!r} cannot be opened: {reason}{hint}") from None
 
 
 def _prepared(data_dir: PathLike | None) -> set[str]:

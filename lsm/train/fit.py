@@ -83,6 +83,7 @@ def fit(
     with contextlib.ExitStack() as opened:
         with clock("startup"):
             trainer = Trainer.of(experiment, data_dir)
+            experiment = trainer.experiment  # settled, where it depends on what the data has
             config = schema.to_json(experiment)  # once a start: every array in it is hashed for it
             opened.enter_context(claimed(workdir, trainer, config, allow_config_change))
             if result := finished(workdir):

@@ -15,7 +15,7 @@ import numpy as np
 from lsm import processes
 from lsm.config import Experiment
 from lsm.data import Files, images
-from lsm.errors import CheckpointError, DataError
+from lsm.errors import CheckpointError, ConfigError, DataError
 from lsm.files import expanded, plain_json, readable_disk_errors
 from lsm.run.checkpoint import Checkpoints
 from lsm.tasks import Task
@@ -24,6 +24,7 @@ from lsm.train.goodput import Clock
 from lsm.train.state import TrainState
 from lsm.train.trained import Trained, load
 from lsm.train.trainer import Trainer, keep_compiled
+from lsm.train.workdir import say_other_data
 
 _AT_A_TIME = 256  # files or lines in a batch
 
@@ -69,7 +70,9 @@ def predict_run(
     return step, files
 
 
-def predict_files(workdir: os.PathLike | str, given: Sequence[str], output: pathlib.Path) -> int:
+def predict_files(
+    workdir: os.PathLike | str, given: str | Sequence[str], output: os.PathLike | str
+) -> int:
     """Writes what a run's best model says of files: a row for each picture, text or example.
 
     Pictures and texts (a line of a file each) where the model reads such; else tables, arrays or
@@ -79,7 +82,7 @@ def predict_files(workdir: os.PathLike | str, given: Sequence[str], output: path
 
     Args:
       workdir: folder of the run; its data is not read.
-      given: files, folders or patterns such as "new/*.png".
+      given: a file, a folder or a pattern such as "new/*.png", or several.
       output: a file that ends in ".csv" or ".jsonl"; it appears when it is whole.
 
     Returns:
@@ -89,6 +92,11 @@ def predict_files(workdir: os.PathLike | str, given: Sequence[str], output: path
       DataError: a file is not there, cannot be read, or does not have such columns.
       CheckpointError: there is no checkpoint, or it is damaged.
     """
+    output, given = expanded(output, "--output"), [given] if isinstance(given, str) else given
+    if output.suffix not in (".csv", ".jsonl"):
+        raise ConfigError(f"--output: {output.name!r} given; it has to end in .csv or .jsonl.")
+    if any(output.exists() and output.samefile(file) for file in _files(given)):
+        raise ConfigError(f"--output: {output} is one of the files that are read.")
     run = load(workdir)
     match [run.inputs_known.kind(name) for name in run.columns]:
         case ["pictures"]:
@@ -104,9 +112,25 @@ def predict_files(workdir: os.PathLike | str, given: Sequence[str], output: path
 def _answers(run: Trained, parts: Iterable[tuple[Sequence[dict], Any]]) -> Iterator[dict[str, Any]]:
     """Yields what each example is told by, with the predictions of it."""
     for told, values in parts:
-        rows = _rows_of(run.experiment.task, [run.predict(values)], None)
+        try:
+            found = run.predict(values)
+        except DataError:
+            if isinstance(values, Sequence):  # texts: which of them is it?
+                for where, text in zip(told, values, strict=True):
+                    _check_alone(run, where, text)
+            raise
+        rows = _rows_of(run.experiment.task, [found], None)
         for where, row in zip(told, rows, strict=True):
             yield where | row
+
+
+def _check_alone(run: Trained, where: Mapping[str, Any], value: str) -> None:
+    """Raises the DataError of one picture or text, with where it is."""
+    try:
+        run.inputs_known.read(run.column, value)
+    except DataError as error:
+        line = f" line {where['line']}" if "line" in where else ""
+        raise DataError(f"{where['file']}{line}: {error}") from error
 
 
 def _parts(
@@ -125,6 +149,11 @@ def _examples(
     while not isinstance(source, Files) and hasattr(source, "source"):  # a split of them, say
         source = source.source
     own = source.columns if isinstance(source, Files) else None
+    if isinstance(source, Files) and (numbered := set(source.labels) & set(run.columns)):
+        raise DataError(
+            f"--input: column {min(numbered)!r} is one of Files.labels, whose numbers are those of "
+            "the run's own files; give columns by name to load(...).predict."
+        )
     columns = {name: own[name] if isinstance(own, Mapping) else name for name in run.columns}
     for file in files:
         dataset = Files(str(file), columns).open("train")
@@ -208,12 +237,16 @@ def _as_csv(file: TextIO) -> Callable[[dict[str, Any]], None]:
 def _restored(
     experiment: Experiment, workdir: os.PathLike | str, data_dir: os.PathLike | str | None
 ) -> tuple[Trainer, TrainState, int]:
-    """Opens the data of a run, and restores the checkpoint that speaks for it."""
+    """Opens the data of a run, and restores the checkpoint that speaks for it.
+
+    Data that has changed since is used, and said.
+    """
     directory = expanded(workdir, "--workdir") / "checkpoints"
     if not directory.is_dir():
         raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
     keep_compiled()
     trainer = Trainer.of(experiment, data_dir)
+    say_other_data(expanded(workdir, "--workdir"), trainer)
     for split in trainer.evaluation:
         trainer.check_examples(split)
     while True:

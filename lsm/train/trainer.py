@@ -1,6 +1,7 @@
 """What a run stands on before its first step: data opened, checked against the task, compiled."""
 
 import dataclasses
+import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -17,8 +18,10 @@ from lsm.evaluate import columns, names
 from lsm.mesh import batch_ways, local_rows
 from lsm.metrics import Weighted
 from lsm.rng import streams
-from lsm.tasks import column
+from lsm.tasks import Classification, column
 from lsm.train.program import Program, build
+
+_log = logging.getLogger("lsm.train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Trainer:
         sample = _sample(batches)
         _check_vocabulary(experiment, batches.dataset.vocabulary_size)
         experiment.task.check(sample)
+        _say_other_outputs(experiment, batches.dataset.classes)
         _check_shapes({name: jax.ShapeDtypeStruct((), x.dtype) for name, x in sample.items()})
         program = build(experiment, horizon, sample)
         evaluation = _evaluation_batches(experiment, program, data_dir)
@@ -214,6 +218,15 @@ def _check_vocabulary(experiment: Experiment, ids: int | None) -> None:
             f"task.model.vocabulary: {known:,} given; allowed: {ids:,} or more, the number of ids "
             f"that {experiment.data.source} has."
         )
+
+
+def _say_other_outputs(experiment: Experiment, classes: tuple[str, ...] | None) -> None:
+    """Warns where a classifier's outputs are not as many as the classes: both have defaults."""
+    outputs = getattr(experiment.task.model, "outputs", None)
+    classifies = isinstance(experiment.task, Classification) and classes and outputs
+    if classifies and outputs != len(classes) and jax.process_index() == 0:
+        told = "task.model.outputs: %d, and %s has %d classes."
+        _log.warning(told, outputs, experiment.data.source, len(classes))
 
 
 def _check_monitor(experiment: Experiment, program: Program) -> None:

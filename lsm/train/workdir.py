@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import pathlib
 import secrets
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from lsm.errors import ConfigError, ProcessError, TrainingError
 from lsm.files import atomic_write, exclusive, parsed_json
 from lsm.run.result import Result
 from lsm.train.trainer import Trainer
+
+_log = logging.getLogger("lsm")
 
 DATA, INPUTS, RESULT = "data.json", "inputs.json", "result.json"
 """What the run is of, what its model reads, and what came of it."""
@@ -85,6 +88,16 @@ def finished(workdir: pathlib.Path) -> Result | None:
         result = None
     done = processes.share("a result that is there", result is not None)
     return (result or Result.load(workdir)) if done else None
+
+
+def say_other_data(workdir: pathlib.Path, trainer: Trainer) -> None:
+    """Warns where the data is not what the run has saved of its own."""
+    saved = _saved(workdir / DATA)
+    now = schema.to_json(trainer.data)
+    if saved is None or not (changes := schema.differences({"data": saved}, {"data": now})):
+        return
+    if processes.is_first():
+        _log.warning("this is not the data of the run: %s.", "; ".join(changes))
 
 
 def inputs_of(workdir: pathlib.Path) -> Inputs | None:

@@ -91,7 +91,7 @@ def test_what_cannot_be_found_again_is_one_line(run, tmp_path):
     (workdir / "origin.json").write_text('{"config": 3, "colour": 4}')
     with pytest.raises(ConfigError, match=r"origin.json is damaged .*colour"):
         origin_of(workdir)
-    with pytest.raises(ConfigError, match=r"config.json: cannot be read"):
+    with pytest.raises(ConfigError, match=r"--workdir: no run in .*; train there first"):
         experiment_of(tmp_path)
 
 

@@ -56,7 +56,9 @@ def test_load_rebuilds_the_experiment_from_its_json(tmp_path):
 
 
 def test_load_says_what_it_cannot_rebuild(base, tmp_path):
-    with pytest.raises(ConfigError, match=r"data.source.train.*Give load\(.*experiment="):
+    with pytest.raises(
+        ConfigError, match=r"data.source.train.*Give --config, or load\(.*experiment="
+    ):
         lsm.load(base)
     with pytest.raises(CheckpointError, match="no checkpoints"):
         lsm.load(tmp_path, experiment=experiment())

@@ -152,3 +152,46 @@ def test_rows_of_a_table_in_the_columns_of_the_run(tmp_path):
     (tmp_path / "bad.csv").write_text("a\n1\n")
     with pytest.raises(DataError, match="bad.csv has no column 'b'; it has a"):
         lsm.predict_files(tmp_path / "run", [str(tmp_path / "bad.csv")], tmp_path / "o2.jsonl")
+
+
+def test_what_is_read_is_not_written_over(digits, pictures, tmp_path):
+    folder, _ = pictures
+    (tmp_path / "out.csv").write_text("mine")
+    with pytest.raises(ConfigError, match="out.csv is one of the files that are read"):
+        lsm.predict_files(digits, str(tmp_path), str(tmp_path / "out.csv"))
+    assert (tmp_path / "out.csv").read_text() == "mine"
+    with pytest.raises(ConfigError, match=r"'a.txt' given; it has to end in .csv or .jsonl"):
+        lsm.predict_files(digits, str(folder), str(tmp_path / "a.txt"))
+    assert lsm.predict_files(digits, str(folder / "1.png"), str(tmp_path / "one.csv")) == 1
+
+
+def test_an_unfit_line_is_named(verse, tmp_path):
+    (tmp_path / "in.txt").write_text("to be\nto be or not to be\n")
+    with pytest.raises(DataError, match=r"in.txt line 2: predict: a text of 18 characters"):
+        lsm.predict_files(verse, str(tmp_path / "in.txt"), tmp_path / "o.jsonl")
+
+
+def test_names_of_another_column_are_not_given_to_labels(tmp_path):
+    rows = "".join(f"{i},{'ab'[i % 2]},{['east', 'west'][i % 2]}\n" for i in range(16))
+    (tmp_path / "train.csv").write_text("x,kind,region\n" + rows)
+    columns = {"x": ("x",), "region": "region", "kind": "kind"}
+    source = Files(str(tmp_path / "train.csv"), columns, labels=("region", "kind"))
+    task = Classification(model=MLP(widths=(), outputs=2), input="x", label="kind")
+    lsm.fit(experiment(task, source), tmp_path / "run")
+    assert "class" not in lsm.load(tmp_path / "run").predict(np.zeros((1, 1), np.float32))
+
+
+def test_other_data_and_other_outputs_are_said(tmp_path, caplog):
+    rows = "".join(f"{i},{'abc'[i % 3]}\n" for i in range(24))
+    (tmp_path / "own").mkdir()
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / "own" / name).write_text("x,kind\n" + rows)
+    source = Files(str(tmp_path / "own"), {"x": ("x",), "kind": "kind"}, labels=("kind",))
+    task = Classification(model=MLP(widths=()), input="x", label="kind")
+    lsm.fit(case := experiment(task, source), tmp_path / "run")
+    assert "task.model.outputs: 10, and files" in caplog.text and "has 3 classes" in caplog.text
+    lsm.evaluate_run(case, tmp_path / "run")
+    assert "not the data of the run" not in caplog.text
+    (tmp_path / "own/test.csv").write_text("x,kind\n" + rows.replace("a", "d"))
+    lsm.evaluate_run(case, tmp_path / "run")
+    assert "this is not the data of the run: data.t" in caplog.text

@@ -163,6 +163,9 @@ def numbered(values: np.ndarray, name: str) -> dict[Any, int]:
         raise DataError(
             f"labels: column {name!r} holds {_kind(values)}; texts or whole numbers are needed."
         )
+    if empty := kinds & {"", b""}:
+        row = values.tolist().index(empty.pop()) + 1
+        raise DataError(f"labels: column {name!r} is empty in row {row:,}; a class is needed.")
     return {value: number for number, value in enumerate(sorted(kinds))}
 
 

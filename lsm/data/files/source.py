@@ -174,10 +174,13 @@ class _Examples(Dataset):
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """See `Dataset.classes`: of the first column of `labels`, else as a file names them."""
-        for column in self._columns:
-            if column.numbers is not None:
-                return tuple(map(class_name, column.numbers))
+        """See `Dataset.classes`: of the column of `labels`, else as a file names them.
+
+        None of several: whose names would they be?
+        """
+        labels = [column for column in self._columns if column.numbers is not None]
+        if labels:
+            return tuple(map(class_name, labels[0].numbers)) if len(labels) == 1 else None
         named = self._parts[0].classes
         return next((named[c.sources] for c in self._columns if c.sources in named), None)
 

@@ -132,7 +132,7 @@ CSV = "w,h,species,day\n1,2.5,cat,2024-01-02\n3,nan,dog,2024-01-03\n4,1,cat,2024
     [
         ("iris.csv", CSV),
         ("iris.tsv", CSV.replace(",", "\t")),
-        ("iris.csv.gz", gzip.compress(CSV.encode())),
+        ("iris.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
     ],
 )
 def test_a_table_becomes_inputs_and_labels(name, content):
