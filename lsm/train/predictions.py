@@ -112,7 +112,8 @@ def _answers(run: Trained, parts: Iterable[tuple[Sequence[dict], Any]]) -> Itera
 def _parts(
     asked: Iterable[tuple[dict[str, Any], str]],
 ) -> Iterator[tuple[Sequence[dict], Sequence[str]]]:
-    for part in itertools.batched(asked, _AT_A_TIME):
+    asked = iter(asked)
+    while part := list(itertools.islice(asked, _AT_A_TIME)):
         told, values = zip(*part, strict=True)
         yield told, values
 
