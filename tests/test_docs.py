@@ -1,8 +1,9 @@
-"""The documentation: examples run, commands parse, errors are those raised, links and tables hold,
+"""The documentation: examples and commands run, errors are those raised, links and tables hold,
 figures are those of the records, and what is called tested names its test.
 
 A ```python block is run; a ```text block right after it is what it prints. One that begins with
-"# name.py" is also a file of that name, for the commands of its page. A place for a table,
+"# name.py" is also a file of that name, for the commands of its page. ```bash blocks are run in order,
+on two steps: see `ELSEWHERE` and `PARSED` for those that are not. A place for a table,
 
     <!-- fields:lsm.Train -->
     <!-- /fields -->
@@ -15,32 +16,60 @@ import dataclasses
 import inspect
 import io
 import json
+import os
 import pathlib
 import pkgutil
 import re
+import runpy
 import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
 
+import numpy as np
 import pytest
 from absl import flags as absl_flags
 
 from benchmarks import compile as compiling
 from benchmarks import memory, plans, results, step_time_tables
-from lsm import cli, optim
+from launch.command import split
+from lsm import cli, command_line, optim
 from lsm.config import flags, schema
+from lsm.data import images
 from lsm.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+GUIDES = [*PAGES, ROOT / "CONTRIBUTING.md"]
 CODE = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
-BASH = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BASH = re.compile(r"^```bash\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
+ELSEWHERE = {
+    r"^python3 -m venv|^\. \.venv/bin/activate$": "tests/test_install.py makes such an environment",
+    r"^python -m pip install -e ": "it too; here the extra is looked up",
+    r"^python -m pytest |^ruff ": "what runs this",
+}
+"""Commands that are neither parsed nor run here, and why."""
+
+PARSED = {
+    r"^python -m experiments\.(cifar|mnist) ": "data that would be downloaded",
+    r"^python -m lsm\.data\.(prepare|tokenize) ": "archives, texts and tokenizers that are not here",
+    r"^python -m lsm\.data\.show (iris\.csv$|'reviews|beans)": "files of the reader's",
+    r" --coordinator=": "two machines",
+    r"^python -m launch\.tpu_vm wait ": "asks a cloud, and has no --dry_run",
+    r"^python -m launch\.plan ": "minutes of a compiler: tests/launch/test_plan.py",
+    r"^python -m benchmarks\.": "minutes to hours of measuring",
+}
+"""Commands that are parsed, with their config, but not run, and why."""
+
 ERROR = re.compile(r"^\$ (python -m experiments\..*)\nerror: (.*)$", re.MULTILINE)
 TABLE = re.compile(r"(<!-- fields:([\w.]+) -->\n).*?(<!-- /fields -->)", re.DOTALL)
 TESTED = re.compile(r"(?<!Not )\b(?:Tested|Tests)\b|(?<!not )(?<!are )\btested\b")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
-def holding(pattern, but=()):
-    found = [page for page in PAGES if page.name not in but and pattern.search(page.read_text())]
+def holding(pattern, but=(), pages=PAGES):
+    found = [page for page in pages if page.name not in but and pattern.search(page.read_text())]
     return pytest.mark.parametrize("page", found, ids=lambda page: page.stem)
 
 
@@ -93,7 +122,8 @@ def with_tables(text):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("desk")
-@holding(CODE, but=["data.md"])  # tests/data/test_sources.py runs that page's
+# tests/data/test_sources.py runs those of data.md; those of the other are run by its commands.
+@holding(CODE, but=["data.md", "first_hour.md"])
 def test_examples_run_and_print_what_is_shown(page):
     names = {"__name__": "__main__"}
     for code, output in CODE.findall(page.read_text()):
@@ -103,13 +133,107 @@ def test_examples_run_and_print_what_is_shown(page):
             assert printed.getvalue() == output
 
 
+def lines(block):
+    return [c.strip() for c in re.split(r"&&|\n", block.replace("\\\n", " ")) if c.strip()]
+
+
+def listed_in(table, line):
+    return any(re.search(pattern, line) for pattern in table)
+
+
+class Parsed(BaseException):
+    """Raised where a command's own work would begin."""
+
+
+def parse(line, monkeypatch):
+    """Does what a command does up to its flags and its config."""
+    words = shlex.split(re.sub(r"^(\w+=\S* )+", "", line))
+    if words[0] != "python":
+        assert shutil.which(words[0]), line
+    elif words[1] != "-m":
+        assert pathlib.Path(words[1]).exists(), line
+    elif words[2].startswith("experiments."):
+        load(shlex.join(words))
+    else:
+        name, own = words[2], words[3:]
+        monkeypatch.setattr(sys, "argv", [name, *own])
+        with pytest.raises(Parsed):
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        if launched := split(own)[1]:
+            load(shlex.join(launched))
+        if name == "launch.plan":
+            rest, overrides = flags.split_overrides(own)
+            flags.load(rest[0].removeprefix("--config="), overrides)
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.usefixtures("desk")
-@holding(BASH)
-def test_commands_parse(page):
-    for block in BASH.findall(page.read_text()):
-        for command in re.split(r"&&|\n", block.replace("\\\n", " ")):
-            if "-m experiments." in command:
-                load(command)
+@holding(BASH, pages=GUIDES)
+def test_commands_parse(page, monkeypatch):
+    def parsed(*args, known=command_line.parse, **kwargs):
+        known(*args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(command_line, "parse", parsed)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for block, _ in BASH.findall(page.read_text()):
+        for line in lines(block):
+            if extra := re.search(r" pip install .*\[(.*)\]", line):
+                assert extra[1] in extras["optional-dependencies"], line
+            if not listed_in(ELSEWHERE, line):
+                parse(line, monkeypatch)
+
+
+def small(line, page):
+    """The command for two steps; as far as the config, of the page on that; a launcher's plan."""
+    if page.stem == "first_hour":
+        return line
+    if page.stem == "configs":
+        return f"{line} --config_help"
+    if re.match(r"python -m launch\.(?!local)", line):
+        own, dashes, command = line.replace(" --dry_run", "").partition(" -- ")
+        return f"{own} --dry_run{dashes}{command}"
+    if "-m experiments." in line and "--mode=" not in line:
+        return re.sub(r" --config\.train\.epochs=\S+", "", line) + " --config.train.steps=2"
+    return line
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("desk")
+@holding(BASH, pages=GUIDES)
+def test_commands_run(page, tmp_path_factory):
+    """In the order of the page, in one folder; those of the first hour as they stand."""
+    environment = os.environ | {
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT),
+        "JAX_NUM_CPU_DEVICES": "1",
+        "LSM_CACHE": str(tmp_path_factory.getbasetemp() / "commands"),
+    }
+    pathlib.Path("new").mkdir()
+    pathlib.Path("new/1.png").write_bytes(images.encode_png(np.zeros((8, 8, 1), np.uint8)))
+    for block, output in BASH.findall(page.read_text()):
+        printed = ""
+        for line in lines(block):
+            if listed_in(ELSEWHERE, line) or listed_in(PARSED, line):
+                continue
+            command = ["bash", "-c", small(line, page)]
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+            printed += done.stdout
+        assert not output or printed == output
+
+
+def test_each_reason_not_to_run_a_command_has_one():
+    found = [
+        line
+        for page in GUIDES
+        for block, _ in BASH.findall(page.read_text())
+        for line in lines(block)
+    ]
+    for pattern in (*ELSEWHERE, *PARSED):
+        assert any(re.search(pattern, line) for line in found), pattern
 
 
 @pytest.mark.usefixtures("desk")

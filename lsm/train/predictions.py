@@ -136,7 +136,8 @@ def _check_alone(run: Trained, where: Mapping[str, Any], value: str) -> None:
 def _parts(
     asked: Iterable[tuple[dict[str, Any], str]],
 ) -> Iterator[tuple[Sequence[dict], Sequence[str]]]:
-    for part in itertools.batched(asked, _AT_A_TIME):
+    asked = iter(asked)
+    while part := list(itertools.islice(asked, _AT_A_TIME)):
         told, values = zip(*part, strict=True)
         yield told, values
 
