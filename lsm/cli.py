@@ -85,6 +85,9 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
     for flag in (_INPUT, _OUTPUT):
         if flag.value and not (_MODE.value == "predict" and _INPUT.value):
             raise ConfigError(f"--{flag.name}: it is for --mode=predict with --input.")
+    # Before `_found`, which may go elsewhere.
+    given = [expanded(name, "--input").absolute() for name in _INPUT.value or ()]
+    output = _OUTPUT.value and expanded(_OUTPUT.value, "--output").absolute()
     if not _HELP.value:
         _join()
     experiment, workdir, origin = _found(str(default), overrides)
@@ -95,8 +98,8 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
         step, figures = evaluate_run(experiment, workdir, data_dir=data_dir)
         print(f"{experiment.name}: step {step}, {summary(figures)}")
     elif _MODE.value == "predict" and _INPUT.value:
-        output = _OUTPUT.value or workdir / "predictions" / "input.jsonl"
-        count = predict_files(workdir, _INPUT.value, output)
+        output = output or workdir / "predictions" / "input.jsonl"
+        count = predict_files(workdir, list(map(str, given)), output)
         print(f"{experiment.name}: {count} predictions, {output}")
     elif _MODE.value == "predict":
         step, files = predict_run(experiment, workdir, data_dir=data_dir)
@@ -144,9 +147,6 @@ def _found(default: str, overrides: Mapping[str, str]) -> tuple[Experiment, path
 def _go_to(origin: Origin) -> None:
     """Goes to where a run was begun: relative paths in its config lead on from there."""
     if origin.directory and os.path.isdir(origin.directory):
-        _INPUT.value = [os.path.abspath(expanded(name, "--input")) for name in _INPUT.value or ()]
-        if _OUTPUT.value:
-            _OUTPUT.value = os.path.abspath(expanded(_OUTPUT.value, "--output"))
         os.chdir(origin.directory)
 
 

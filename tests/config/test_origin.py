@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pathlib
 import subprocess
 import sys
@@ -95,6 +96,7 @@ def test_what_cannot_be_found_again_is_one_line(run, tmp_path):
         experiment_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_from_python_keeps_where_its_data_is(tmp_path):
     lsm.fit(flags.load("experiments/configs/digits/cnn.py", {"train.steps": "1"}), tmp_path / "run")
     assert origin_of(tmp_path / "run") == Origin()
@@ -103,19 +105,41 @@ def test_a_run_from_python_keeps_where_its_data_is(tmp_path):
 
 @pytest.mark.slow
 def test_a_workdir_is_enough_for_what_comes_after_training(tmp_path):
-    def command(*words):
+    root = pathlib.Path.cwd()
+
+    def command(*words, folder=tmp_path):
         done = subprocess.run(
-            [sys.executable, "-m", "experiments.digits", *words], capture_output=True, text=True
+            [sys.executable, "-m", "experiments.digits", *words],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(root)},
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1]
 
-    workdir = f"--workdir={tmp_path / 'run'}"
-    train = (workdir, "--config.train.steps=4", "--config.task.model.widths=(8,)")
-    trained, again = command(*train), command(*train)
-    assert trained == again  # done already
-    evaluated = command(workdir, "--mode=eval")
+    rows = "".join(f"{i / 9},{'ab'[i % 2]}\n" for i in range(32))
+    for name in ("train", "test"):
+        (tmp_path / f"data-{name}.csv").write_text("x,kind\n" + rows)
+    (tmp_path / "own.py").write_text(
+        CONFIG.replace(
+            "Digits()", "Files('data-*.csv', {'x': ('x',), 'label': 'kind'}, ('label',))"
+        )
+        .replace("import Digits", "import Files")
+        .replace("model=Own(int(arg or 8))", "model=Own(4), input='x'")
+        .replace("Train(steps=3)", "Train(steps=3, batch_size=8)")
+    )
+    train = ("--config=own.py", "--workdir=run", "--config.train.steps=4")
+    assert command(*train) == command(*train)  # done already
     figures = json.loads((tmp_path / "run/result.json").read_text())["metrics"]["test"]
-    assert f"test accuracy {figures['accuracy']:.4f}" in evaluated
-    command(workdir, "--mode=table")
-    assert command(workdir, "--mode=predict").endswith("test.jsonl")
+    # From another folder too: relative paths are those of where the run began.
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (elsewhere / "new.csv").write_text("x\n1\n2\n")
+    for folder, workdir in ((tmp_path, "run"), (elsewhere, "../run")):
+        evaluated = command("--mode=eval", f"--workdir={workdir}", folder=folder)
+        assert f"test accuracy {figures['accuracy']:.4f}" in evaluated
+    asked = ("--mode=predict", "--workdir=../run", "--input=new.csv", "--output=out.csv")
+    assert command(*asked, folder=elsewhere).endswith("elsewhere/out.csv")
+    assert len((elsewhere / "out.csv").read_text().splitlines()) == 3
+    assert command("--mode=table", "--workdir=run").startswith("total")
+    assert command("--mode=predict", "--workdir=run").endswith("test.jsonl")

@@ -129,6 +129,7 @@ def experiment(optimizer, **train):
     )
 
 
+@pytest.mark.slow
 def test_a_raw_chain_averages_batch_norm_as_an_algorithm_does():
     """To the bit: the averages of parameters and statistics, accumulated, and what they say."""
     ends = []
@@ -152,6 +153,7 @@ def test_a_raw_chain_averages_batch_norm_as_an_algorithm_does():
         assert not np.array_equal(jax.tree.leaves(now)[0], jax.tree.leaves(average)[0])
 
 
+@pytest.mark.slow
 def test_a_transform_is_an_optimizer_through_fit(tmp_path):
     """Resumed to the last bit; the learning rate, which the state has, is that of each step."""
     rate = optax.linear_schedule(0.1, 0.0, 4)

@@ -104,6 +104,7 @@ def test_stop_training_ends_the_run_for_good(seam, at, tmp_path, caplog):
     assert lsm.fit(PLAIN, tmp_path) == result  # also without the callback, and without a word
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_where_more_steps_are_asked(plain, tmp_path):
     half = dataclasses.replace(PLAIN.train, steps=5)
     lsm.fit(dataclasses.replace(with_callbacks(Callback(after_row=stop)), train=half), tmp_path)
