@@ -18,13 +18,12 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
 
 from lsm.data import decode
-from lsm.data.dataset import ArrayDataset, Columns, Dataset, Read, Spec
+from lsm.data.dataset import ArrayDataset, Columns, Dataset, Derived, Read, Spec
 from lsm.errors import DataError
 from lsm.files import expanded, parsed_json
 
@@ -70,7 +69,7 @@ def fingerprint(files: list[pathlib.Path], *facts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Cached(Dataset):
+class Cached(Derived):
     """A dataset whose examples are all decoded, once, when the first is asked for.
 
     Its length, shapes, classes and identity are known before.
@@ -78,7 +77,8 @@ class Cached(Dataset):
 
     def __init__(self, dataset: Dataset, decode: Callable[[], Dataset]):
         """Takes the dataset as it is before, and what makes it the one that is in memory."""
-        self._dataset, self._decode = dataset, decode
+        super().__init__(dataset)
+        self._decode = decode
         self._made: Dataset | None = None
         self._lock = threading.Lock()
 
@@ -94,21 +94,6 @@ class Cached(Dataset):
     def take(self, indices: np.ndarray) -> Columns:
         """See `Dataset.take`."""
         return self._decoded().take(indices)
-
-    @property
-    def spec(self) -> Spec:
-        """See `Dataset.spec`."""
-        return self._dataset.spec
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """See `Dataset.classes`."""
-        return self._dataset.classes
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """See `Dataset.identity`."""
-        return self._dataset.identity
 
     def column(self, name: str) -> np.ndarray:
         """See `Dataset.column`; of a dataset that reads no more than that, before the others."""

@@ -166,11 +166,28 @@ class ArrayDataset(Dataset):
         return ArrayDataset(views, self._classes, self._identity)
 
 
-class _Rows(Dataset):
-    """The rows from `start` up to `stop` of another dataset."""
+class Derived(Dataset):
+    """Examples of another dataset, in part or in another form: what tells of them is the same."""
+
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
+
+    spec = property(lambda self: self._dataset.spec)
+    classes = property(lambda self: self._dataset.classes)
+    vocabulary_size = property(lambda self: self._dataset.vocabulary_size)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Dataset.identity`."""
+        return self._dataset.identity | super().identity
+
+
+class _Rows(Derived):
+    """The rows from `start` up to `stop`."""
 
     def __init__(self, dataset: Dataset, start: int, stop: int):
-        self._dataset, self._start, self._length = dataset, start, stop - start
+        super().__init__(dataset)
+        self._start, self._length = start, stop - start
 
     def __len__(self) -> int:
         return self._length
@@ -178,28 +195,12 @@ class _Rows(Dataset):
     def take(self, indices: np.ndarray) -> Columns:
         return self._dataset.take(np.asarray(indices) + self._start)
 
-    @property
-    def spec(self) -> Spec:
-        return self._dataset.spec
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        return self._dataset.classes
-
-    @property
-    def vocabulary_size(self) -> int | None:
-        return self._dataset.vocabulary_size
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return self._dataset.identity | super().identity
-
     def column(self, name: str) -> np.ndarray:
         return self._dataset.column(name)[self._start : self._start + self._length]
 
 
 class _Joined(Dataset):
-    """Datasets of one kind, one after the other."""
+    """Datasets of one kind, splits of one source, one after the other."""
 
     def __init__(self, parts: Sequence[Dataset]):
         self._parts = tuple(parts)
@@ -226,7 +227,6 @@ class _Joined(Dataset):
 
     @property
     def spec(self) -> Spec:
-        # All parts are splits of one source.
         return self._parts[0].spec
 
     @property

@@ -13,9 +13,9 @@ import numpy as np
 from lsm.data.dataset import (
     Columns,
     Dataset,
+    Derived,
     PathLike,
     Read,
-    Spec,
     SplitSource,
     select_counted,
 )
@@ -204,12 +204,13 @@ def _grouped(groups: np.ndarray, shares: np.ndarray, draws: np.ndarray) -> np.nd
     return split[groups]
 
 
-class Chosen(Dataset):
+class Chosen(Derived):
     """Some examples of another dataset."""
 
     def __init__(self, dataset: Dataset, numbers: np.ndarray):
         """Takes the numbers (n,) of the examples, ascending."""
-        self._dataset, self._numbers = dataset, numbers
+        super().__init__(dataset)
+        self._numbers = numbers
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -219,25 +220,10 @@ class Chosen(Dataset):
         return self._dataset.take(self._numbers[indices])
 
     @property
-    def spec(self) -> Spec:
-        """See `Dataset.spec`."""
-        return self._dataset.spec
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """See `Dataset.classes`."""
-        return self._dataset.classes
-
-    @property
-    def vocabulary_size(self) -> int | None:
-        """See `Dataset.vocabulary_size`."""
-        return self._dataset.vocabulary_size
-
-    @property
     def identity(self) -> dict[str, Any]:
         """See `Dataset.identity`."""
         chosen = hashlib.sha256(self._numbers.astype("<i8").tobytes()).hexdigest()[:16]
-        return self._dataset.identity | super().identity | {"chosen": chosen}
+        return super().identity | {"chosen": chosen}
 
     def column(self, name: str) -> np.ndarray:
         """See `Dataset.column`."""
