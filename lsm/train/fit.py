@@ -15,6 +15,7 @@ from lsm import processes
 from lsm.config import Experiment, schema
 from lsm.config.origin import Origin
 from lsm.cpu import emulates_bfloat16, keep_memory
+from lsm.data.inputs import Inputs
 from lsm.files import expanded
 from lsm.run.checkpoint import Checkpoints
 from lsm.run.curves import plot_curves
@@ -85,13 +86,14 @@ def fit(
             trainer = Trainer.of(experiment, data_dir)
             experiment = trainer.experiment  # settled, where it depends on what the data has
             config = schema.to_json(experiment)  # once a start: every array in it is hashed for it
-            opened.enter_context(claimed(workdir, trainer, config, allow_config_change))
+            claim = claimed(workdir, trainer, config, allow_config_change)
+            records = opened.enter_context(claim)
             if result := finished(workdir):
                 _log.info("%s: done already; another --workdir begins a new run.", workdir)
                 return result
             throughput = Throughput.of(trainer)
             _check_and_compile(trainer, throughput, CompileTimes(config), clock)
-            write_records(workdir, trainer, config, origin)
+            write_records(workdir, records, Inputs.of(trainer.train.dataset), origin)
             _say_emulated(trainer, config)
             keep, checksums = experiment.checkpoint.keep, trainer.program.checksums
             checkpoints = Checkpoints(workdir / "checkpoints", keep, checksums=checksums)
@@ -122,7 +124,7 @@ def _check_and_compile(
 
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(compiled)
-        for split in trainer.data:
+        for split in ("train", *trainer.evaluation):
             trainer.check_examples(split)
         with clock("compile"), telling("compiling", str(times)):
             wait([done])

@@ -95,7 +95,7 @@ def predict_files(
     output, given = expanded(output, "--output"), [given] if isinstance(given, str) else given
     if output.suffix not in (".csv", ".jsonl"):
         raise ConfigError(f"--output: {output.name!r} given; it has to end in .csv or .jsonl.")
-    if any(output.exists() and output.samefile(file) for file in _files(given)):
+    if output.exists() and any(map(output.samefile, _files(given))):
         raise ConfigError(f"--output: {output} is one of the files that are read.")
     run = load(workdir)
     match [run.inputs_known.kind(name) for name in run.columns]:

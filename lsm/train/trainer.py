@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lsm import processes
 from lsm.config import Experiment, schema
 from lsm.data import Columns, EvalBatches, Shuffled, TrainBatches, cache
 from lsm.durations import Horizon
@@ -224,7 +225,7 @@ def _say_other_outputs(experiment: Experiment, classes: tuple[str, ...] | None) 
     """Warns where a classifier's outputs are not as many as the classes: both have defaults."""
     outputs = getattr(experiment.task.model, "outputs", None)
     classifies = isinstance(experiment.task, Classification) and classes and outputs
-    if classifies and outputs != len(classes) and jax.process_index() == 0:
+    if classifies and outputs != len(classes) and processes.is_first():
         told = "task.model.outputs: %d, and %s has %d classes."
         _log.warning(told, outputs, experiment.data.source, len(classes))
 

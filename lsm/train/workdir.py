@@ -27,8 +27,10 @@ DATA, INPUTS, RESULT = "data.json", "inputs.json", "result.json"
 @contextlib.contextmanager
 def claimed(
     workdir: pathlib.Path, trainer: Trainer, config: Any, allow_config_change: bool
-) -> Iterator[None]:
+) -> Iterator[dict[str, Any]]:
     """Holds the workdir for this run, whose config in JSON and data are compared with its own.
+
+    Yields what was compared, for `write_records`: to tell of data may mean to read it.
 
     The lock goes with the process, however that ends. Process 0 does it for all, and no other
     touches anything before. A result that is here goes where a change is allowed: it is of a run
@@ -58,19 +60,20 @@ def claimed(
             if changes:
                 (workdir / RESULT).unlink(missing_ok=True)
         _check_shared(workdir)
-        yield
+        yield records
 
 
-def write_records(workdir: pathlib.Path, trainer: Trainer, config: Any, origin: Origin) -> None:
-    """Writes what is run, where that came from, what of, and what its model reads; process 0.
+def write_records(
+    workdir: pathlib.Path, records: dict[str, Any], inputs: Inputs, origin: Origin
+) -> None:
+    """Writes what `claimed` compared, what the model reads, and where all came from; process 0.
 
     A result that is here is damaged, or of what was before, and goes.
     """
     if not processes.is_first():
         return
     (workdir / RESULT).unlink(missing_ok=True)
-    data, inputs = schema.to_json(trainer.data), Inputs.of(trainer.train.dataset).to_json()
-    for name, record in ((CONFIG, config), (DATA, data), (INPUTS, inputs)):
+    for name, record in (records | {INPUTS: inputs.to_json()}).items():
         atomic_write(workdir / name, json.dumps(record, indent=2).encode())
     if origin.config is None:  # from Python now; a file that it began with is still its own
         with contextlib.suppress(ConfigError):
