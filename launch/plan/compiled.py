@@ -55,9 +55,9 @@ def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
       DataError: the shapes of the data are not known, and it is not there.
       MeshError: the mesh does not fit the devices, the batch or the parameters.
     """
-    _log.info("shapes")
     experiment = request.experiment
     mesh = make_mesh(experiment.mesh, topology.devices)
+    _log.info("shapes")
     batch, horizon = abstract_batch(experiment, request.data_dir)
     program = build(experiment, horizon, batch, list(topology.compiled_for))
     listed = LIST_PRICE if topology.chip.price else "unknown; give --price"

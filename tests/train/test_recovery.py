@@ -166,6 +166,7 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_it_serves(straight
 def test_a_flipped_bit_is_found(straight, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(straight, workdir)
+    (workdir / "result.json").unlink()  # with it the run is done, and reads no checkpoint
     files = (workdir / "checkpoints/150/state").rglob("ocdbt.process_0/d/*")
     largest = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
@@ -173,7 +174,7 @@ def test_a_flipped_bit_is_found(straight, tmp_path):
     largest.write_bytes(content)
     code, _, err = run(workdir)
     assert_one_line(code, err, "checkpoints/150 cannot be read", "continue from step 140")
-    assert (workdir / "result.json").read_bytes() == (straight / "result.json").read_bytes()
+    assert not (workdir / "result.json").exists()
 
 
 def test_two_runs_in_one_workdir_are_refused(tmp_path):
