@@ -21,7 +21,9 @@ from lsm.data.text import CharText, CharWindows
 from lsm.data.tfds import Tfds
 from lsm.data.tokens import Tokens, TokenWindows
 from lsm.data.transforms import (
+    AlternatingFlip,
     Cutout,
+    Places,
     RandomCrop,
     RandomFlip,
     RandomRotate,
@@ -30,6 +32,7 @@ from lsm.data.transforms import (
 )
 
 __all__ = [
+    "AlternatingFlip",
     "ArrayDataset",
     "Arrays",
     "CharText",
@@ -42,6 +45,7 @@ __all__ = [
     "EvalBatches",
     "Files",
     "Folder",
+    "Places",
     "Poisson",
     "Prefetcher",
     "RandomCrop",

@@ -7,7 +7,7 @@ import numpy as np
 from lsm.checks import THREADS, require
 from lsm.data.dataset import Columns, Dataset, PathLike, Source
 from lsm.data.sampling import Sampling, Shuffled, augmentation
-from lsm.data.transforms import Transform
+from lsm.data.transforms import Places, Transform
 from lsm.errors import ConfigError
 
 
@@ -105,9 +105,11 @@ class TrainBatches:
         batch = self.dataset.take(examples[rows])
         if self.augment:
             rng = augmentation(self.seed, step)
+            epochs = self.sampling.epochs(step, len(self.dataset), self.batch_size)
+            places = Places(self.seed, examples, epochs)
         for transform in self.augment:
             # Drawn for the whole batch, then cut: any number of processes sees the same.
-            drawn = transform.draw(rng, self.batch_size)
+            drawn = transform.draw_at(rng, places)
             batch = transform.apply(batch, {name: x[rows] for name, x in drawn.items()})
         return batch if weight is None else _weighed(batch, weight[rows])
 

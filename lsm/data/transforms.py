@@ -2,7 +2,8 @@
 
 A transform draws its random numbers apart from applying them. The draw is for the whole global
 batch, from a generator keyed by (seed, step); each process applies its own rows of it. So a batch
-does not depend on how many processes share it.
+does not depend on how many processes share it. What an example met in earlier epochs is no state
+either: a transform may be told which examples the rows are, and of which epochs.
 """
 
 import abc
@@ -11,9 +12,25 @@ import dataclasses
 import numpy as np
 
 from lsm.data.dataset import Columns
+from lsm.data.sampling import coins
 from lsm.errors import ConfigError
 
 _IMAGE = "image"
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where the rows of a batch stand in a run.
+
+    Attributes:
+      seed: of the run.
+      examples: (B,) integers, numbers of the examples.
+      epochs: (B,) integers, how many epochs are over; a batch may end one and begin the next.
+    """
+
+    seed: int
+    examples: np.ndarray
+    epochs: np.ndarray
 
 
 class Transform(abc.ABC):
@@ -22,6 +39,10 @@ class Transform(abc.ABC):
     @abc.abstractmethod
     def draw(self, rng: np.random.Generator, examples: int) -> Columns:
         """Returns random numbers for `examples` examples, as arrays (examples, ...) by name."""
+
+    def draw_at(self, rng: np.random.Generator, places: Places) -> Columns:
+        """Returns what `draw` does, for rows whose places are known: what batches call."""
+        return self.draw(rng, len(places.examples))
 
     @abc.abstractmethod
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
@@ -52,13 +73,29 @@ class RandomFlip(Transform):
 
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
-        # A copy in rows, whatever the order was: the view below needs that.
-        image = np.array(batch[_IMAGE], order="C")
-        # A pixel as one item of C bytes instead of C items: moved at once.
-        pixels = image.view(np.dtype((np.void, image.shape[-1] * image.itemsize)))
-        mirror = drawn["mirror"]
-        pixels[mirror] = pixels[mirror, :, ::-1]
-        return batch | {_IMAGE: image}
+        return batch | {_IMAGE: _mirrored(batch[_IMAGE], drawn["mirror"])}
+
+
+@dataclasses.dataclass(frozen=True)
+class AlternatingFlip(Transform):
+    """Mirrors column `image` (B, H, W, C) left to right, each picture in every second epoch.
+
+    Which epochs these are is a coin of the picture, so that two epochs together hold each picture
+    in both forms; `RandomFlip` shows half of them twice the same (Jordan 2024, arXiv:2404.00498,
+    section 3.6).
+    """
+
+    def draw(self, rng: np.random.Generator, examples: int) -> Columns:
+        """See `Transform.draw`: coins, as in a first epoch."""
+        return {"mirror": rng.random(examples) < 0.5}
+
+    def draw_at(self, rng: np.random.Generator, places: Places) -> Columns:
+        """See `Transform.draw_at`: coins of seed and example, turned over by every epoch."""
+        return {"mirror": coins(places.seed, places.examples) ^ (places.epochs % 2 == 1)}
+
+    def apply(self, batch: Columns, drawn: Columns) -> Columns:
+        """See `Transform.apply`."""
+        return batch | {_IMAGE: _mirrored(batch[_IMAGE], drawn["mirror"])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +232,16 @@ class RandomScale(Transform):
         # Divided: an output pixel asks where it comes from, and that is nearer when enlarged.
         matrix_Bx2x2 = np.eye(2) / drawn["factor"][:, None, None]
         return batch | {_IMAGE: _warp(batch[_IMAGE], matrix_Bx2x2)}
+
+
+def _mirrored(image: np.ndarray, mirror: np.ndarray) -> np.ndarray:
+    """Returns a copy of `image` (B, H, W, C) with those of `mirror` (B,) bool left to right."""
+    # A copy in rows, whatever the order was: the view below needs that.
+    image = np.array(image, order="C")
+    # A pixel as one item of C bytes instead of C items: moved at once.
+    pixels = image.view(np.dtype((np.void, image.shape[-1] * image.itemsize)))
+    pixels[mirror] = pixels[mirror, :, ::-1]
+    return image
 
 
 def _pad(image: np.ndarray, p: int, reflect: bool) -> np.ndarray:

@@ -1,14 +1,29 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from lsm.data import Cutout, RandomCrop, RandomFlip, RandomRotate, RandomScale
+from lsm.data import (
+    AlternatingFlip,
+    ArrayDataset,
+    Cutout,
+    Poisson,
+    RandomCrop,
+    RandomFlip,
+    RandomRotate,
+    RandomScale,
+    Shuffled,
+    TrainBatches,
+)
+from lsm.data.sampling import coins
 from lsm.errors import ConfigError
 
 ALL = [
     RandomFlip(),
+    AlternatingFlip(),
     RandomCrop(2),
     RandomCrop(2, reflect=True),
     Cutout(3),
@@ -57,6 +72,42 @@ def test_flip_mirrors_the_drawn_ones(channels):
 def test_flip_probability():
     mirror = RandomFlip(0.2).draw(np.random.default_rng(0), 10_000)["mirror"]
     assert abs(mirror.mean() - 0.2) < 0.02  # five standard deviations of 0.004
+
+
+def test_alternating_flip_shows_both_forms_in_any_two_epochs():
+    n, size = 23, 8
+    image = np.tile(np.array([0, 1], np.uint8).reshape(1, 1, 2, 1), (n, 1, 1, 1))
+    numbered = ArrayDataset({"image": image, "number": np.arange(n)})
+    whole = TrainBatches(numbered, size, 3, (RandomCrop(1), AlternatingFlip()))
+    plain = TrainBatches(numbered, size, 3, (AlternatingFlip(),))
+    met: dict[int, list[bool]] = {}
+    for step in range(6 * n // size):  # most batches end one epoch and begin the next
+        batch = plain.batch_at(step)
+        for number, picture in zip(batch["number"].tolist(), batch["image"], strict=True):
+            met.setdefault(number, []).append(bool(picture[0, 0, 0]))
+        rows = np.array([1, 6])
+        for part, of in ((plain, batch), (whole, whole.batch_at(step))):
+            share = dataclasses.replace(part, rows=rows).batch_at(step)
+            np.testing.assert_array_equal(share["image"], of["image"][rows])
+    first = coins(3, np.arange(n))
+    for number, mirrored in met.items():
+        assert mirrored == [bool(first[number]) ^ epoch % 2 for epoch in range(len(mirrored))]
+    assert {len(mirrored) for mirrored in met.values()} == {5, 6}
+
+
+def test_coins_are_fair_and_never_change():
+    tossed = np.array([coins(seed, np.arange(2**14)) for seed in range(3)])
+    # Five standard deviations of 0.004: of heads, and of agreement with the neighbour and the seed.
+    for mean in (*tossed.mean(1), *(tossed[:, 1:] == tossed[:, :-1]).mean(1)):
+        assert abs(mean - 0.5) < 0.02
+    assert abs((tossed[0] == tossed[1]).mean() - 0.5) < 0.02
+    recorded = np.packbits(coins(7, np.arange(10**9, 10**9 + 32))).tolist()
+    assert recorded == [199, 102, 8, 56]
+
+
+def test_epochs_of_rows():
+    assert Shuffled().epochs(2, 10, 7).tolist() == [1, 1, 1, 1, 1, 1, 2]  # places 14 to 20
+    assert Poisson(4.0).epochs(5, 10, 3).tolist() == [2, 2, 2]  # 20 examples drawn before
 
 
 @pytest.mark.parametrize("reflect", [False, True])
