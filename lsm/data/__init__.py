@@ -22,13 +22,18 @@ from lsm.data.tfds import Tfds
 from lsm.data.tokens import Tokens, TokenWindows
 from lsm.data.transforms import (
     AlternatingFlip,
+    ColorJitter,
     Cutout,
     Places,
+    RandAugment,
     RandomCrop,
+    RandomErasing,
     RandomFlip,
+    RandomResizedCrop,
     RandomRotate,
     RandomScale,
     Transform,
+    TrivialAugment,
 )
 
 __all__ = [
@@ -37,6 +42,7 @@ __all__ = [
     "Arrays",
     "CharText",
     "CharWindows",
+    "ColorJitter",
     "Columns",
     "Cutout",
     "Data",
@@ -48,8 +54,11 @@ __all__ = [
     "Places",
     "Poisson",
     "Prefetcher",
+    "RandAugment",
     "RandomCrop",
+    "RandomErasing",
     "RandomFlip",
+    "RandomResizedCrop",
     "RandomRotate",
     "RandomScale",
     "Read",
@@ -65,4 +74,5 @@ __all__ = [
     "Tokens",
     "TrainBatches",
     "Transform",
+    "TrivialAugment",
 ]
