@@ -9,14 +9,19 @@ from scipy import ndimage
 from lsm.data import (
     AlternatingFlip,
     ArrayDataset,
+    ColorJitter,
     Cutout,
     Poisson,
+    RandAugment,
     RandomCrop,
+    RandomErasing,
     RandomFlip,
+    RandomResizedCrop,
     RandomRotate,
     RandomScale,
     Shuffled,
     TrainBatches,
+    TrivialAugment,
 )
 from lsm.data.sampling import coins
 from lsm.errors import ConfigError
@@ -27,8 +32,15 @@ ALL = [
     RandomCrop(2),
     RandomCrop(2, reflect=True),
     Cutout(3),
+    RandomErasing(1.0, (0.1, 0.5)),
     RandomRotate(30),
     RandomScale(0.5, 2.0),
+]
+OF_BYTES = [
+    ColorJitter(0.5, 0.5, 0.5, 0.2),
+    RandAugment(),
+    RandomResizedCrop((6, 5), (0.2, 0.8)),
+    TrivialAugment(),
 ]
 
 
@@ -37,7 +49,7 @@ def pictures(examples: int, height: int = 6, width: int = 5, channels: int = 3) 
     return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 
 
-@pytest.mark.parametrize("transform", ALL, ids=repr)
+@pytest.mark.parametrize("transform", [*ALL, *OF_BYTES], ids=repr)
 def test_pure_uint8_and_other_columns_untouched(transform):
     batch = {"image": pictures(32), "label": np.arange(32, dtype=np.int32)}
     batch["image"].flags.writeable = False
@@ -50,7 +62,7 @@ def test_pure_uint8_and_other_columns_untouched(transform):
     assert first["label"] is batch["label"]
 
 
-@pytest.mark.parametrize("transform", ALL, ids=repr)
+@pytest.mark.parametrize("transform", [*ALL, *OF_BYTES], ids=repr)
 def test_rows_of_a_draw_are_rows_of_the_batch(transform):
     image = pictures(8)
     drawn = transform.draw(np.random.default_rng(3), 8)
@@ -258,6 +270,12 @@ def test_scale_one_changes_nothing():
         (lambda: Cutout(4, 256), "Cutout.value: 256"),
         (lambda: RandomRotate(0), "RandomRotate.degrees: 0"),
         (lambda: RandomScale(1.2, 1.1), "low 1.2 and high 1.1"),
+        (lambda: ColorJitter(hue=0.6), r"ColorJitter.hue: 0.6 given; .*\[0, 0.5\]"),
+        (lambda: RandAugment(magnitude=31), r"RandAugment.magnitude: 31 given; .*\[0, 30\]"),
+        (lambda: TrivialAugment(bins=1), "TrivialAugment.bins: 1"),
+        (lambda: RandomResizedCrop(None), "RandomResizedCrop.size: None"),
+        (lambda: RandomResizedCrop(8, scale=(0.5, 0.2)), "RandomResizedCrop.scale: "),
+        (lambda: RandomErasing(ratio=(0.0, 1.0)), "RandomErasing.ratio: "),
     ],
 )
 def test_settings_out_of_range_are_errors(make, said):
