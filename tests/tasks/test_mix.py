@@ -31,6 +31,7 @@ def test_blend_and_paste_take_from_the_row_before():
     np.testing.assert_array_equal(paste(x, (0, 1), (1, 2)), expected)
 
 
+@pytest.mark.slow
 def test_shares_are_of_a_beta_distribution():
     share = jax.jit(jax.vmap(beta))(jax.random.split(jax.random.key(0), 2000), jnp.full(2000, 0.4))
     # 1/2, and 1/4 / (2 alpha + 1) = 0.139 = 0.373^2; five standard errors.
@@ -54,29 +55,21 @@ def test_cut_targets_hold_the_shares_of_the_areas():
     assert share.min() < 0.5 and share.max() == 1
 
 
-def test_a_task_trains_on_the_mix_whatever_the_mesh():
+def test_a_task_trains_on_the_mix():
     task = Classification(model=MLP(outputs=3), mix=(Mixup(1.0), CutMix()), label_smoothing=0.1)
     assert task.streams == ("dropout", "mix")
     whole = {name: np.concatenate([x, x[::-1]]) for name, x in batch().items()}
-    params, state = task.init(jax.random.key(0), whole)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), "data")
-    rows = NamedSharding(mesh, PartitionSpec("data"))
+    params, state = jax.jit(task.init)(jax.random.key(0), whole)
 
-    def made(batch, step):
-        return dict(task.augment(batch, streams(task.streams, 5, step)))
-
+    @jax.jit
     def trained(batch, step):
-        found = made(batch, step)
+        found = dict(task.augment(batch, streams(task.streams, 5, step)))
         logits, _ = task.forward(params, state, found, {}, True, step)
         return found, logits, task.loss(params, state, batch, streams(task.streams, 5, step))[0]
 
-    on_one, on_eight = jax.jit(trained), jax.jit(made, in_shardings=(rows, None))
-    placed = {name: jax.device_put(x, rows) for name, x in whole.items()}
     hard, kinds = np.eye(3)[whole["label"]], set()
     for step in range(8):
-        found, logits, total = on_one(whole, step)
-        for name, x in on_eight(placed, step).items():
-            np.testing.assert_array_equal(found[name], x)
+        found, logits, total = trained(whole, step)
         share = found["label"][1, 0]  # row 1 is of class 0, the one before of 2
         expected = share * hard + (1 - share) * np.roll(hard, 1, axis=0)
         np.testing.assert_allclose(found["label"], expected, atol=1e-6)
@@ -85,7 +78,24 @@ def test_a_task_trains_on_the_mix_whatever_the_mesh():
         values = found["image"] * 255  # whole numbers, unless they were blended
         kinds.add(bool(np.allclose(values, np.rint(values), atol=1e-3)))
     assert kinds == {True, False}  # both were drawn
-    assert np.isnan(on_one({**whole, "label": whole["label"] + 2}, 0)[2])
+    assert np.isnan(trained({**whole, "label": whole["label"] + 2}, 0)[2])
+
+
+@pytest.mark.slow
+def test_the_mix_is_the_same_on_every_mesh():
+    task = Classification(model=MLP(outputs=3), mix=(Mixup(1.0), CutMix()))
+    whole = {name: np.concatenate([x, x[::-1]]) for name, x in batch().items()}
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), "data")
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+
+    def made(batch, step):
+        return dict(task.augment(batch, streams(task.streams, 5, step)))
+
+    on_one, on_eight = jax.jit(made), jax.jit(made, in_shardings=(rows, None), out_shardings=rows)
+    placed = {name: jax.device_put(x, rows) for name, x in whole.items()}
+    for step in range(6):
+        for name, x in on_eight(placed, step).items():
+            np.testing.assert_array_equal(on_one(whole, step)[name], x)
 
 
 def test_shares_of_classes_are_labels():
