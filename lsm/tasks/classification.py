@@ -50,6 +50,11 @@ class Classification(Task):
             raise ConfigError("Classification.mix: class_weights are of one class an example.")
 
     @property
+    def outputs(self) -> int | None:
+        """The number of classes that the model tells apart; None where it has no `outputs`."""
+        return getattr(self.model, "outputs", None)
+
+    @property
     def streams(self) -> tuple[str, ...]:
         """Those of the model, and "mix"."""
         return (*super().streams, "mix") if self.mix else super().streams
@@ -76,7 +81,7 @@ class Classification(Task):
 
     def _shares(self, batch: Batch) -> jax.Array:
         """Returns the labels as float32 (B, K); NaN for a number that is no class."""
-        labels_B, outputs = column(batch, self.label, "task.label"), self._outputs
+        labels_B, outputs = column(batch, self.label, "task.label"), self.outputs
         if jnp.issubdtype(labels_B.dtype, jnp.floating):
             return labels_B
         if outputs is None:
@@ -86,10 +91,6 @@ class Classification(Task):
             )
         known_B = (labels_B >= 0) & (labels_B < outputs)
         return jnp.where(known_B[:, None], jax.nn.one_hot(labels_B, outputs), jnp.nan)
-
-    @property
-    def _outputs(self) -> int | None:
-        return getattr(self.model, "outputs", None)
 
     def inputs(self, batch: Batch) -> jax.Array:
         """Returns float32 inputs, scaled and normalised."""
@@ -144,7 +145,7 @@ class Classification(Task):
     def check(self, batch: Batch) -> None:
         """Raises DataError for missing columns or labels outside the model's outputs."""
         check_numeric(column(batch, self.input, "task.input"), "task.input")
-        outputs = self._outputs
+        outputs = self.outputs
         labels_B = column(batch, self.label, "task.label")
         if "weight" in batch:  # what has no weight may hold anything
             labels_B = labels_B[np.asarray(batch["weight"]) != 0]
@@ -159,7 +160,7 @@ class Classification(Task):
             )
 
     def _check_shares(self, shares_BxK: np.ndarray) -> None:
-        shape, outputs = shares_BxK.shape, self._outputs
+        shape, outputs = shares_BxK.shape, self.outputs
         if len(shape) != 2 or outputs not in (None, shape[1]):
             raise DataError(
                 f"task.label: shares of classes {shape} where the model has {outputs} outputs."

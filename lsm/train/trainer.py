@@ -57,7 +57,7 @@ class Trainer:
         schema.check(experiment)
         data = experiment.data.settled(data_dir)
         experiment = dataclasses.replace(experiment, data=data)
-        batches = _train_batches(experiment, data_dir)
+        batches = train_batches(experiment, data_dir)
         horizon = experiment.horizon(len(batches.dataset))
         sample = _sample(batches)
         _check_vocabulary(experiment, batches.dataset.vocabulary_size)
@@ -102,8 +102,13 @@ class Trainer:
         return {split: of.dataset.identity for split, of in batches.items()}
 
 
-def _train_batches(experiment: Experiment, data_dir: os.PathLike | str | None) -> TrainBatches:
-    """Opens the training data; the mesh, which says what rows are read here, is not made yet."""
+def train_batches(experiment: Experiment, data_dir: os.PathLike | str | None) -> TrainBatches:
+    """Returns the training batches, of all rows: what is read here, a mesh would say.
+
+    Raises:
+      DataError: the data is not there.
+      ConfigError: a batch is larger than the data.
+    """
     data, train = experiment.data, experiment.train
     dataset = data.source.open(data.train, data_dir)
     if train.batch_size > len(dataset):
