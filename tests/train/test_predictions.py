@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 
+import flax.linen as nn
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +15,7 @@ from lsm.data import ArrayDataset, CharText, Digits, Files, Split, SplitSource
 from lsm.errors import ConfigError, DataError
 from lsm.models import GPT, MLP, Transformer
 from lsm.optim import Adam
-from lsm.tasks import Classification, LanguageModelling
+from lsm.tasks import Classification, LanguageModelling, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,14 +172,59 @@ def test_an_unfit_line_is_named(verse, tmp_path):
         lsm.predict_files(verse, str(tmp_path / "in.txt"), tmp_path / "o.jsonl")
 
 
-def test_names_of_another_column_are_not_given_to_labels(tmp_path):
-    rows = "".join(f"{i},{'ab'[i % 2]},{['east', 'west'][i % 2]}\n" for i in range(16))
-    (tmp_path / "train.csv").write_text("x,kind,region\n" + rows)
-    columns = {"x": ("x",), "region": "region", "kind": "kind"}
-    source = Files(str(tmp_path / "train.csv"), columns, labels=("region", "kind"))
-    task = Classification(model=MLP(widths=(), outputs=2), input="x", label="kind")
+class ByColour(nn.Module):
+    """Logits of three kinds by a number and a colour, of which there are two."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        return nn.Dense(3)(inputs["x"]) + nn.Embed(2, 3)(inputs["colour"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfColour(Classification):
+    def inputs(self, batch):
+        return {name: batch[name] for name in ("x", "colour")}
+
+    check = Task.check
+
+
+def test_columns_of_classes_have_the_numbers_and_names_of_the_run(tmp_path, caplog):
+    rows = "".join(f"{i},{'red' if i % 2 else 'blue'},{'ab'[i % 2]}\n" for i in range(16))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/train.csv").write_text("size,colour,kind\n" + rows)
+    (tmp_path / "own/test.csv").write_text("size,colour,kind\n1,red,b\nnan,red,c\n")
+    columns = {"x": ("size",), "colour": "colour", "kind": "kind"}
+    source = Files(str(tmp_path / "own"), columns, labels=("colour", "kind"))
+    task, new, out = OfColour(model=ByColour(), label="kind"), tmp_path / "new.csv", tmp_path / "o"
     lsm.fit(experiment(task, source), tmp_path / "run")
-    assert "class" not in lsm.load(tmp_path / "run").predict(np.zeros((1, 1), np.float32))
+    assert "data.test: column 'kind' holds 'c', which data.train has no example of." in caplog.text
+    first = f"the first is {tmp_path}/own/test.csv row 2."
+    assert f"data.test: column 'x' is not finite in 1 of 2 examples, {first}" in caplog.text
+
+    run = lsm.load(tmp_path / "run")
+    expected = run.predict({"x": np.float32([[3], [0.5]]), "colour": ["red", "blue"]})
+    assert set(expected["class"]) <= {"a", "b", "c"}
+    new.write_text("colour,size\nred,3\nblue,0.5\nred,nan\n")
+    assert lsm.predict_files(tmp_path / "run", str(new), out.with_suffix(".jsonl")) == 3
+    found = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    assert [row["class"] for row in found[:2]] == expected["class"].tolist()
+    assert f"column 'x' is not finite in 1 of 3 rows, the first is {new} row 3;" in caplog.text
+    run.predict({"x": np.float32([[3], [np.inf]]), "colour": np.array([1, 0])})
+    assert "predict: column 'x' is not finite in 1 of 2 rows, the first is [1]." in caplog.text
+
+    for text, line in [
+        (
+            "red,3\nrde,1\n",
+            r"new.csv row 2: .* holds 'rde', .*allowed: blue, red. Did you mean 'red'",
+        ),
+        (
+            "red,3\nblue,tall\n",
+            "new.csv: column 'size' is text: row 2 holds 'tall'; only single num",
+        ),
+    ]:
+        new.write_text("colour,size\n" + text)
+        with pytest.raises(DataError, match=line):
+            lsm.predict_files(tmp_path / "run", str(new), out.with_suffix(".csv"))
 
 
 def test_other_data_and_other_outputs_are_said(tmp_path, caplog):
