@@ -126,35 +126,6 @@ def test_rubbish_leaves_nothing(digits, verse, pictures, tmp_path):
     (digits / "gone.json").rename(digits / "inputs.json")
 
 
-def test_rows_of_a_table_in_the_columns_of_the_run(tmp_path):
-    random = np.random.default_rng(0)
-    header, line = "a,b,kind\n", "{:.3f},{:.3f},{}\n"
-    rows = [
-        line.format(x, y, "near" if x * x + y * y < 1 else "far")
-        for x, y in random.normal(size=(64, 2))
-    ]
-    (tmp_path / "train.csv").write_text(header + "".join(rows))
-    files = Files(str(tmp_path / "train.csv"), {"x": ("a", "b"), "kind": "kind"}, labels=("kind",))
-    source = Split(files, {"train": 0.75, "test": 0.25}, stratify="kind")
-    task = Classification(model=MLP(widths=(8,), outputs=2), input="x", label="kind")
-    lsm.fit(experiment(task, source), tmp_path / "run")
-    (tmp_path / "new.csv").write_text("b,a\n0.5,0.25\n-3,4\n")
-    assert (
-        lsm.predict_files(tmp_path / "run", [str(tmp_path / "new.csv")], tmp_path / "o.jsonl") == 2
-    )
-    found = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
-    x = np.array([[0.25, 0.5], [4, -3]], np.float32)
-    expected = lsm.load(tmp_path / "run").predict(x)
-    assert [row["class"] for row in found] == expected["class"].tolist()
-    assert {row["class"] for row in found} <= {"near", "far"} and found[1]["row"] == 2
-    np.testing.assert_allclose(
-        [row["probability"] for row in found], expected["probability"], rtol=1e-6
-    )
-    (tmp_path / "bad.csv").write_text("a\n1\n")
-    with pytest.raises(DataError, match="bad.csv has no column 'b'; it has a"):
-        lsm.predict_files(tmp_path / "run", [str(tmp_path / "bad.csv")], tmp_path / "o2.jsonl")
-
-
 def test_what_is_read_is_not_written_over(digits, pictures, tmp_path):
     folder, _ = pictures
     (tmp_path / "out.csv").write_text("mine")
@@ -188,43 +159,41 @@ class OfColour(Classification):
     check = Task.check
 
 
-def test_columns_of_classes_have_the_numbers_and_names_of_the_run(tmp_path, caplog):
-    rows = "".join(f"{i},{'red' if i % 2 else 'blue'},{'ab'[i % 2]}\n" for i in range(16))
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own/train.csv").write_text("size,colour,kind\n" + rows)
-    (tmp_path / "own/test.csv").write_text("size,colour,kind\n1,red,b\nnan,red,c\n")
-    columns = {"x": ("size",), "colour": "colour", "kind": "kind"}
-    source = Files(str(tmp_path / "own"), columns, labels=("colour", "kind"))
-    task, new, out = OfColour(model=ByColour(), label="kind"), tmp_path / "new.csv", tmp_path / "o"
-    lsm.fit(experiment(task, source), tmp_path / "run")
+def test_rows_of_a_table_in_the_columns_and_numbers_of_the_run(tmp_path, caplog):
+    new, out, own = tmp_path / "new.csv", tmp_path / "out.jsonl", tmp_path / "own"
+    own.mkdir()
+    rows = "".join(f"{i},{i % 3},{'red' if i % 2 else 'blue'},{'ab'[i % 2]}\n" for i in range(16))
+    (own / "train.csv").write_text("a,b,colour,kind\n" + rows)
+    (own / "test.csv").write_text("a,b,colour,kind\n1,1,red,b\n1,nan,red,c\n")
+    columns = {"x": ("a", "b"), "colour": "colour", "kind": "kind"}
+    files = Files(str(own), columns, labels=("colour", "kind"))
+    source = Split(files, {"train": 0.75, "more": 0.25}, stratify="kind")
+    lsm.fit(experiment(OfColour(model=ByColour(), label="kind"), source), tmp_path / "run")
     assert "data.test: column 'kind' holds 'c', which data.train has no example of." in caplog.text
-    first = f"the first is {tmp_path}/own/test.csv row 2."
-    assert f"data.test: column 'x' is not finite in 1 of 2 examples, {first}" in caplog.text
+    line = f"data.test: column 'x' is not finite in 1 of 2 examples, the first is {own}/test.csv row 2."
+    assert line in caplog.text
 
     run = lsm.load(tmp_path / "run")
-    expected = run.predict({"x": np.float32([[3], [0.5]]), "colour": ["red", "blue"]})
-    assert set(expected["class"]) <= {"a", "b", "c"}
-    new.write_text("colour,size\nred,3\nblue,0.5\nred,nan\n")
-    assert lsm.predict_files(tmp_path / "run", str(new), out.with_suffix(".jsonl")) == 3
-    found = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
-    assert [row["class"] for row in found[:2]] == expected["class"].tolist()
+    x = np.array([[0.25, 0.5], [4, -3], [0, np.nan]], np.float32)
+    expected = run.predict({"x": x, "colour": ["red", "blue", "red"]})
+    assert "predict: column 'x' is not finite in 1 of 3 rows, the first is [2]." in caplog.text
+    new.write_text("b,colour,a\n0.5,red,0.25\n-3,blue,4\nnan,red,0\n")
+    assert lsm.predict_files(tmp_path / "run", [str(new)], out) == 3
     assert f"column 'x' is not finite in 1 of 3 rows, the first is {new} row 3;" in caplog.text
-    run.predict({"x": np.float32([[3], [np.inf]]), "colour": np.array([1, 0])})
-    assert "predict: column 'x' is not finite in 1 of 2 rows, the first is [1]." in caplog.text
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["class"] for row in found] == expected["class"].tolist()
+    assert {row["class"] for row in found} <= {"a", "b", "c"} and found[1]["row"] == 2
+    told = [row["probability"] for row in found[:2]]
+    np.testing.assert_allclose(told, expected["probability"][:2], rtol=1e-6)
 
-    for text, line in [
-        (
-            "red,3\nrde,1\n",
-            r"new.csv row 2: .* holds 'rde', .*allowed: blue, red. Did you mean 'red'",
-        ),
-        (
-            "red,3\nblue,tall\n",
-            "new.csv: column 'size' is text: row 2 holds 'tall'; only single num",
-        ),
-    ]:
-        new.write_text("colour,size\n" + text)
+    for text, line in {
+        "a,colour\n1,red\n": "new.csv has no column 'b'; it has a, colour",
+        "a,b,colour\n1,2,red\n3,4,rde\n": r"new.csv row 2: .*'rde', .*: blue, red. Did you mean 'red'",
+        "a,b,colour\n1,2,red\n3,tall,red\n": "new.csv: column 'b' is text: row 2 holds 'tall'; only",
+    }.items():
+        new.write_text(text)
         with pytest.raises(DataError, match=line):
-            lsm.predict_files(tmp_path / "run", str(new), out.with_suffix(".csv"))
+            lsm.predict_files(tmp_path / "run", [str(new)], tmp_path / "none.jsonl")
 
 
 def test_other_data_and_other_outputs_are_said(tmp_path, caplog):
