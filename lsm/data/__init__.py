@@ -22,6 +22,7 @@ from lsm.data.tfds import Tfds
 from lsm.data.tokens import Tokens, TokenWindows
 from lsm.data.transforms import (
     AlternatingFlip,
+    CenterCrop,
     ColorJitter,
     Cutout,
     Places,
@@ -40,6 +41,7 @@ __all__ = [
     "AlternatingFlip",
     "ArrayDataset",
     "Arrays",
+    "CenterCrop",
     "CharText",
     "CharWindows",
     "ColorJitter",

@@ -1,11 +1,13 @@
 """What a network is trained on, to look at: the first batch as it gets it."""
 
 import os
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from lsm.config import Experiment, schema
+from lsm.data.inputs import Inputs
 from lsm.data.sheet import sheet
 from lsm.errors import ConfigError
 from lsm.mesh import split_rows
@@ -44,7 +46,9 @@ def preview(experiment: Experiment, data_dir: os.PathLike | str | None = None) -
     numbers = {name: x for name, x in batch.items() if x.dtype != object}
     inputs, batch = jax.device_get(jax.jit(seen)(numbers))
     pictures = _pixels(task, inputs)[:_PICTURES]
-    return sheet(pictures, _captions(task, batch, batches.dataset.classes)[: len(pictures)])
+    return sheet(
+        pictures, _captions(task, batch, Inputs.of(batches.dataset).called(task))[: len(pictures)]
+    )
 
 
 def _pixels(task: Task, inputs: np.ndarray) -> np.ndarray:
@@ -61,9 +65,7 @@ def _pixels(task: Task, inputs: np.ndarray) -> np.ndarray:
     return np.rint(inputs.clip(0, 1) * 255).astype(np.uint8)
 
 
-def _captions(
-    task: Task, batch: dict[str, np.ndarray], classes: tuple[str, ...] | None
-) -> list[str]:
+def _captions(task: Task, batch: dict[str, np.ndarray], classes: Sequence[str] | None) -> list[str]:
     label = batch.get(getattr(task, "label", None))
     if label is None:
         return []

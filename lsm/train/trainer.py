@@ -14,6 +14,7 @@ from lsm import processes
 from lsm.config import Experiment, schema
 from lsm.data import Columns, Dataset, EvalBatches, Shuffled, TrainBatches, cache, doubts
 from lsm.data.inputs import Inputs
+from lsm.data.transforms import changed
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
 from lsm.evaluate import columns, names
@@ -83,8 +84,9 @@ class Trainer:
           DataError: an example is not what the task needs, or cannot be read.
         """
         train = split == "train"
-        dataset = (self.train if train else self.evaluation[split]).dataset
-        instead = _augmented(self.train) if train else {}
+        batches = self.train if train else self.evaluation[split]
+        dataset = batches.dataset
+        instead = _augmented(batches) if train else _changed(batches)
         if "weight" in instead:  # then which labels count is only known of a batch
             return
         for part in dataset.held():
@@ -164,7 +166,7 @@ def _evaluation_batches(
         raise MeshError(f"evaluation.batch_size: {size} does not divide over {ways} devices.")
     rows = local_rows(program.batch, size)
     evaluation = {
-        split: EvalBatches(data.source.open(spec, data_dir), size, rows)
+        split: EvalBatches(data.source.open(spec, data_dir), size, rows, data.evaluate)
         for split, spec in (("validation", data.validation), ("test", data.test))
         if spec
     }
@@ -185,6 +187,12 @@ def _augmented(batches: TrainBatches) -> Columns:
         made = transform(made, np.random.default_rng(0))
     # By identity: a label that is changed may be too rare for the sample.
     return {name: sample[name] for name in made if made[name] is not raw.get(name)}
+
+
+def _changed(batches: EvalBatches) -> Columns:
+    """Returns the columns that `Data.evaluate` changes, of one example."""
+    raw = batches.dataset.by_example().take(np.arange(1)) if batches.change else {}
+    return {name: x for name, x in changed(raw, batches.change).items() if x is not raw[name]}
 
 
 def abstract_batch(

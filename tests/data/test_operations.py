@@ -7,14 +7,21 @@ import pytest
 from PIL import Image
 
 from lsm.data import (
+    ArrayDataset,
+    CenterCrop,
     ColorJitter,
+    Data,
+    Digits,
+    EvalBatches,
     RandAugment,
     RandomErasing,
+    RandomFlip,
     RandomResizedCrop,
     TrivialAugment,
 )
+from lsm.data.inputs import Inputs
 from lsm.data.transforms import operations, policies, windows
-from lsm.errors import DataError
+from lsm.errors import ConfigError, DataError
 
 
 def noise(height=7, width=6, channels=3):
@@ -129,6 +136,27 @@ def test_ragged_pictures_are_cut_from_their_own_pixels():
     assert [picture.shape for picture in jittered] == [(40, 30, 3), (20, 64, 3)]
 
 
+def test_evaluation_cuts_the_middle_of_whole_pictures(tmp_path):
+    ragged = np.empty(3, object)
+    ragged[:] = [noise(40, 30), noise(20, 64), noise(16, 16)]
+    crop = CenterCrop((8, 12), resize=16)
+    whole = ArrayDataset({"image": ragged, "label": np.arange(3)})
+    found = EvalBatches(whole, 2, np.array([1]), (crop,)).batch_at(0)
+    # 20 x 64 becomes 16 x 51, of which 8 x 12 are the middle: from round(4) and round(19.5).
+    resized = Image.fromarray(ragged[1]).resize((51, 16), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(found["image"], np.asarray(resized)[None, 4:12, 20:32])
+    assert found["label"] == [1] and found["weight"] == [1]
+    inputs = Inputs.of(whole, (crop,))
+    assert inputs.columns["image"].shape == (8, 12, 3) and inputs.kind("image") == "pictures"
+    Image.fromarray(ragged[1]).save(tmp_path / "1.png")
+    from_file, _ = inputs.read("image", str(tmp_path / "1.png"))
+    np.testing.assert_array_equal(from_file, found["image"])
+    with pytest.raises(DataError, match="CenterCrop: a picture of 20 x 64; 8 x 70 or more"):
+        CenterCrop((8, 70))({"image": ragged[1:2]}, np.random.default_rng(0))
+    with pytest.raises(ConfigError, match="Data.evaluate: RandomFlip draws random numbers"):
+        Data(Digits(), evaluate=(RandomFlip(),))
+
+
 def test_erasing_fills_one_window():
     image = np.full((200, 20, 30, 1), 9, np.uint8)
     filled = RandomErasing(0.5, (0.1, 0.2), value=3)({"image": image}, np.random.default_rng(0))
@@ -174,6 +202,9 @@ def test_operations_equal_torchvision_s():
             ours = operations.resized_crop(of, *box, (24, 16))
             peer = functional.resized_crop(of, *box, [24, 16])
             np.testing.assert_array_equal(ours, peer)
+        middle = functional.center_crop(functional.resize(of, 33), [31, 20])
+        ours = CenterCrop((31, 20), resize=33)._cropped(of)
+        np.testing.assert_array_equal(ours, middle)
     _compare_policies(torchvision.transforms.autoaugment, picture)
 
 

@@ -1,6 +1,6 @@
 """Augmentation of pictures on the host, drawn by (seed, step)."""
 
-from lsm.data.transforms.base import IMAGE, Places, Transform
+from lsm.data.transforms.base import IMAGE, Places, Transform, changed
 from lsm.data.transforms.colour import ColorJitter
 from lsm.data.transforms.geometry import (
     AlternatingFlip,
@@ -10,11 +10,12 @@ from lsm.data.transforms.geometry import (
     RandomScale,
 )
 from lsm.data.transforms.policies import RandAugment, TrivialAugment
-from lsm.data.transforms.windows import Cutout, RandomErasing, RandomResizedCrop
+from lsm.data.transforms.windows import CenterCrop, Cutout, RandomErasing, RandomResizedCrop
 
 __all__ = [
     "IMAGE",
     "AlternatingFlip",
+    "CenterCrop",
     "ColorJitter",
     "Cutout",
     "Places",
@@ -27,4 +28,5 @@ __all__ = [
     "RandomScale",
     "Transform",
     "TrivialAugment",
+    "changed",
 ]

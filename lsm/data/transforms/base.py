@@ -8,6 +8,7 @@ either: a transform may be told which examples the rows are, and of which epochs
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -50,3 +51,10 @@ class Transform(abc.ABC):
     def __call__(self, batch: Columns, rng: np.random.Generator) -> Columns:
         """Draws for the rows of `batch` and applies."""
         return self.apply(batch, self.draw(rng, len(next(iter(batch.values())))))
+
+
+def changed(batch: Columns, transforms: Sequence[Transform]) -> Columns:
+    """Returns the batch after transforms that draw no random numbers, in this order."""
+    for transform in transforms:
+        batch = transform.apply(batch, {})
+    return batch

@@ -156,6 +156,16 @@ def resized_crop(
     return window.resize(size[::-1], Image.Resampling.BILINEAR)
 
 
+def resized(picture: Picture, shorter: int) -> Picture:
+    """Returns the picture, its shorter side of so many pixels, bilinear with antialiasing."""
+    from PIL import Image
+
+    least = min(picture.size)
+    # The longer side rounded down, as torchvision does.
+    size = [shorter if side == least else shorter * side // least for side in picture.size]
+    return picture.resize(size, Image.Resampling.BILINEAR)
+
+
 def _affine(picture: Picture, *matrix: float) -> Picture:
     from PIL import Image
 

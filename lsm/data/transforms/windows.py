@@ -9,7 +9,7 @@ from lsm.data import images
 from lsm.data.dataset import Columns
 from lsm.data.transforms import operations
 from lsm.data.transforms.base import IMAGE, Transform
-from lsm.errors import ConfigError
+from lsm.errors import ConfigError, DataError
 
 _TRIES = 10  # drawn for each picture: the size of a picture is known when it is there
 
@@ -35,8 +35,7 @@ class RandomResizedCrop(Transform):
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def __post_init__(self):
-        if images.as_size(self.size, "RandomResizedCrop.size") is None:
-            raise ConfigError("RandomResizedCrop.size: None given; N or (height, width) is needed.")
+        _check_size(self)
         _check_ranges(self)
 
     def draw(self, rng: np.random.Generator, examples: int) -> Columns:
@@ -55,6 +54,47 @@ class RandomResizedCrop(Transform):
 
         cropped = operations.each(self, batch, cut, window_Bx4)
         return cropped | {IMAGE: np.array([*cropped[IMAGE]], np.uint8)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CenterCrop(Transform):
+    """Cuts the middle out of column `image`: draws nothing, so that `Data.evaluate` takes it.
+
+    Of uint8 with 1 or 3 channels, (B, H, W, C) or B pictures of different sizes.
+
+    Attributes:
+      size: of the result, N or (height, width).
+      resize: before, pictures are resized so that their shorter side has this many pixels, bilinear
+        with antialiasing; None leaves them as they are.
+    """
+
+    size: int | tuple[int, int] = 224
+    resize: int | None = None
+
+    def __post_init__(self):
+        _check_size(self)
+        require(self, resize="[1, inf)")
+
+    def draw(self, rng: np.random.Generator, examples: int) -> Columns:
+        """See `Transform.draw`."""
+        return {}
+
+    def apply(self, batch: Columns, drawn: Columns) -> Columns:
+        """See `Transform.apply`; raises DataError for pictures that are smaller than the crop."""
+        cropped = operations.each(self, batch, self._cropped)
+        return cropped | {IMAGE: np.array([*cropped[IMAGE]], np.uint8)}
+
+    def _cropped(self, picture: operations.Picture) -> operations.Picture:
+        if self.resize:
+            picture = operations.resized(picture, self.resize)
+        height, width = images.as_size(self.size, "CenterCrop.size")
+        if picture.height < height or picture.width < width:
+            raise DataError(
+                f"CenterCrop: a picture of {picture.height} x {picture.width}; {height} x {width} "
+                "or more is needed, or `resize`."
+            )
+        top, left = round((picture.height - height) / 2), round((picture.width - width) / 2)
+        return picture.crop((left, top, left + width, top + height))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +178,12 @@ class RandomErasing(Transform):
         ):
             image[row, top : top + height, left : left + width] = self.value
         return batch | {IMAGE: image}
+
+
+def _check_size(transform: RandomResizedCrop | CenterCrop) -> None:
+    field = f"{type(transform).__name__}.size"
+    if images.as_size(transform.size, field) is None:
+        raise ConfigError(f"{field}: None given; N or (height, width) is needed.")
 
 
 def _check_ranges(transform: RandomResizedCrop | RandomErasing) -> None:
