@@ -56,8 +56,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f" Did you mean {folded[close[0]]!r}?" if close else ""
 
 
-def listed(names: Iterable[str], most: int = 12) -> str:
+def listed(names: Iterable[str], most: int = 12, between: str = ", ") -> str:
     """Returns "a, b, c" for an error message, cut after `most` names."""
     names = list(names)
-    tail = f", ... ({len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(names[:most]) + tail
+    more = [f"... ({len(names) - most} more)"] if len(names) > most else []
+    return between.join(names[:most] + more)

@@ -206,5 +206,5 @@ def _of_task(workdir: pathlib.Path, given: Experiment | None) -> Experiment:
     saved = saved_config(workdir)
     changes = schema.differences({"task": saved.get("task")}, {"task": schema.to_json(given.task)})
     if changes:
-        raise ConfigError(f"{workdir} holds a run of another task: {'; '.join(changes)}.")
+        raise ConfigError(f"{workdir} holds a run of another task: {schema.told(changes)}.")
     return given
