@@ -18,6 +18,7 @@ from benchmarks import plans, results
 from launch import local, tpu_vm
 from launch.plan.__main__ import main as plan
 from lsm import command_line
+from lsm.command_line import waiting
 from lsm.data import prepare, tokenize
 from lsm.errors import ConfigError, DataError
 
@@ -328,7 +329,7 @@ def test_a_full_disk_behind_stdout_is_one_line(lines):
 
 def staged():
     log = logging.getLogger("staged")
-    with command_line.stages("staged") as say:
+    with waiting.stages("staged") as say:
         log.info("lower %s", "init")
         say("  1. a row [b]")
         log.info("compile")

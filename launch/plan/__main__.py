@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from launch import command
 from lsm import command_line
+from lsm.command_line import waiting
 from lsm.config import flags
 from lsm.errors import ConfigError
 
@@ -57,7 +58,7 @@ def _plan(argv: Sequence[str]) -> int:
 
     machine = topology.load(given.topology, given.slices)
     request = compiled.Request(experiment, given.config, overrides, given.data_dir, given.price)
-    with command_line.stages("launch.plan") as say:
+    with waiting.stages("launch.plan") as say:
         found = search.search(request, machine, say) if given.fit else None
         plan = found.best.plan if found else compiled.plan(request, machine)
     if found:

@@ -5,18 +5,16 @@ one, do not share a flag by its name. Its `main` returns the exit status.
 """
 
 import _thread
-import contextlib
 import errno
 import functools
 import itertools
-import logging
 import math
 import os
+import pathlib
 import re
 import sys
 import sysconfig
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -32,7 +30,7 @@ DEBUG = "show the whole traceback of an error, unfiltered"
 """What the flag `--debug` does, which `parse` and `status` know."""
 
 _FRAMES = 4  # that `report` shows, in two lines each
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_HERE = str(pathlib.Path(__file__).parents[1]) + os.sep
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
 _NEEDED = "must have a value other than None"
 """What absl says of a flag that is needed."""
@@ -151,41 +149,6 @@ def show(lines: Iterable[str]) -> None:
         print("\n".join(lines), flush=True)
     except BrokenPipeError:
         _close_stdout()
-
-
-@contextlib.contextmanager
-def stages(logger: str) -> Iterator[Callable[[str], None]]:
-    """Tells on stderr, with the time, each stage that `logger` names as it begins.
-
-    In a terminal that is one line, rewritten, with the time since the stage began; elsewhere a line
-    each, behind the seconds since the first. Yields what prints a line that stays.
-    """
-    from rich import console, progress
-
-    screen = console.Console(stderr=True)
-    rewritten = sys.stderr.isatty() and screen.is_interactive
-    say = functools.partial(screen.print, markup=False, highlight=False, soft_wrap=True)
-    columns = progress.TextColumn("{task.description}", markup=False), progress.TimeElapsedColumn()
-    # A thread draws it: a compiler comes back after minutes.
-    options = {"console": screen, "refresh_per_second": 2, "transient": True}
-    bar = progress.Progress(*columns, disable=not rewritten, **options)
-    task, begun = bar.add_task("starting", total=None), time.monotonic()
-
-    def tell(record: logging.LogRecord) -> None:
-        if rewritten:
-            bar.reset(task, description=record.getMessage())
-        else:
-            say(f"{time.monotonic() - begun:7.1f} s  {record.getMessage()}")
-
-    told, handler = logging.getLogger(logger), logging.Handler()
-    handler.emit = tell
-    told.setLevel(logging.INFO)
-    told.addHandler(handler)
-    try:
-        with bar:
-            yield say
-    finally:
-        told.removeHandler(handler)
 
 
 def parse(
