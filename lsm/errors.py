@@ -5,8 +5,9 @@ subclass of `LsmError`. `lsm.command_line` prints it as one line, with exit stat
 user catches it. Anything else that escapes is a bug in lsm and keeps its traceback.
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class LsmError(Exception):
@@ -39,6 +40,25 @@ class TrainingError(LsmError):
 
 class ProcessError(LsmError):
     """Processes that work together cannot find each other, or do not agree."""
+
+
+_CALLED = "raised in "
+
+
+@contextlib.contextmanager
+def calling(field: str) -> Iterator[None]:
+    """Notes on what is raised within that it comes of what a field of the config holds."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"{_CALLED}{field}")
+        raise
+
+
+def called(error: BaseException) -> str | None:
+    """Returns the field that `calling` has noted, the innermost; None without."""
+    notes = getattr(error, "__notes__", ())
+    return next((n.removeprefix(_CALLED) for n in notes if n.startswith(_CALLED)), None)
 
 
 def shortened(text: str, most: int = 80) -> str:

@@ -11,6 +11,9 @@ import subprocess
 import sys
 import time
 
+import flax.linen as nn
+import jax
+import numpy as np
 import pytest
 from absl import flags
 
@@ -21,6 +24,7 @@ from lsm import command_line
 from lsm.command_line import waiting
 from lsm.data import prepare, tokenize
 from lsm.errors import ConfigError, DataError
+from lsm.tasks import Function
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -171,6 +175,22 @@ def test_a_bug_of_lsm_is_owned(capsys):
     assert lines[-1] == (
         "No code of yours is in it: it looks like a bug of lsm. --debug shows everything."
     )
+
+
+def test_a_bug_of_a_library_in_a_field_is_told_of_the_field(capsys):
+    """A loss of Optax, a model of Flax: there is no line of the user's, and lsm is not wrong."""
+    names, file = {}, "/lib/site-packages/theirs/losses.py"
+    exec(compile("def loss(outputs, batch):\n    return outputs[9]", file, "exec"), names)
+    task = Function(nn.MultiHeadDotProductAttention(num_heads=2), names["loss"])
+    rows = {"x": np.ones((2, 3, 7), np.float32)}
+    for act, first, field in (
+        (functools.partial(task.metrics, {}, rows, True, 0), f"  {file}:2, in loss", "loss_fn"),
+        (functools.partial(task.init, jax.random.key(0), rows), "flax/linen/attention.py", "model"),
+    ):
+        assert command_line.status(act, "", debugging(False)) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert first in lines[1] and "lsm/tasks" not in str(lines)
+        assert lines[-1] == f"It is raised in task.{field} of the config. --debug shows everything."
 
 
 def test_debug_raises_any_error_as_it_is(capsys):
