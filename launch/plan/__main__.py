@@ -53,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _plan(argv: Sequence[str]) -> int:
     rest, overrides = flags.split_overrides(argv)
     given = command.parse(Flags, rest, __doc__, flags.ADVICE)
-    experiment = flags.load(given.config, overrides)
     from launch.plan import compiled, html, search, text, topology
 
+    topology.trace_on_cpu()
+    experiment = flags.load(given.config, overrides)
     machine = topology.load(given.topology, given.slices)
     request = compiled.Request(experiment, given.config, overrides, given.data_dir, given.price)
     with waiting.stages("launch.plan") as say:

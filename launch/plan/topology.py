@@ -88,8 +88,7 @@ def load(name: str, slices: int = 1) -> Topology:
             "--topology: libtpu, which holds the TPU's compiler, is not installed: "
             "pip install 'lsm[plan]' (Linux; no TPU is needed)."
         ) from error
-    with contextlib.suppress(RuntimeError):  # there are devices already
-        jax.config.update("jax_platforms", "cpu")  # constants of the trace are made here
+    trace_on_cpu()
     if chip.clock:
         tpus = _tpus(name, slices, chip)
         return Topology(name, slices, chip, tpus, tpus, "tpu", available(tpus[0], chip), versions)
@@ -100,6 +99,12 @@ def load(name: str, slices: int = 1) -> Topology:
         raise ConfigError(f"{_SHARE}: {share!r} given; a number such as 0.75 is needed.")
     room = min(int(chip.memory * float(share)), available(tpus[0], _CHIPS[STAND_IN]))
     return Topology(name, 1, chip, gpus, tpus, "cuda", room, versions)
+
+
+def trace_on_cpu() -> None:
+    """Has the constants of a trace made on the CPU, and those of a config, if it comes first."""
+    with contextlib.suppress(RuntimeError):  # there are devices already
+        jax.config.update("jax_platforms", "cpu")
 
 
 def _stand_ins(count: int) -> tuple[jax.Device, ...]:

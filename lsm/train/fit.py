@@ -29,7 +29,7 @@ from lsm.train.progress import Progress
 from lsm.train.start import begin
 from lsm.train.state import TrainState
 from lsm.train.throughput import Throughput
-from lsm.train.trainer import Trainer, keep_compiled
+from lsm.train.trainer import Trainer, prepare_jax
 from lsm.train.waiting import CompileTimes, telling
 from lsm.train.workdir import claimed, finished, write_records
 from lsm.writers import RunInfo, Writers, read_metrics
@@ -79,7 +79,7 @@ def fit(
     if data_dir is not None:
         data_dir = expanded(data_dir, "--data_dir").absolute()
     origin = dataclasses.replace(origin or Origin(), data_dir=data_dir and str(data_dir))
-    keep_compiled()
+    prepare_jax()
     keep_memory()
     with ExitStack() as opened:
         with clock("startup"):

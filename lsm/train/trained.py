@@ -22,7 +22,7 @@ from lsm.params import flat, nested
 from lsm.run.weights import open_run
 from lsm.tasks import Batch, ModelState, Params
 from lsm.train.program import make_predict, shardings_of
-from lsm.train.trainer import keep_compiled
+from lsm.train.trainer import prepare_jax
 from lsm.train.workdir import INPUTS, inputs_of
 
 
@@ -179,7 +179,7 @@ def load(
       ConfigError: the experiment cannot be rebuilt.
       MeshError: the mesh does not fit the devices.
     """
-    keep_compiled()
+    prepare_jax()
     folder = expanded(workdir, "--workdir")
     experiment = _of_task(folder, experiment)
     devices = jax.devices() if devices is None else devices
