@@ -17,6 +17,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from lsm.cost import CHIPS, Chip
+from lsm.cpu.libtpu import heed_again
 from lsm.errors import ConfigError, LsmError, nearest
 from lsm.files import silent_stderr
 
@@ -118,6 +119,7 @@ def _stand_ins(count: int) -> tuple[jax.Device, ...]:
 
 def _tpus(name: str, slices: int, chip: Chip) -> tuple[jax.Device, ...]:
     options = _OPTIONS.get(chip.name, {}) | ({"num_slices": slices} if slices > 1 else {})
+    heed_again()
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # do not ask the cloud which machine this is
     os.environ["TPU_LOG_DIR"] = "disabled"  # else it leaves files in /tmp
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU is taken, so none need be locked
