@@ -20,7 +20,7 @@ from absl import flags
 from benchmarks import plans, results
 from launch import local, tpu_vm
 from launch.plan.__main__ import main as plan
-from lsm import command_line
+from lsm import cli, command_line
 from lsm.command_line import waiting
 from lsm.data import prepare, tokenize
 from lsm.errors import ConfigError, DataError
@@ -408,6 +408,16 @@ def test_the_verbs_have_their_own_help(capsys):
     with pytest.raises(SystemExit):
         tpu_vm.main(["logs", "--help"])
     assert "--worker: int = 0\n    host of the slice; 0 tells most.\n" in capsys.readouterr().out
+
+
+def test_without_a_config_those_nearby_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^--config is needed: .* such as .*digits/cnn\.py\.$"):
+        cli._no_config(None)
+    (tmp_path / "mine.py").write_text("def get_config(arg=None): ...")
+    (tmp_path / "other.py").write_text("x = 1")
+    with pytest.raises(ConfigError, match=r", as w holds no run: .* such as mine\.py\.$"):
+        cli._no_config(pathlib.Path("w"))
 
 
 EXPERIMENT = '''"""An experiment with a flag of its own."""
