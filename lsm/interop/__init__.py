@@ -2,6 +2,7 @@
 
 from lsm.interop.names import Names, Source, Torch, by_key_head, transposed
 from lsm.interop.tensors import Tensors, open_tensors
+from lsm.interop.vision import timm_convnext, torchvision_convnext, torchvision_resnet
 
 __all__ = [
     "Names",
@@ -10,5 +11,8 @@ __all__ = [
     "Torch",
     "by_key_head",
     "open_tensors",
+    "timm_convnext",
+    "torchvision_convnext",
+    "torchvision_resnet",
     "transposed",
 ]
