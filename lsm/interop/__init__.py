@@ -1,8 +1,8 @@
 """Files of other libraries: safetensors, and how these call and lay out the arrays of a model."""
 
+from lsm.interop.convnets import timm_convnext, torchvision_convnext, torchvision_resnet
 from lsm.interop.names import Names, Source, Torch, by_key_head, transposed
 from lsm.interop.tensors import Tensors, open_tensors
-from lsm.interop.vision import timm_convnext, torchvision_convnext, torchvision_resnet
 
 __all__ = [
     "Names",
