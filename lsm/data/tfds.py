@@ -159,10 +159,14 @@ class _Records(Dataset):
 
     @property
     def classes(self) -> tuple[str, ...] | None:
+        return next(iter(self.names.values()), None)
+
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
         import tensorflow_datasets as tfds
 
-        labels = [f for f in self.features.values() if isinstance(f, tfds.features.ClassLabel)]
-        return tuple(labels[0].names) if labels and labels[0].num_classes else None
+        labels = {n: f for n, f in self.features.items() if isinstance(f, tfds.features.ClassLabel)}
+        return {name: tuple(label.names) for name, label in labels.items() if label.num_classes}
 
     @property
     def identity(self) -> dict[str, Any]:
