@@ -5,9 +5,11 @@ A Transformer is arranged from the parts in `lsm.models.transformer`; see docs/m
 
 from lsm.models.attention import Cache, Mask, attend
 from lsm.models.cnn import CNN
+from lsm.models.convnext import ConvNeXt
 from lsm.models.gpt import GPT
 from lsm.models.mlp import MLP
 from lsm.models.pipeline import run_layers
+from lsm.models.resnet import ResNet, WideResNet
 from lsm.models.stack import Stack
 from lsm.models.transformer import Attention, Block, CrossAttention, Mlp, Transformer
 
@@ -18,11 +20,14 @@ __all__ = [
     "Attention",
     "Block",
     "Cache",
+    "ConvNeXt",
     "CrossAttention",
     "Mask",
     "Mlp",
+    "ResNet",
     "Stack",
     "Transformer",
+    "WideResNet",
     "attend",
     "run_layers",
 ]
