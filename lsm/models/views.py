@@ -18,10 +18,12 @@ class Views(nn.Module):
     Attributes:
       model: maps pictures (B, H, W, C) to logits (B, K).
       shift: pixels.
+      mirror: whether the mirror image is a view; of digits it is none.
     """
 
     model: nn.Module
     shift: int = 1
+    mirror: bool = True
 
     def __post_init__(self):
         require_sizes(self, "shift")
@@ -47,10 +49,11 @@ class Views(nn.Module):
             return self.model(x_BxHxWxC, train=True)
         (_, h, w, _), s = x_BxHxWxC.shape, 2 * self.shift
         padded = jnp.pad(x_BxHxWxC, ((0, 0), *[(self.shift,) * 2] * 2, (0, 0)), "reflect")
-        shifted = self._both(padded[:, :h, :w]) + self._both(padded[:, s:, s:])
-        return self._both(x_BxHxWxC) / 2 + shifted / 4
+        shifted = self._seen(padded[:, :h, :w]) + self._seen(padded[:, s:, s:])
+        return self._seen(x_BxHxWxC) / 2 + shifted / 4
 
-    def _both(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        return (
-            self.model(x_BxHxWxC, train=False) + self.model(x_BxHxWxC[:, :, ::-1], train=False)
-        ) / 2
+    def _seen(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        logits_BxK = self.model(x_BxHxWxC, train=False)
+        if not self.mirror:
+            return logits_BxK
+        return (logits_BxK + self.model(x_BxHxWxC[:, :, ::-1], train=False)) / 2

@@ -14,14 +14,22 @@ from lsm.tasks import Classification
 BATCH = 2000
 
 
-def get_config(arg=None):
-    # The original's rates are of a loss that is summed over the batch; here it is the mean.
+def make_optimizer(batch_size, whiten="3 epochs"):
+    """Returns Muon for the convolutions and momentum for the rest, all rates falling to 0.
+
+    The original's rates are of a loss that is summed over the batch; here it is the mean.
+
+    Args:
+      batch_size: examples in a batch.
+      whiten: how long the biases of the whitening are trained.
+    """
+
     def momentum(rate, over=None):
         return Momentum(
-            learning_rate=rate * BATCH,
+            learning_rate=rate * batch_size,
             momentum=0.85,
             nesterov=True,
-            # Of everything; it counts with the rate, and is the same for all.
+            # It acts by learning rate times decay: by as much on all.
             weight_decay=2e-6 / rate,
             decay=".*",
             schedule=Linear(over=over),
@@ -29,12 +37,21 @@ def get_config(arg=None):
 
     convolutions = Muon(
         learning_rate=0.24,
-        beta=0.6,
+        beta=0.6,  # Optax corrects the bias of its first steps, which the original does not
         iterations=3,
         rms=None,
         normalised=True,
         schedule=Linear(),
     )
+    return Partition(
+        ("^conv_", convolutions),
+        ("^whiten/bias", momentum(0.053, over=whiten)),
+        ("^norm_", momentum(0.053)),
+        ("^head/", momentum(0.67)),
+    )
+
+
+def get_config(arg=None):
     return Experiment(
         name="cifar_airbench",
         task=Classification(
@@ -49,12 +66,7 @@ def get_config(arg=None):
             test="test",
             augment=(RandomCrop(padding=2, reflect=True), RandomFlip()),
         ),
-        optimizer=Partition(
-            ("^conv_", convolutions),
-            ("^whiten/bias", momentum(0.053, over="3 epochs")),
-            ("^norm_", momentum(0.053)),
-            ("^head/", momentum(0.67)),
-        ),
+        optimizer=make_optimizer(BATCH),
         train=Train(epochs=8, batch_size=BATCH),
         start=PatchWhitening("constants/whiten/kernel"),
         # Nothing is chosen by it, and six views of the test split take as long as half an epoch.
