@@ -6,7 +6,7 @@
 from experiments.configs.cifar.airbench import make_optimizer
 from lsm import Data, Evaluation, Experiment, Train
 from lsm.config import PatchWhitening
-from lsm.data import RandomCrop, RandomRotation, RandomScale, Tfds
+from lsm.data import RandomCrop, RandomRotate, RandomScale, Tfds
 from lsm.models import Airbench, Views
 from lsm.tasks import Classification
 
@@ -24,7 +24,7 @@ def get_config(arg=None):
             source=Tfds("mnist"),
             train="train",
             test="test",
-            augment=(RandomRotation(10), RandomScale(0.9, 1.1), RandomCrop(padding=2)),
+            augment=(RandomRotate(10), RandomScale(0.9, 1.1), RandomCrop(padding=2)),
         ),
         optimizer=make_optimizer(1000),
         train=Train(epochs=12, batch_size=1000),
