@@ -154,7 +154,9 @@ def _first_state(
     step = processes.share("the start", checkpoints.latest())
     if step is None:
         with clock("compile"):
-            state = jax.block_until_ready(begin(trainer.program, trainer.experiment.start))
+            experiment, dataset = trainer.experiment, trainer.train.dataset
+            state = begin(trainer.program, experiment.start, experiment.task, dataset)
+            state = jax.block_until_ready(state)
         progress = Progress()
     else:
         with clock("restore"):
