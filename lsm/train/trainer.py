@@ -12,7 +12,17 @@ import numpy as np
 
 from lsm import processes
 from lsm.config import Experiment, schema
-from lsm.data import Columns, Dataset, EvalBatches, Shuffled, TrainBatches, cache, doubts
+from lsm.cpu.libtpu import ignore_without_tpu
+from lsm.data import (
+    ArrayDataset,
+    Columns,
+    Dataset,
+    EvalBatches,
+    Shuffled,
+    TrainBatches,
+    cache,
+    doubts,
+)
 from lsm.data.inputs import Inputs
 from lsm.data.transforms import changed
 from lsm.durations import Horizon
@@ -200,24 +210,29 @@ def abstract_batch(
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], Horizon]:
     """Returns the shapes of a training batch, and the run's length.
 
-    The data itself is opened only where the length is in epochs, where augmentations may change
-    shapes, where examples are not simply shuffled, or where the source knows its shapes no other
-    way.
+    The data itself is opened only where the length is in epochs, where examples are not simply
+    shuffled, or where the source knows its shapes no other way.
 
     Raises:
       DataError: the data is needed and is not there, or has no one shape.
     """
     data, train = experiment.data, experiment.train
-    if train.epochs is None and not data.augment and data.sampling == Shuffled():
-        spec: Mapping = data.source.spec(data.train, data_dir)
+    known: Mapping = {}
+    if train.epochs is None and data.sampling == Shuffled():
+        known = data.source.spec(data.train, data_dir)
+    ragged = any(one.dtype == object for one in known.values())
+    if known and not (ragged and data.augment):
+        # One example, of zeros, for augmentations to change the shapes of.
+        zeros = {name: np.zeros((1, *one.shape), one.dtype) for name, one in known.items()}
+        opened: Dataset = ArrayDataset(zeros)
         examples = train.examples or train.steps * train.batch_size  # an epoch: not known
     else:
         opened = data.source.open(data.train, data_dir)
-        sample = TrainBatches(
-            opened, train.batch_size, train.seed, data.augment, np.arange(1), data.sampling
-        ).batch_at(0)
-        spec = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in sample.items()}
         examples = len(opened)
+    sample = TrainBatches(
+        opened, train.batch_size, train.seed, data.augment, np.arange(1), data.sampling
+    ).batch_at(0)
+    spec = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in sample.items()}
     _check_shapes(spec)
     experiment.task.check({name: np.zeros((1, *x.shape), x.dtype) for name, x in spec.items()})
     shapes = {
@@ -237,12 +252,15 @@ def _check_shapes(spec: Mapping[str, jax.ShapeDtypeStruct]) -> None:
             )
 
 
-def keep_compiled() -> None:
-    """Turns the persistent compilation cache on, where the user has not placed it elsewhere.
+def prepare_jax() -> None:
+    """Sees to JAX before a device is touched: no libtpu without a TPU, and a cache of programs.
+
+    The cache is the persistent one, where the user has not placed it elsewhere.
 
     XLA cannot write every CPU program to it (see `lsm.cpu.compiler_options`); JAX would warn of
     each, at every start.
     """
+    ignore_without_tpu()
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache.root() / "compiled"))
