@@ -6,7 +6,7 @@ python -m experiments.mnist --config=experiments/configs/mnist/fashion.py --work
 from experiments.configs.cifar.airbench import make_optimizer
 from lsm import Data, Evaluation, Experiment, Train
 from lsm.config import PatchWhitening
-from lsm.data import RandomCrop, RandomFlip, Tfds
+from lsm.data import AlternatingFlip, RandomCrop, Tfds
 from lsm.models import Airbench, Views
 from lsm.tasks import Classification
 
@@ -24,7 +24,7 @@ def get_config(arg=None):
             source=Tfds("fashion_mnist"),
             train="train",
             test="test",
-            augment=(RandomCrop(padding=2), RandomFlip()),
+            augment=(AlternatingFlip(), RandomCrop(padding=2)),
         ),
         optimizer=make_optimizer(1000),
         train=Train(epochs=15, batch_size=1000),
