@@ -14,6 +14,7 @@ from lsm.data import Data
 from lsm.durations import LONGEST, Duration, Horizon
 from lsm.errors import ConfigError
 from lsm.evaluate import Metric
+from lsm.interop import Names
 from lsm.mesh import Mesh
 from lsm.optim import Optimizer, as_optimizer
 from lsm.tasks import MeanGradient, Task
@@ -188,12 +189,15 @@ class Start:
         name there.
       fresh: pattern of arrays here that are drawn as without a start, such as a new head; None is
         none of them.
+      names: how the arrays of safetensors from elsewhere are called and laid out, such as
+        `lsm.interop.Torch()`; None is as here. Paths that it is asked for are renamed before.
     """
 
     path: str
     take: str = ".*"
     rename: tuple[tuple[str, str], ...] = ()
     fresh: str | None = None
+    names: Names | None = None
 
     def __post_init__(self):
         require_pattern(self, "take", *(["fresh"] if self.fresh is not None else []))
