@@ -6,10 +6,12 @@ A Transformer is arranged from the parts in `lsm.models.transformer`; see docs/m
 from lsm.models.attention import Cache, Mask, attend
 from lsm.models.cnn import CNN
 from lsm.models.gpt import GPT
+from lsm.models.mixer import Mixer
 from lsm.models.mlp import MLP
 from lsm.models.pipeline import run_layers
 from lsm.models.stack import Stack
 from lsm.models.transformer import Attention, Block, CrossAttention, Mlp, Transformer
+from lsm.models.vit import Convolutions, ViT
 
 __all__ = [
     "CNN",
@@ -18,11 +20,14 @@ __all__ = [
     "Attention",
     "Block",
     "Cache",
+    "Convolutions",
     "CrossAttention",
     "Mask",
+    "Mixer",
     "Mlp",
     "Stack",
     "Transformer",
+    "ViT",
     "attend",
     "run_layers",
 ]
