@@ -207,7 +207,13 @@ def cct_2(**changes: Any) -> ViT:
 
 def cct_7(**changes: Any) -> ViT:
     """CCT-7/3x1 for CIFAR-10, of 3.76 M parameters."""
-    settings = {"layers": 7, "heads": 4, "width": 256, "hidden": 512, "stem": Convolutions(count=1)}
+    settings = {
+        "layers": 7,
+        "heads": 4,
+        "width": 256,
+        "hidden": 512,
+        "stem": Convolutions(widths=()),
+    }
     return cct_2(**settings | changes)
 
 

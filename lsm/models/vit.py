@@ -23,17 +23,17 @@ class Convolutions:
     """A stem of [convolution, ReLU, 3x3 max-pool of stride 2] (CCT, arXiv:2104.05704).
 
     Attributes:
-      count: how many of them; CCT-7/3x2 has 2.
+      widths: channels of all but the last, which has the Transformer's width: () in CCT-7/3x1.
       kernel: side of the kernels, odd; the stride is 1, and from 7 on kernel // 2 - 1.
-      width: channels of all but the last, which has the Transformer's width.
+      batch_norm: normalise after every convolution (arXiv:2106.14881); CCT does not.
     """
 
-    count: int = 2
+    widths: tuple[int, ...] = (64,)
     kernel: int = 3
-    width: int = 64
+    batch_norm: bool = False
 
     def __post_init__(self):
-        require_sizes(self, "count", "kernel", "width")
+        require_sizes(self, "widths", "kernel")
         if self.kernel % 2 == 0:
             raise ConfigError(f"Convolutions.kernel: {self.kernel} given; an odd number is needed.")
 
@@ -84,7 +84,7 @@ class ViT(nn.Module):
           ConfigError: patches do not divide the picture.
         """
         config = self.transformer
-        x_BxTxD = self._tokens(x_BxHxWxC)
+        x_BxTxD = self._tokens(x_BxHxWxC, train)
         x_BxTxD = nn.Dropout(config.dropout, deterministic=not train)(x_BxTxD)
         blocks = stack.Stack(config)
         nn.share_scope(self, blocks)  # so that its parameters are at "blocks"
@@ -96,10 +96,10 @@ class ViT(nn.Module):
             x_BxTxD = config.normalise("norm_f")(x_BxTxD)
         return self._dense(self.outputs, "head")(self._pooled(x_BxTxD))
 
-    def _tokens(self, x_BxHxWxC: jax.Array) -> jax.Array:
+    def _tokens(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
         """The embedded picture (B, T, D), with what stands before it, and positions."""
         dtype = self.transformer.dtype
-        x_BxHxWxD = self._embedded(x_BxHxWxC.astype(dtype))
+        x_BxHxWxD = self._embedded(x_BxHxWxC.astype(dtype), train)
         b, h, w, d = x_BxHxWxD.shape
         x_BxTxD = x_BxHxWxD.reshape(b, h * w, d)
         before = self.pooling == "cls"
@@ -115,17 +115,20 @@ class ViT(nn.Module):
         # The barrier is for the gradient on a CPU, as in GPT.
         return jax.lax.optimization_barrier(x_BxTxD + jnp.asarray(at_TxD, dtype))
 
-    def _embedded(self, x_BxHxWxC: jax.Array) -> jax.Array:
+    def _embedded(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
         config, stem = self.transformer, self.stem
         if isinstance(stem, Convolutions):
             options = {"use_bias": False, "dtype": config.dtype, "kernel_init": HE}
             stride, edge = max(stem.kernel // 2 - 1, 1), stem.kernel // 2
-            for layer in range(1, stem.count + 1):
-                width = config.width if layer == stem.count else stem.width
-                square, pads = (stem.kernel, stem.kernel), [(edge, edge)] * 2
+            square, pads = (stem.kernel, stem.kernel), [(edge, edge)] * 2
+            for layer, width in enumerate((*stem.widths, config.width), 1):
                 conv = nn.Conv(width, square, stride, pads, name=f"conv_{layer}", **options)
+                x_BxHxWxC = max_pool_3x3(conv(x_BxHxWxC))
+                if stem.batch_norm:
+                    norm = {"momentum": 0.9, "dtype": config.dtype, "name": f"norm_{layer}"}
+                    x_BxHxWxC = nn.BatchNorm(not train, **norm)(x_BxHxWxC)
                 # ReLU never falls: after pooling it is the same, on a quarter of the values.
-                x_BxHxWxC = nn.relu(max_pool_3x3(conv(x_BxHxWxC)))
+                x_BxHxWxC = nn.relu(x_BxHxWxC)
             return x_BxHxWxC
         _, h, w, _ = x_BxHxWxC.shape
         if h % stem or w % stem:
