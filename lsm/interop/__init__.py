@@ -1,5 +1,6 @@
 """Files of other libraries: safetensors, and how these call and lay out the arrays of a model."""
 
+from lsm.interop.convnets import timm_convnext, torchvision_convnext, torchvision_resnet
 from lsm.interop.names import Names, Source, Torch, by_key_head, transposed
 from lsm.interop.tensors import Tensors, open_tensors
 from lsm.interop.timm import TimmViT, timm_mixer
@@ -12,6 +13,9 @@ __all__ = [
     "Torch",
     "by_key_head",
     "open_tensors",
+    "timm_convnext",
     "timm_mixer",
+    "torchvision_convnext",
+    "torchvision_resnet",
     "transposed",
 ]

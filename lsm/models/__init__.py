@@ -5,10 +5,12 @@ A Transformer is arranged from the parts in `lsm.models.transformer`; see docs/m
 
 from lsm.models.attention import Cache, Mask, attend
 from lsm.models.cnn import CNN
+from lsm.models.convnext import ConvNeXt
 from lsm.models.gpt import GPT
 from lsm.models.mixer import Mixer
 from lsm.models.mlp import MLP
 from lsm.models.pipeline import run_layers
+from lsm.models.resnet import ResNet, WideResNet
 from lsm.models.stack import Stack
 from lsm.models.transformer import Attention, Block, CrossAttention, Mlp, Transformer
 from lsm.models.vit import Convolutions, ViT
@@ -20,14 +22,17 @@ __all__ = [
     "Attention",
     "Block",
     "Cache",
+    "ConvNeXt",
     "Convolutions",
     "CrossAttention",
     "Mask",
     "Mixer",
     "Mlp",
+    "ResNet",
     "Stack",
     "Transformer",
     "ViT",
+    "WideResNet",
     "attend",
     "run_layers",
 ]

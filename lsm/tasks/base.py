@@ -228,7 +228,8 @@ class Task(abc.ABC):
 
         Args:
           predictions: what `predict` gave, on the host.
-          names: of the classes or tokens, in order.
+          names: of the classes or tokens, in order; where several columns have names, those of the
+            column that the task's field `label` says.
         """
         del predictions, names
         return {}

@@ -126,6 +126,8 @@ def _check_and_compile(
         done = pool.submit(compiled)
         for split in ("train", *trainer.evaluation):
             trainer.check_examples(split)
+        if processes.is_first():
+            trainer.say_doubts()
         with clock("compile"), telling("compiling", str(times)):
             wait([done])
 

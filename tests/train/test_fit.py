@@ -231,7 +231,9 @@ def test_a_column_that_no_device_holds_is_named(tmp_path):
     data = arrays()
     columns = {**data.source.train, "name": np.array(["a"] * 256, object)}
     config = experiment(data=Data(Arrays(columns)), task=Classification(model=MLP(outputs=2)))
-    with pytest.raises(DataError, match="column 'name' has no one shape; .* data.source.columns"):
+    with pytest.raises(
+        DataError, match="'name' is text: example 0 holds 'a'; .* data.source.columns"
+    ):
         lsm.fit(config, tmp_path)
 
 
@@ -251,12 +253,14 @@ def arrays(bad=(), rows=256):
     return Data(source=Arrays(train=columns), train="train", test=None)
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path, caplog):
     config = experiment(data=arrays(bad=[7]), task=Classification(model=MLP(outputs=2)))
     with pytest.raises(TrainingError) as caught:
         lsm.fit(config, tmp_path)
     message = str(caught.value)
-    assert "its batch is not finite in image" in message and "train.skip_nonfinite" in message
+    assert "its batch is not finite in image; mend the data, or set train.skip_n" in message
+    said = "data.train: column 'image' is not finite in 1 of 256 examples, the first is example 7."
+    assert said in caplog.text
     step = int(message.removeprefix("step ").split(":")[0])
     batches = lsm.data.TrainBatches(arrays(bad=[7]).source.open("train", None), 64, seed=0)
     assert [np.isnan(batches.batch_at(i)["image"]).any() for i in range(step)] == [False] * (step - 1) + [True]  # fmt: skip
