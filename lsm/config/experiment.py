@@ -10,6 +10,7 @@ from typing import Literal
 
 from lsm.checks import LARGEST, require, require_duration, require_pattern, require_regex
 from lsm.config.callbacks import Callback
+from lsm.config.computed import Computed
 from lsm.data import Data
 from lsm.durations import LONGEST, Duration, Horizon
 from lsm.errors import ConfigError
@@ -231,7 +232,8 @@ class Experiment:
       optimizer: how: an optimiser with its schedule; a transform of Optax is taken for
         `lsm.optim.Raw` of it.
       train: how long.
-      start: where the first parameters come from; None draws them all.
+      start: where the first parameters come from: of another run or a file, or computed from the
+        training data; None draws them all.
       evaluation: how often it is measured.
       checkpoint: how often it is saved.
       mesh: how it is spread over devices.
@@ -244,7 +246,7 @@ class Experiment:
     data: Data
     optimizer: Optimizer
     train: Train
-    start: Start | None = None
+    start: Start | Computed | None = None
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     mesh: Mesh = dataclasses.field(default=Mesh(), metadata=COSMETIC)

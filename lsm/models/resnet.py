@@ -10,6 +10,7 @@ from lsm.checks import require, require_sizes
 from lsm.cpu import max_pool_3x3
 from lsm.errors import ConfigError
 from lsm.mesh import Fsdp, Layout, Rule
+from lsm.models.batch_norm import BatchNorm
 from lsm.models.initializers import Gaussian, Scaled
 from lsm.models.layers import Dtype, Initializer
 
@@ -41,14 +42,9 @@ def _conv(model: Any, width: int, kernel: int, stride: int, name: str) -> nn.Con
     )
 
 
-def _norm(model: Any, train: bool, name: str, scale: float = 1.0) -> nn.BatchNorm:
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,  # of the old mean, as in PyTorch, which calls it 0.1
-        dtype=model.dtype,
-        scale_init=nn.initializers.constant(scale),
-        name=name,
-    )
+def _norm(model: Any, name: str, scale: float = 1.0) -> BatchNorm:
+    scale_init = nn.initializers.constant(scale)
+    return BatchNorm(scale_init=scale_init, dtype=model.dtype, name=name)
 
 
 def _head(model: Any, x_BxHxWxC: jax.Array) -> jax.Array:
@@ -82,7 +78,7 @@ class _Block(nn.Module):
             last = number == len(convs)
             scale = 0.0 if last and self.zero_init else 1.0
             y_BxHxWxC = _conv(self, *conv, name=f"conv_{number}")(y_BxHxWxC)
-            y_BxHxWxC = _norm(self, train, f"norm_{number}", scale)(y_BxHxWxC)
+            y_BxHxWxC = _norm(self, f"norm_{number}", scale)(y_BxHxWxC, train)
             y_BxHxWxC = y_BxHxWxC if last else nn.relu(y_BxHxWxC)
         return nn.relu(self._shortcut(x_BxHxWxC, y_BxHxWxC.shape[-1], train) + y_BxHxWxC)
 
@@ -94,7 +90,7 @@ class _Block(nn.Module):
             small_BxHxWxC = x_BxHxWxC[:, :: self.stride, :: self.stride]
             return jnp.pad(small_BxHxWxC, ((0, 0), (0, 0), (0, 0), (0, more)))
         x_BxHxWxC = _conv(self, width, 1, self.stride, "shortcut")(x_BxHxWxC)
-        return _norm(self, train, "shortcut_norm")(x_BxHxWxC)
+        return _norm(self, "shortcut_norm")(x_BxHxWxC, train)
 
 
 class ResNet(nn.Module):
@@ -136,7 +132,7 @@ class ResNet(nn.Module):
         """Maps (B, H, W, C) to logits (B, outputs)."""
         kernel, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
         x_BxHxWxC = _conv(self, self.width, kernel, stride, "conv")(x_BxHxWxC)
-        x_BxHxWxC = nn.relu(_norm(self, train, "norm")(x_BxHxWxC))
+        x_BxHxWxC = nn.relu(_norm(self, "norm")(x_BxHxWxC, train))
         if self.stem == "imagenet":
             x_BxHxWxC = max_pool_3x3(x_BxHxWxC)
         for stage, depth in enumerate(self.depths, 1):
@@ -204,11 +200,11 @@ class _WideBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
-        y_BxHxWxC = nn.relu(_norm(self, train, "norm_1")(x_BxHxWxC))
+        y_BxHxWxC = nn.relu(_norm(self, "norm_1")(x_BxHxWxC, train))
         if self.stride != 1 or x_BxHxWxC.shape[-1] != self.width:
             x_BxHxWxC = _conv(self, self.width, 1, self.stride, "shortcut")(y_BxHxWxC)
         y_BxHxWxC = _conv(self, self.width, 3, self.stride, "conv_1")(y_BxHxWxC)
-        y_BxHxWxC = nn.relu(_norm(self, train, "norm_2")(y_BxHxWxC))
+        y_BxHxWxC = nn.relu(_norm(self, "norm_2")(y_BxHxWxC, train))
         y_BxHxWxC = nn.Dropout(self.dropout, deterministic=not train)(y_BxHxWxC)
         return x_BxHxWxC + _conv(self, self.width, 3, 1, "conv_2")(y_BxHxWxC)
 
@@ -259,4 +255,4 @@ class WideResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"stage_{stage}_block_{block}",
                 )(x_BxHxWxC, train)
-        return _head(self, nn.relu(_norm(self, train, "norm")(x_BxHxWxC)))
+        return _head(self, nn.relu(_norm(self, "norm")(x_BxHxWxC, train)))

@@ -29,7 +29,7 @@ from lsm.train.evaluation import evaluate_all, predict
 from lsm.train.goodput import Clock
 from lsm.train.state import TrainState
 from lsm.train.trained import Trained, load
-from lsm.train.trainer import Trainer, keep_compiled
+from lsm.train.trainer import Trainer, prepare_jax
 from lsm.train.workdir import say_other_data
 
 _log = logging.getLogger("lsm.train")
@@ -286,7 +286,7 @@ def _restored(
     directory = expanded(workdir, "--workdir") / "checkpoints"
     if not directory.is_dir():
         raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
-    keep_compiled()
+    prepare_jax()
     trainer = Trainer.of(experiment, data_dir)
     say_other_data(expanded(workdir, "--workdir"), trainer)
     for split in trainer.evaluation:

@@ -1,4 +1,4 @@
-"""Where a run begins: with drawn parameters, or with those that another run or a file holds."""
+"""Where a run begins: with parameters that are drawn, computed, or held by a run or a file."""
 
 import logging
 import re
@@ -6,23 +6,28 @@ from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lsm.config import Start
+from lsm.config import Computed, Start
+from lsm.data import Dataset
 from lsm.errors import CheckpointError, ConfigError, listed
 from lsm.params import flat, matches, require_match
 from lsm.run.weights import FileWeights, NamedWeights, Spec, Weights, open_weights
+from lsm.tasks import Task
 from lsm.train.program import Program
 from lsm.train.state import TrainState
 
 _log = logging.getLogger("lsm")
 
 
-def begin(program: Program, start: Start | None) -> TrainState:
+def begin(
+    program: Program, start: Start | Computed | None, task: Task, dataset: Dataset
+) -> TrainState:
     """Returns the state at step 0; what `start` takes is read straight into its place on the mesh.
 
     Raises:
       CheckpointError: there is nothing to take, it is damaged, or it does not fit the model.
-      ConfigError: a pattern of `start` matches nothing.
+      ConfigError: a pattern or path of `start` matches nothing.
     """
     if start is None:
         return program.init()
@@ -32,6 +37,9 @@ def begin(program: Program, start: Start | None) -> TrainState:
         for path, leaf in flat({"params": state.params, **state.model_state}).items()
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     }
+    if isinstance(start, Computed):
+        made = start.arrays(task, dataset, here)
+        return program.start({path: _place(x, here[path].sharding) for path, x in made.items()})
     with open_weights(start.path) as weights:
         if start.names is not None:
             weights = _named(weights, start, here)
@@ -43,6 +51,10 @@ def begin(program: Program, start: Start | None) -> TrainState:
     return program.start(
         {path: jax.device_put(read[name], here[path].sharding) for path, name in names.items()}
     )
+
+
+def _place(x: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def _named(weights: Weights, start: Start, here: Spec) -> NamedWeights:

@@ -23,7 +23,7 @@ from lsm.params import flat, nested
 from lsm.run.weights import open_run
 from lsm.tasks import Batch, ModelState, Params
 from lsm.train.program import make_predict, shardings_of
-from lsm.train.trainer import keep_compiled
+from lsm.train.trainer import prepare_jax
 from lsm.train.workdir import INPUTS, inputs_of
 
 _log = logging.getLogger("lsm.train")
@@ -199,7 +199,7 @@ def load(
       ConfigError: the experiment cannot be rebuilt.
       MeshError: the mesh does not fit the devices.
     """
-    keep_compiled()
+    prepare_jax()
     folder = expanded(workdir, "--workdir")
     experiment = _of_task(folder, experiment)
     devices = jax.devices() if devices is None else devices
@@ -226,5 +226,5 @@ def _of_task(workdir: pathlib.Path, given: Experiment | None) -> Experiment:
     saved = saved_config(workdir)
     changes = schema.differences({"task": saved.get("task")}, {"task": schema.to_json(given.task)})
     if changes:
-        raise ConfigError(f"{workdir} holds a run of another task: {'; '.join(changes)}.")
+        raise ConfigError(f"{workdir} holds a run of another task: {schema.told(changes)}.")
     return given

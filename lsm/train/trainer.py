@@ -12,6 +12,7 @@ import numpy as np
 
 from lsm import processes
 from lsm.config import Experiment, schema
+from lsm.cpu.libtpu import ignore_without_tpu
 from lsm.data import (
     ArrayDataset,
     Columns,
@@ -238,12 +239,15 @@ def _check_shapes(spec: Mapping[str, jax.ShapeDtypeStruct]) -> None:
             )
 
 
-def keep_compiled() -> None:
-    """Turns the persistent compilation cache on, where the user has not placed it elsewhere.
+def prepare_jax() -> None:
+    """Sees to JAX before a device is touched: no libtpu without a TPU, and a cache of programs.
+
+    The cache is the persistent one, where the user has not placed it elsewhere.
 
     XLA cannot write every CPU program to it (see `lsm.cpu.compiler_options`); JAX would warn of
     each, at every start.
     """
+    ignore_without_tpu()
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache.root() / "compiled"))

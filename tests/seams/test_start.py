@@ -27,7 +27,8 @@ from lsm.train.start import begin
 
 def first_state(case, devices=None):
     batch = {name: x[:16] for name, x in case.data.source.train.items()}
-    return begin(build(case, case.horizon(64), batch, devices), case.start)
+    program = build(case, case.horizon(64), batch, devices)
+    return begin(program, case.start, case.task, None)
 
 
 def test_a_run_starts_from_the_averages_of_another(base):
