@@ -15,8 +15,8 @@ from lsm.models.pipeline import run_layers
 from lsm.models.resnet import ResNet, WideResNet
 from lsm.models.stack import Stack
 from lsm.models.transformer import Attention, Block, CrossAttention, Mlp, Transformer
-from lsm.models.vit import Convolutions, ViT
 from lsm.models.views import Views
+from lsm.models.vit import Convolutions, ViT
 
 __all__ = [
     "CNN",

@@ -14,6 +14,7 @@ from lsm.errors import ConfigError
 from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models import stack
 from lsm.models.attention import Mask
+from lsm.models.batch_norm import BatchNorm
 from lsm.models.initializers import HE, LECUN, Gaussian
 from lsm.models.transformer import Transformer
 
@@ -125,8 +126,8 @@ class ViT(nn.Module):
                 conv = nn.Conv(width, square, stride, pads, name=f"conv_{layer}", **options)
                 x_BxHxWxC = max_pool_3x3(conv(x_BxHxWxC))
                 if stem.batch_norm:
-                    norm = {"momentum": 0.9, "dtype": config.dtype, "name": f"norm_{layer}"}
-                    x_BxHxWxC = nn.BatchNorm(not train, **norm)(x_BxHxWxC)
+                    norm = BatchNorm(dtype=config.dtype, name=f"norm_{layer}")
+                    x_BxHxWxC = norm(x_BxHxWxC, train)
                 # ReLU never falls: after pooling it is the same, on a quarter of the values.
                 x_BxHxWxC = nn.relu(x_BxHxWxC)
             return x_BxHxWxC
