@@ -18,10 +18,13 @@ from lsm.tasks.base import Batch, Task, check_labels, check_numeric, column
 class Classification(Task):
     """Softmax cross-entropy on logits, with accuracy.
 
+    A model of one output gives the logit of class 1 against class 0, and the loss is the logistic
+    one: a logit of 0 stands for class 0.
+
     Integer inputs (pictures in uint8) become floats by 1/255, then (x - mean) / std.
 
     Attributes:
-      model: maps inputs (B, ...) to logits (B, K).
+      model: maps inputs (B, ...) to logits (B, K), or (B, 1) for two classes.
       input: column with the inputs.
       label: column with int labels in [0, K).
       mean: subtracted from inputs: one number, or one a channel.
@@ -43,6 +46,12 @@ class Classification(Task):
             raise ConfigError(f"Classification.std: {self.std} given; inputs are divided by it.")
         if any(weight < 0 for weight in self.class_weights):
             raise ConfigError(f"Classification.class_weights: {self.class_weights}; none below 0.")
+
+    @property
+    def outputs(self) -> int | None:
+        """The number of classes that the model tells apart; None where it has no `outputs`."""
+        outputs = getattr(self.model, "outputs", None)
+        return 2 if outputs == 1 else outputs
 
     def inputs(self, batch: Batch) -> jax.Array:
         """Returns float32 inputs, scaled and normalised."""
@@ -69,7 +78,7 @@ class Classification(Task):
         """Returns "loss" (smoothed and class-weighted in training) and "accuracy"."""
         labels_B = column(batch, self.label, "task.label")
         # Losses of evaluations compare, whatever the smoothing in training.
-        smoothing = self.label_smoothing if train else 0.0
+        smoothing, outputs = self.label_smoothing if train else 0.0, _logits(outputs)
         loss_B = losses.softmax_cross_entropy(outputs, labels_B, smoothing)
         return {
             "loss": weigh(loss_B, self.weights(batch, train)),
@@ -79,6 +88,7 @@ class Classification(Task):
 
     def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """Returns "label" (B,) int32, the likeliest class, and "probability" (B, K) float32."""
+        outputs = _logits(outputs)
         return {
             "label": outputs.argmax(-1).astype(jnp.int32),
             # In float32: bfloat16 would make ties, which ROC AUC counts as halves.
@@ -95,7 +105,7 @@ class Classification(Task):
     def check(self, batch: Batch) -> None:
         """Raises DataError for missing columns or labels outside the model's outputs."""
         check_numeric(column(batch, self.input, "task.input"), "task.input")
-        outputs = getattr(self.model, "outputs", None)
+        outputs = self.outputs
         labels_B = column(batch, self.label, "task.label")
         if "weight" in batch:  # what has no weight may hold anything
             labels_B = labels_B[np.asarray(batch["weight"]) != 0]
@@ -105,3 +115,10 @@ class Classification(Task):
                 f"task.class_weights: {len(self.class_weights)} given; the model has {outputs} "
                 "outputs, one weight each is needed."
             )
+
+
+def _logits(outputs: jax.Array) -> jax.Array:
+    """Returns logits (B, K) as they are, and of one (B, 1) those of both classes, (B, 2)."""
+    if outputs.shape[-1] != 1:
+        return outputs
+    return jnp.concatenate([jnp.zeros_like(outputs), outputs], axis=-1)

@@ -15,7 +15,7 @@ from lsm.config import Experiment, schema
 from lsm.data import Columns, EvalBatches, Shuffled, TrainBatches, cache
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
-from lsm.evaluate import columns, names
+from lsm.evaluate import Metric, columns, names
 from lsm.mesh import batch_ways, local_rows
 from lsm.metrics import Weighted
 from lsm.rng import streams
@@ -35,6 +35,7 @@ class Trainer:
       train: training batches by step; of each, the rows of this process.
       evaluation: evaluation batches by split, of the splits that the experiment names; likewise.
       program: the compiled pieces.
+      metrics: those of the experiment, told the names of the classes.
     """
 
     experiment: Experiment
@@ -42,6 +43,7 @@ class Trainer:
     train: TrainBatches
     evaluation: dict[str, EvalBatches]
     program: Program
+    metrics: tuple[Metric, ...]
 
     @classmethod
     def of(cls, experiment: Experiment, data_dir: os.PathLike | str | None) -> "Trainer":
@@ -62,14 +64,16 @@ class Trainer:
         sample = _sample(batches)
         _check_vocabulary(experiment, batches.dataset.vocabulary_size)
         experiment.task.check(sample)
-        _say_other_outputs(experiment, batches.dataset.classes)
+        classes = batches.dataset.classes
+        _check_outputs(experiment, classes)
         _check_shapes({name: jax.ShapeDtypeStruct((), x.dtype) for name, x in sample.items()})
         program = build(experiment, horizon, sample)
         evaluation = _evaluation_batches(experiment, program, data_dir)
-        _check_monitor(experiment, program)
+        metrics = _told(experiment, classes)
+        _check_monitor(experiment, metrics, program)
         rows = local_rows(program.batch, batches.batch_size)
         batches = dataclasses.replace(batches, rows=rows)
-        return cls(experiment, horizon, batches, evaluation, program)
+        return cls(experiment, horizon, batches, evaluation, program, metrics)
 
     def check_examples(self, split: str) -> None:
         """Checks all examples of "train", "validation" or "test" that are in memory.
@@ -221,28 +225,41 @@ def _check_vocabulary(experiment: Experiment, ids: int | None) -> None:
         )
 
 
-def _say_other_outputs(experiment: Experiment, classes: tuple[str, ...] | None) -> None:
-    """Warns where a classifier's outputs are not as many as the classes: both have defaults."""
-    outputs = getattr(experiment.task.model, "outputs", None)
-    classifies = isinstance(experiment.task, Classification) and classes and outputs
-    if classifies and outputs != len(classes) and processes.is_first():
+def _check_outputs(experiment: Experiment, classes: tuple[str, ...] | None) -> None:
+    """Warns where a classifier's outputs are not as many as the classes: both have defaults.
+
+    Raises:
+      DataError: there is one class.
+    """
+    task, source = experiment.task, experiment.data.source
+    if not (isinstance(task, Classification) and classes):
+        return
+    if len(classes) == 1:
+        raise DataError(f"data: {source} has one class, {classes[0]!r}; two or more are needed.")
+    if task.outputs not in (None, len(classes)) and processes.is_first():
         told = "task.model.outputs: %d, and %s has %d classes."
-        _log.warning(told, outputs, experiment.data.source, len(classes))
+        _log.warning(told, task.model.outputs, source, len(classes))
 
 
-def _check_monitor(experiment: Experiment, program: Program) -> None:
+def _told(experiment: Experiment, classes: tuple[str, ...] | None) -> tuple[Metric, ...]:
+    """Returns the metrics, told the classes: a name, or a number for an output without one."""
+    task = experiment.task
+    outputs = getattr(task if isinstance(task, Classification) else task.model, "outputs", None)
+    names = [*(classes or ()), *map(str, range(len(classes or ()), outputs or 0))]
+    return tuple(metric.told(names) for metric in experiment.evaluation.metrics)
+
+
+def _check_monitor(experiment: Experiment, metrics: tuple[Metric, ...], program: Program) -> None:
     """Raises ConfigError where the monitored metric is not one of the task's."""
     state, batch, task = program.abstract_state, program.abstract_batch, experiment.task
     rngs = jax.eval_shape(lambda: streams(task.streams, experiment.train.seed, 0))
-    metrics = jax.eval_shape(
-        task.evaluate, state.params, state.model_state, batch, rngs, state.step
-    )
-    figures = task.summary({name: Weighted(1.0, 1.0) for name in metrics})
-    for name in names(experiment.evaluation.metrics):
+    means = jax.eval_shape(task.evaluate, state.params, state.model_state, batch, rngs, state.step)
+    figures = task.summary({name: Weighted(1.0, 1.0) for name in means})
+    for name in names(metrics):
         if name in figures:
             raise ConfigError(f"evaluation.metrics: {name!r} is a metric of the task's own.")
         figures[name] = 1.0
-    for name in columns(experiment.evaluation.metrics):
+    for name in columns(metrics):
         column(batch, name, "evaluation.metrics")
     monitor = experiment.evaluation.monitor
     if monitor not in figures:
