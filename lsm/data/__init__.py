@@ -12,7 +12,7 @@ from lsm.data.dataset import (
     SplitSource,
 )
 from lsm.data.digits import Digits
-from lsm.data.divide import Split, SplitBy
+from lsm.data.divide import Select, Split, SplitBy
 from lsm.data.files import Files
 from lsm.data.folder import Folder
 from lsm.data.prefetch import Prefetcher
@@ -50,6 +50,7 @@ __all__ = [
     "RandomScale",
     "Read",
     "Sampling",
+    "Select",
     "Shuffled",
     "Source",
     "Spec",

@@ -84,7 +84,7 @@ class Mistakes(Metric):
     first.
 
     Attributes:
-      count: pictures at the most, 1 to 400.
+      count: pictures at the most, 1 to 100.
       image: column with pictures (N, H, W) or (N, H, W, C), of 1, 3 or 4 channels.
       label: column with int labels (N,) in [0, K).
       prediction: probabilities (N, K).
@@ -98,7 +98,7 @@ class Mistakes(Metric):
     classes: tuple[str, ...] = ()
 
     def __post_init__(self):
-        require(self, count="[1, 400]")
+        require(self, count="[1, 100]")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -145,7 +145,7 @@ class Mistakes(Metric):
             figure.suptitle("no mistakes")
         for place, (sure, label, predicted, picture) in enumerate(accumulator, 1):
             axes = figure.add_subplot(across, across, place)
-            axes.imshow(picture, cmap="gray")
+            axes.imshow(picture, cmap="gray", interpolation="nearest")
             axes.axis("off")
             names = " as ".join(_plain(self.classes[k]) for k in (label, predicted))
             axes.set_title(f"{names}\n{sure:.3f}", fontsize=7)

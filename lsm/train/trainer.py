@@ -14,13 +14,13 @@ from lsm import processes
 from lsm.config import Experiment, schema
 from lsm.data import Columns, EvalBatches, Shuffled, TrainBatches, cache
 from lsm.durations import Horizon
-from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
-from lsm.evaluate import Metric, columns, names
+from lsm.errors import ConfigError, DataError, LsmError, MeshError, listed, nearest
+from lsm.evaluate import Metric, columns, init, names, update
 from lsm.mesh import batch_ways, local_rows
 from lsm.metrics import Weighted
 from lsm.rng import streams
 from lsm.tasks import Classification, column
-from lsm.train.program import Program, build
+from lsm.train.program import Program, build, make_predict
 
 _log = logging.getLogger("lsm.train")
 
@@ -261,9 +261,25 @@ def _check_monitor(experiment: Experiment, metrics: tuple[Metric, ...], program:
         figures[name] = 1.0
     for name in columns(metrics):
         column(batch, name, "evaluation.metrics")
+    if metrics:
+        _let_see_nothing(experiment, metrics, program)
     monitor = experiment.evaluation.monitor
     if monitor not in figures:
         raise ConfigError(
             f"evaluation.monitor: no metric {monitor!r}; this task has {listed(figures)}."
             + nearest(monitor, figures)
         )
+
+
+def _let_see_nothing(experiment: Experiment, metrics: tuple[Metric, ...], program: Program) -> None:
+    """Hands the metrics a batch of no example: what they miss in it is told now."""
+    state, batch = program.abstract_state, program.abstract_batch
+    predict = make_predict(experiment.task, experiment.train.seed)
+    seen = jax.eval_shape(predict, state.params, state.model_state, batch, 0, state.step), batch
+    empty = [{name: np.zeros((0, *x.shape[1:]), x.dtype) for name, x in of.items()} for of in seen]
+    try:
+        update(metrics, init(metrics), *empty)
+    except LsmError:
+        raise
+    except Exception as error:  # somebody's own, which may need one
+        _log.debug("evaluation.metrics, of no example: %s", error)
