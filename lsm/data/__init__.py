@@ -12,11 +12,12 @@ from lsm.data.dataset import (
     SplitSource,
 )
 from lsm.data.digits import Digits
-from lsm.data.divide import Select, Split, SplitBy
+from lsm.data.divide import Split, SplitBy
 from lsm.data.files import Files
 from lsm.data.folder import Folder
 from lsm.data.prefetch import Prefetcher
 from lsm.data.sampling import Poisson, Sampling, Shuffled
+from lsm.data.select import Select
 from lsm.data.text import CharText, CharWindows
 from lsm.data.tfds import Tfds
 from lsm.data.tokens import Tokens, TokenWindows
