@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 import lsm
 from lsm import Data, Experiment, Train
@@ -138,10 +138,10 @@ def test_one_class_cannot_be_told_apart(tree, tmp_path):
         lsm.fit(experiment, tmp_path / "run")
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photo_stands_as_its_exif_says(tree, orientation):
+def test_a_photo_stands_as_its_exif_says(tree):
     """Its pixels are stored as such a camera stores them, and come out as the eye saw them."""
     back = {
+        1: None,
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
         4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -151,15 +151,15 @@ def test_a_photo_stands_as_its_exif_says(tree, orientation):
         8: Image.Transpose.ROTATE_270,
     }
     image = Image.fromarray(np.kron(CORNERS, np.ones((8, 8), np.uint8))).convert("RGB")
-    stored = image.transpose(back[orientation]) if orientation > 1 else image
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    for suffix, near in ((".png", 0), (".jpg", 3), (".webp", 6), (".tif", 0)):
-        file = tree / f"cat/photo{suffix}"
-        stored.save(file, exif=exif)
-        for seen in (images.decode(file), np.asarray(ImageOps.exif_transpose(Image.open(file)))):
+    for orientation, way in back.items():
+        stored = image if way is None else image.transpose(way)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for suffix, near in ((".png", 0), (".jpg", 3), (".webp", 6), (".tif", 0)):
+            file = tree / f"cat/photo{suffix}"
+            stored.save(file, exif=exif)
+            seen = images.decode(file)
             np.testing.assert_allclose(seen.astype(int), np.asarray(image, int), atol=near)
-    if orientation not in (1, 3):
         # Bytes stay as they are stored, as TFDS has them.
         of_bytes = images.decode((tree / "cat/photo.png").read_bytes())
         np.testing.assert_array_equal(of_bytes, np.asarray(stored))
