@@ -14,7 +14,7 @@ Parameters and Adam's moments take 2.5 GB, gradients 0.8 GB more; --config.mesh.
 Measured (folder_simple_cnn): not run yet.
 """
 
-from lsm import Data, Evaluation, Experiment, Train
+from lsm import Checkpoint, Data, Evaluation, Experiment, Train
 from lsm.data import Folder
 from lsm.models import CNN
 from lsm.models.initializers import TORCH
@@ -49,4 +49,5 @@ def get_config(path=None):
         optimizer=Adam(learning_rate=1e-3),
         train=Train(epochs=10, batch_size=64),
         evaluation=Evaluation(monitor="accuracy"),
+        checkpoint=Checkpoint(every=0, keep=1),  # 2.5 GB each
     )
