@@ -138,7 +138,8 @@ def _found(
     """
     data_dir = _DATA_DIR.value and str(expanded(_DATA_DIR.value, "--data_dir").absolute())
     workdir = _WORKDIR.value and expanded(_WORKDIR.value, "--workdir")
-    later = _MODE.value in ("eval", "predict") or (_MODE.value in ("table", "preview") and workdir)
+    asked = _MODE.value in ("table", "preview") and workdir
+    later = _MODE.value in ("eval", "predict") or asked
     if (later or default is None) and not _CONFIG.value:
         there = workdir or (default and pathlib.Path("runs", config_flags.load(default).name))
         if there and (there / CONFIG).exists():
@@ -189,8 +190,13 @@ def _join() -> None:
 
 
 def summary(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns "test loss 0.0712, test accuracy 0.9810, ..." for the last of the splits."""
-    parts = [f"{split} {name} {v:.4f}" for split, row in figures.items() for name, v in row.items()]
+    """Returns "test loss 0.0712, test accuracy 0.9810, ..." of every split, without each class."""
+    parts = [
+        f"{split} {name} {value:.4f}"
+        for split, row in figures.items()
+        for name, value in row.items()
+        if "/" not in name
+    ]
     return ", ".join(parts) or "nothing to evaluate"
 
 
