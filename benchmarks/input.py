@@ -6,7 +6,9 @@
   4 pixels of padding and mirrored at random;
 - JPEG: a tree of pictures with one folder a class, decoded for every batch, resized to 224x224 and
   mirrored at random; batches of 32. Without `--folder` the tree is made: 256 pictures of 500x375,
-  of smooth noise.
+  of smooth noise;
+- JPEG-crop: the same tree, a random window of each picture resized to 224x224, and mirrored at
+  random.
 
 Both give uint8 pictures and labels, shuffled. lsm has one thread for each CPU; the DataLoader none,
 or one process for each CPU, of which the faster counts. They take turns, and the most pictures a
@@ -15,6 +17,7 @@ second of each count. PyTorch and torchvision are optional, and may live in anot
 """
 
 import dataclasses
+import functools
 import itertools
 import platform
 import subprocess
@@ -38,6 +41,7 @@ from lsm.data import (
     Prefetcher,
     RandomCrop,
     RandomFlip,
+    RandomResizedCrop,
     TrainBatches,
     Transform,
     cache,
@@ -69,14 +73,20 @@ def _arrays(place: Path) -> Dataset:
     return ArrayDataset({"image": image, "label": label})
 
 
-def _folder(place: Path) -> Dataset:
+def _folder(place: Path, size: int | None = 224) -> Dataset:
     cache.MAX_BYTES = 0  # as a tree has it that is too large to be decoded ahead
-    return Folder(str(place), size=224).open("train")
+    return Folder(str(place), size=size).open("train")
 
 
 CASES = (
     Case("32x32", 128, (RandomCrop(padding=4), RandomFlip()), _arrays),
     Case("JPEG", 32, (RandomFlip(),), _folder),
+    Case(
+        "JPEG-crop",
+        32,
+        (RandomResizedCrop(224), RandomFlip()),
+        functools.partial(_folder, size=None),
+    ),
 )
 
 
@@ -156,7 +166,7 @@ def _act(given: flags.FlagValues, _: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         tree = Path(given.folder) if given.folder else write_tree(place / "tree")
-        for case, pictures in zip(CASES, (write_arrays(place / "arrays"), tree), strict=True):
+        for case, pictures in zip(CASES, (write_arrays(place / "arrays"), tree, tree), strict=True):
             rows.append(measure(case, pictures, python, given.seconds))
     print(f"{cores()} CPUs ({platform.machine()}), torchvision {version or 'none'}\n")
     print(markdown(rows))

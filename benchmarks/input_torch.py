@@ -1,6 +1,6 @@
 """Pictures a second of a PyTorch DataLoader, for `input`: a worker, run as a script.
 
-python benchmarks/input_torch.py 32x32|JPEG PLACE BATCH_SIZE WORKERS SECONDS
+python benchmarks/input_torch.py 32x32|JPEG|JPEG-crop PLACE BATCH_SIZE WORKERS SECONDS
 """
 
 import sys
@@ -42,7 +42,7 @@ def opened(case: str, place: Path) -> Dataset:
     if case == "32x32":
         return Arrays(place)
     steps = [
-        transforms.Resize((224, 224)),
+        transforms.Resize((224, 224)) if case == "JPEG" else transforms.RandomResizedCrop(224),
         transforms.RandomHorizontalFlip(),
         transforms.PILToTensor(),
     ]
