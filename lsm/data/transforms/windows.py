@@ -125,10 +125,7 @@ class Cutout(Transform):
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
         image = batch[IMAGE].copy()
-        if image.dtype.kind != "f" and np.array(self.value).astype(image.dtype) != self.value:
-            raise ConfigError(
-                f"Cutout.value: {self.value} cannot be held by pictures of {image.dtype}."
-            )
+        _check_value(self, image)
         sides = np.array(image.shape[1:3])
         top_left = (drawn["centre"] * sides).astype(int) - self.size // 2
         starts = np.maximum(top_left, 0).tolist()  # slices of Python's ints are faster
@@ -155,7 +152,7 @@ class RandomErasing(Transform):
     probability: float = 0.5
     scale: tuple[float, float] = (0.02, 0.33)
     ratio: tuple[float, float] = (0.3, 3.3)
-    value: int = 0
+    value: int | float = 0
 
     def __post_init__(self):
         require(self, probability="[0, 1]", value="[0, 255]")
@@ -170,6 +167,7 @@ class RandomErasing(Transform):
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
         image = batch[IMAGE].copy()
+        _check_value(self, image)
         sides_Bx2 = np.tile(image.shape[1:3], (len(image), 1))
         window_Bx4, fits_B = _windows(sides_Bx2, drawn, smaller=True)
         chosen = np.flatnonzero(fits_B & drawn["erased"])
@@ -184,6 +182,12 @@ def _check_size(transform: RandomResizedCrop | CenterCrop) -> None:
     field = f"{type(transform).__name__}.size"
     if images.as_size(transform.size, field) is None:
         raise ConfigError(f"{field}: None given; N or (height, width) is needed.")
+
+
+def _check_value(transform: Cutout | RandomErasing, image: np.ndarray) -> None:
+    field, value = f"{type(transform).__name__}.value", transform.value
+    if image.dtype.kind != "f" and np.array(value).astype(image.dtype) != value:
+        raise ConfigError(f"{field}: {value} cannot be held by pictures of {image.dtype}.")
 
 
 def _check_ranges(transform: RandomResizedCrop | RandomErasing) -> None:
