@@ -26,11 +26,11 @@ def _said(python: str, *words: str) -> str | None:
     return answer.stdout.strip() or None
 
 
-def print_doubts(python: str, torchvision: str | None) -> None:
-    """Prints, below a table, where there is no torchvision to compare with, and a busy machine."""
-    if not torchvision:
+def print_doubts(python: str, version: str | None, peer: str = "torchvision") -> None:
+    """Prints, below a table, where there is no peer to compare with, and a busy machine."""
+    if not version:
         print(
-            f"\n{python} has no torchvision, so there is no comparison with it: install "
+            f"\n{python} has no {peer}, so there is no comparison with it: install "
             "it there, or name an interpreter that has it with --peer_python=PATH."
         )
     if (load := os.getloadavg()[0]) > 2 * cores():

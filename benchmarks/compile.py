@@ -5,9 +5,9 @@
     python -m benchmarks.compile check
 
 The step is what a start compiles anew where oneDNN computes its products; the other programs are
-kept. It is compiled for one device, whatever the mesh; those of configs/gpt, which are for many
-chips, are lowered only. No data is read: the shapes of MNIST, CIFAR-10, hymenoptera and tiny
-Shakespeare stand below.
+kept. It is compiled for one device, whatever the mesh; those of configs/gpt and
+configs/imagenet, which are for many chips, are lowered only. No data is read: the shapes of MNIST,
+CIFAR-10, hymenoptera and tiny Shakespeare stand below.
 
 Seconds are those of the CPU, of all threads: other work on the machine hardly adds to them. Of
 each the shortest of a few turns counts. Beside them stands what they are spent on, which is the
@@ -77,13 +77,10 @@ def shapes(experiment: Experiment) -> tuple[dict[str, jax.ShapeDtypeStruct], Hor
     if isinstance(source, CharText):
         batch = {"tokens": jax.ShapeDtypeStruct((size, source.length + 1), np.int32)}
         return batch, experiment.train.horizon(size)
-    if isinstance(source, Select):
-        source = source.source
-    if isinstance(source, Tfds | Folder):
-        if isinstance(source, Folder):
-            examples, shape = 244, (source.size, source.size, 3)
-        else:
-            examples, shape = _PICTURES[source.name]
+    source = source.source if isinstance(source, Select) else source
+    known = isinstance(source, Tfds) and source.name in _PICTURES
+    if known or isinstance(source, Folder):
+        examples, shape = _PICTURES[source.name] if known else (244, (source.size, source.size, 3))
         picture = jax.ShapeDtypeStruct((size, *shape), np.uint8)
         batch = {"image": picture, "label": jax.ShapeDtypeStruct((size,), np.int32)}
         return batch, experiment.horizon(examples)
@@ -95,7 +92,7 @@ def measure(config: str) -> dict[str, float]:
     path = sources.ROOT / cases.CONFIGS / config
     experiment = dataclasses.replace(config_flags.load(str(path)), mesh=Mesh())
     batch, horizon = shapes(experiment)
-    is_compiled = not config.startswith("gpt/")
+    is_compiled = not config.startswith(("gpt/", "imagenet/"))
 
     def once() -> dict[str, float]:
         program = build(experiment, horizon, batch, jax.devices("cpu")[:1])

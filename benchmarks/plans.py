@@ -62,7 +62,7 @@ class Case:
 
     Attributes:
       title: first column of its row.
-      config: name of a file in experiments/configs/gpt.
+      config: name of a file in `folder`.
       topology: what it is planned for.
       changes: overrides of the config.
       slices: slices of the topology.
@@ -70,6 +70,7 @@ class Case:
       mfu: likewise.
       kernels: attention of a GPU's plan is the TPU's kernel, for runs that had a fused one.
       quick: compiled without optimisation.
+      folder: of experiments/configs.
     """
 
     title: str
@@ -81,13 +82,14 @@ class Case:
     mfu: float | None = None
     kernels: bool = False
     quick: bool = False
+    folder: str = "gpt"
 
     def plan(self) -> Plan:
         """Returns the plan, as `python -m launch.plan` makes it."""
         topology = load(self.topology, self.slices)
         if self.kernels:
             topology = dataclasses.replace(topology, lowered_for="tpu")
-        path = f"experiments/configs/gpt/{self.config}.py"
+        path = f"experiments/configs/{self.folder}/{self.config}.py"
         changes = {field: str(value) for field, value in self.changes.items()}
         request = Request(config_flags.load(path, changes), path, changes)
         return compiled.plan(request, topology, self.quick)
@@ -102,6 +104,7 @@ _LLAMA_2_7B = {
     "task.model.transformer.remat": "none",
 }
 CASES = {
+    "imagenet_resnet50": Case("ResNet-50, data parallel", "resnet50", "v5e:4x4", folder="imagenet"),
     "gpt2_124m": Case("GPT-2 124M, data parallel", "gpt2_124m", "v5e:4x4"),
     "llama_1b": Case("1B, FSDP", "llama_1b", "v5e:4x4"),
     "llama_8b": Case("8B, FSDP 256", "llama_8b", "v6e:16x16"),
@@ -253,10 +256,11 @@ def _effort(name: str) -> Iterator[str]:
 
 def line(name: str) -> str:
     """Returns the two lines of a plan for the header of a config."""
-    _, chips, memory, _, step, mfu, tokens, _ = _row(name)
-    libtpu = _read(name)["topology"]["versions"]["libtpu"]
+    _, chips, memory, _, step, mfu, rate, _ = _row(name)
+    plan = _read(name)
+    unit, libtpu = _rates(plan)[0], plan["topology"]["versions"]["libtpu"]
     what = f"Planned ({name}): on {chips} chips {memory} each, a step of {step},"
-    return f"{what}\n  {mfu} MFU, {tokens} tokens/s, by libtpu {libtpu}; not trained here.\n"
+    return f"{what}\n  {mfu} MFU, {rate} {unit}, by libtpu {libtpu}; not trained here.\n"
 
 
 def _row(name: str) -> list[str]:
@@ -274,7 +278,7 @@ def _row(name: str) -> list[str]:
     sent = sum(one["total"] for one in plan["collectives"])
     fast, slow = projection["step_seconds"]
     mfu = [f"{100 * value:.0f}" for value in projection["mfu"]]
-    tokens = [f"{value:,.0f}" for value in projection["tokens_per_second"]]
+    rate = [f"{value:,.0f}" for value in _rates(plan)[1]]
     usd = [f"{value:,.0f}" for value in projection["usd"] or ()]
     return [
         title,
@@ -283,9 +287,17 @@ def _row(name: str) -> list[str]:
         _bytes(sent),
         f"{fast:.3g} to {slow:.3g} s",
         f"{mfu[1]} to {mfu[0]} %",
-        f"{tokens[1]} to {tokens[0]}",
+        f"{rate[1]} to {rate[0]}",
         f"{usd[0]} to {usd[1]}" if usd else "-",
     ]
+
+
+def _rates(plan: Mapping[str, Any]) -> tuple[str, list[float]]:
+    """Returns what is counted, tokens or examples, and the slow and the fast end."""
+    projection = plan["projection"]
+    if projection["tokens_per_second"]:
+        return "tokens/s", projection["tokens_per_second"]
+    return "examples/s", projection["examples_per_second"]
 
 
 def _bytes(count: float) -> str:

@@ -143,10 +143,10 @@ class TorchEndedError(LsmError):
 class Torch:
     """PyTorch, in a process of its own."""
 
-    def __init__(self, python: str, case: Case, *words: str):
-        script = Path(__file__).with_name("step_time_torch.py")
+    def __init__(self, python: str, script: str, *words: str):
+        """Starts `script`, which stands beside this file."""
         self._process = subprocess.Popen(
-            [python, script, case.model, str(case.batch_size), *words],
+            [python, Path(__file__).with_name(script), *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -207,7 +207,8 @@ def _peers(
     peers = {}
     for mode in ("eager", "compiled"):
         for memory_format in _FORMATS if case.model in ("cnn", "resnet") else _FORMATS[:1]:
-            torch = Torch(python, case, dtype, device, mode, memory_format)
+            words = case.model, str(case.batch_size), dtype, device, mode, memory_format
+            torch = Torch(python, "step_time_torch.py", *words)
             stack.callback(torch.close)
             try:
                 torch.run(3)

@@ -133,7 +133,7 @@ def experiment(command: Sequence[str]) -> str:
 def trains(command: Sequence[str]) -> bool:
     """Whether `command` is an experiment's training, which leaves a result.json when it is done."""
     asks = {"--help", "--config_help", "--config_help=true"}.intersection(command)
-    known = len(command) > 2 and command[2].startswith("experiments.")
+    known = len(command) > 2 and (command[2] == "lsm" or command[2].startswith("experiments."))
     return known and not asks and _value("mode", command) in (None, "train")
 
 

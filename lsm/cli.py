@@ -1,4 +1,4 @@
-"""The command line of every experiment: `python -m experiments.NAME --config=... --workdir=...`.
+"""The command line of every experiment: `python -m lsm --config=... --workdir=...`.
 
 Its flags are absl's global ones: an experiment may define more, and absl's own are there too.
 """
@@ -10,6 +10,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -18,7 +19,7 @@ from lsm.config import Experiment
 from lsm.config import flags as config_flags
 from lsm.config.origin import CONFIG, Origin, experiment_of, origin_of
 from lsm.cpu import libtpu
-from lsm.errors import ConfigError
+from lsm.errors import ConfigError, listed
 from lsm.files import expanded
 from lsm.run.result import Result
 from lsm.train import evaluate_run, fit, predict_files, predict_run, state_table
@@ -58,8 +59,10 @@ flags.DEFINE_bool("debug", False, command_line.DEBUG)
 _AGAIN = "; the same command continues"
 
 
-def main(default: str | os.PathLike) -> None:
+def main(default: str | os.PathLike | None = None) -> None:
     """Runs the experiment of `--config` (or the file `default`) and exits.
+
+    Without either it is that of the run in `--workdir`, in every mode.
 
     Exit status: 0 when done, or when interrupted and saved; 1 after one line on stderr for
     anything that the user can mend, or a few about a bug.
@@ -81,7 +84,7 @@ def main(default: str | os.PathLike) -> None:
     sys.exit(command_line.status(lambda: app.run(act, flags_parser=parse), _AGAIN, flags.FLAGS))
 
 
-def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
+def _run(default: str | os.PathLike | None, overrides: Mapping[str, str]) -> None:
     for flag in (_INPUT, _OUTPUT):
         if flag.value and not (_MODE.value == "predict" and _INPUT.value):
             raise ConfigError(f"--{flag.name}: it is for --mode=predict with --input.")
@@ -90,7 +93,7 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
     output = _OUTPUT.value and expanded(_OUTPUT.value, "--output").absolute()
     if not _HELP.value:
         _join()
-    experiment, workdir, origin = _found(str(default), overrides)
+    experiment, workdir, origin = _found(default and str(default), overrides)
     data_dir = origin.data_dir
     if _HELP.value:
         command_line.show(config_flags.describe(experiment))
@@ -119,35 +122,49 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
         print(_closing_line(experiment, result, workdir))
 
 
-def _found(default: str, overrides: Mapping[str, str]) -> tuple[Experiment, pathlib.Path, Origin]:
+def _found(
+    default: str | None, overrides: Mapping[str, str]
+) -> tuple[Experiment, pathlib.Path, Origin]:
     """Returns the experiment, its workdir, and where both experiment and data come from.
 
     What is asked of a run that is there is asked of its own experiment, unless --config is given.
     """
     data_dir = _DATA_DIR.value and str(expanded(_DATA_DIR.value, "--data_dir").absolute())
-    later = _MODE.value in ("eval", "predict") or (_MODE.value == "table" and _WORKDIR.value)
-    if later and not _CONFIG.value:
-        name = _WORKDIR.value or f"runs/{config_flags.load(default).name}"
-        workdir = expanded(name, "--workdir").absolute()
-        if (workdir / CONFIG).exists():
-            origin = origin_of(workdir)
-            _go_to(origin)
-            experiment = config_flags.override(experiment_of(workdir), overrides)
-            return (
-                experiment,
-                workdir,
-                dataclasses.replace(origin, data_dir=data_dir or origin.data_dir),
-            )
-    spec = _CONFIG.value or default
+    workdir = _WORKDIR.value and expanded(_WORKDIR.value, "--workdir")
+    later = _MODE.value in ("eval", "predict") or (_MODE.value == "table" and workdir)
+    if (later or default is None) and not _CONFIG.value:
+        there = workdir or (default and pathlib.Path("runs", config_flags.load(default).name))
+        if there and (there / CONFIG).exists():
+            return _of_run(there.absolute(), overrides, data_dir)
+    spec = _CONFIG.value or default or _no_config(workdir)
     experiment = config_flags.load(spec, overrides)
-    workdir = expanded(_WORKDIR.value or f"runs/{experiment.name}", "--workdir")
+    workdir = workdir or expanded(f"runs/{experiment.name}", "--workdir")
     return experiment, workdir, dataclasses.replace(Origin.of(spec, overrides), data_dir=data_dir)
 
 
-def _go_to(origin: Origin) -> None:
-    """Goes to where a run was begun: relative paths in its config lead on from there."""
+def _of_run(
+    workdir: pathlib.Path, overrides: Mapping[str, str], data_dir: str | None
+) -> tuple[Experiment, pathlib.Path, Origin]:
+    """Returns what `_found` does, of the run in `workdir`; goes to where that was begun."""
+    origin = origin_of(workdir)
     if origin.directory and os.path.isdir(origin.directory):
-        os.chdir(origin.directory)
+        os.chdir(origin.directory)  # from where relative paths in its config lead on
+    experiment = config_flags.override(experiment_of(workdir), overrides)
+    changed = {**origin.overrides, **overrides}
+    data_dir = data_dir or origin.data_dir
+    return experiment, workdir, dataclasses.replace(origin, overrides=changed, data_dir=data_dir)
+
+
+def _no_config(workdir: pathlib.Path | None) -> NoReturn:
+    """Raises ConfigError: there is neither a config nor a run that has one."""
+    files = sorted(pathlib.Path().glob("*.py"))
+    here = [str(path) for path in files if "def get_config(" in path.read_text(errors="replace")]
+    shipped = pathlib.Path(__file__).parents[1] / "experiments/configs/digits/cnn.py"
+    no_run = f", as {workdir} holds no run" if workdir else ""
+    raise ConfigError(
+        f"--config is needed{no_run}: a config file, FILE.py or FILE.py:arg, such as "
+        f"{listed(here, 4) or os.path.relpath(shipped)}."
+    )
 
 
 def _join() -> None:

@@ -5,8 +5,9 @@ subclass of `LsmError`. `lsm.command_line` prints it as one line, with exit stat
 user catches it. Anything else that escapes is a bug in lsm and keeps its traceback.
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class LsmError(Exception):
@@ -41,6 +42,25 @@ class ProcessError(LsmError):
     """Processes that work together cannot find each other, or do not agree."""
 
 
+_CALLED = "raised in "
+
+
+@contextlib.contextmanager
+def calling(field: str) -> Iterator[None]:
+    """Notes on what is raised within that it comes of what a field of the config holds."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"{_CALLED}{field}")
+        raise
+
+
+def called(error: BaseException) -> str | None:
+    """Returns the field that `calling` has noted, the innermost; None without."""
+    notes = getattr(error, "__notes__", ())
+    return next((n.removeprefix(_CALLED) for n in notes if n.startswith(_CALLED)), None)
+
+
 def shortened(text: str, most: int = 80) -> str:
     """Returns `text`, without its middle where it is longer than `most` characters."""
     if len(text) <= most:
@@ -56,8 +76,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f" Did you mean {folded[close[0]]!r}?" if close else ""
 
 
-def listed(names: Iterable[str], most: int = 12) -> str:
+def listed(names: Iterable[str], most: int = 12, between: str = ", ") -> str:
     """Returns "a, b, c" for an error message, cut after `most` names."""
     names = list(names)
-    tail = f", ... ({len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(names[:most]) + tail
+    more = [f"... ({len(names) - most} more)"] if len(names) > most else []
+    return between.join(names[:most] + more)

@@ -11,15 +11,20 @@ import subprocess
 import sys
 import time
 
+import flax.linen as nn
+import jax
+import numpy as np
 import pytest
 from absl import flags
 
 from benchmarks import plans, results
 from launch import local, tpu_vm
 from launch.plan.__main__ import main as plan
-from lsm import command_line
+from lsm import cli, command_line
+from lsm.command_line import waiting
 from lsm.data import prepare, tokenize
 from lsm.errors import ConfigError, DataError
+from lsm.tasks import Function
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -170,6 +175,22 @@ def test_a_bug_of_lsm_is_owned(capsys):
     assert lines[-1] == (
         "No code of yours is in it: it looks like a bug of lsm. --debug shows everything."
     )
+
+
+def test_a_bug_of_a_library_in_a_field_is_told_of_the_field(capsys):
+    """A loss of Optax, a model of Flax: there is no line of the user's, and lsm is not wrong."""
+    names, file = {}, "/lib/site-packages/theirs/losses.py"
+    exec(compile("def loss(outputs, batch):\n    return outputs[9]", file, "exec"), names)
+    task = Function(nn.MultiHeadDotProductAttention(num_heads=2), names["loss"])
+    rows = {"x": np.ones((2, 3, 7), np.float32)}
+    for act, first, field in (
+        (functools.partial(task.metrics, {}, rows, True, 0), f"  {file}:2, in loss", "loss_fn"),
+        (functools.partial(task.init, jax.random.key(0), rows), "flax/linen/attention.py", "model"),
+    ):
+        assert command_line.status(act, "", debugging(False)) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert first in lines[1] and "lsm/tasks" not in str(lines)
+        assert lines[-1] == f"It is raised in task.{field} of the config. --debug shows everything."
 
 
 def test_debug_raises_any_error_as_it_is(capsys):
@@ -328,7 +349,7 @@ def test_a_full_disk_behind_stdout_is_one_line(lines):
 
 def staged():
     log = logging.getLogger("staged")
-    with command_line.stages("staged") as say:
+    with waiting.stages("staged") as say:
         log.info("lower %s", "init")
         say("  1. a row [b]")
         log.info("compile")
@@ -387,6 +408,16 @@ def test_the_verbs_have_their_own_help(capsys):
     with pytest.raises(SystemExit):
         tpu_vm.main(["logs", "--help"])
     assert "--worker: int = 0\n    host of the slice; 0 tells most.\n" in capsys.readouterr().out
+
+
+def test_without_a_config_those_nearby_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^--config is needed: .* such as .*digits/cnn\.py\.$"):
+        cli._no_config(None)
+    (tmp_path / "mine.py").write_text("def get_config(arg=None): ...")
+    (tmp_path / "other.py").write_text("x = 1")
+    with pytest.raises(ConfigError, match=r", as w holds no run: .* such as mine\.py\.$"):
+        cli._no_config(pathlib.Path("w"))
 
 
 EXPERIMENT = '''"""An experiment with a flag of its own."""

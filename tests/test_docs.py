@@ -62,7 +62,7 @@ PARSED = {
 }
 """Commands that are parsed, with their config, but not run, and why."""
 
-ERROR = re.compile(r"^\$ (python -m experiments\..*)\nerror: (.*)$", re.MULTILINE)
+ERROR = re.compile(r"^\$ (python -m (?:lsm|experiments\.).*)\nerror: (.*)$", re.MULTILINE)
 TABLE = re.compile(r"(<!-- fields:([\w.]+) -->\n).*?(<!-- /fields -->)", re.DOTALL)
 TESTED = re.compile(r"(?<!Not )\b(?:Tested|Tests)\b|(?<!not )(?<!are )\btested\b")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
@@ -85,7 +85,7 @@ def desk(page, tmp_path, monkeypatch):
 
 
 def load(command):
-    """Does what `python -m experiments.NAME --...` does, up to the checked experiment."""
+    """Does what `python -m experiments.NAME --...` or `python -m lsm --...` does, up to the experiment."""
     words = shlex.split(command, comments=True)
     words = words[words.index("--") + 1 :] if "--" in words else words  # of a launcher
     name, *words = words[words.index("-m") + 1 :]
@@ -93,6 +93,8 @@ def load(command):
     given = dict(word.removeprefix("--").partition("=")[::2] for word in rest)
     own = {flag.name for flag in absl_flags.FLAGS.flags_by_module_dict()[cli.__name__]}
     assert set(given) <= own, command
+    if name == "lsm":  # without a config it is that of the run in the workdir
+        return flags.load(given["config"], overrides) if "config" in given else None
     source = (ROOT / "experiments" / f"{name.removeprefix('experiments.')}.py").read_text()
     default = "experiments/" + re.search(r"configs/[\w/]+[.]py", source)[0]
     return flags.load(given.get("config", default), overrides)
@@ -145,6 +147,10 @@ class Parsed(BaseException):
     """Raised where a command's own work would begin."""
 
 
+def is_experiment(module):
+    return module == "lsm" or module.startswith("experiments.")
+
+
 def parse(line, monkeypatch):
     """Does what a command does up to its flags and its config."""
     words = shlex.split(re.sub(r"^(\w+=\S* )+", "", line))
@@ -152,7 +158,7 @@ def parse(line, monkeypatch):
         assert shutil.which(words[0]), line
     elif words[1] != "-m":
         assert pathlib.Path(words[1]).exists(), line
-    elif words[2].startswith("experiments."):
+    elif is_experiment(words[2]):
         load(shlex.join(words))
     else:
         name, own = words[2], words[3:]
@@ -193,7 +199,7 @@ def small(line, page):
     if re.match(r"python -m launch\.(?!local)", line):
         own, dashes, command = line.replace(" --dry_run", "").partition(" -- ")
         return f"{own} --dry_run{dashes}{command}"
-    if "-m experiments." in line and "--mode=" not in line:
+    if re.search(r"-m (lsm|experiments\.\w+)( |$)", line) and "--mode=" not in line:
         return re.sub(r" --config\.train\.epochs=\S+", "", line) + " --config.train.steps=2"
     return line
 

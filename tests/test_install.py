@@ -95,5 +95,6 @@ def test_an_installed_experiment_runs_outside_a_clone(built, tmp_path):
     assert str(libraries) in installed("-c", "import lsm; print(lsm.__file__)")
     assert "--config.train.steps: int" in installed("-m", "experiments.digits", "--config_help")
     installed("-m", "experiments.digits", "--workdir=run", "--config.train.steps=2")
+    assert "done already" in installed("-m", "lsm", "--workdir=run")
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert (result["step"], result["git_revision"]) == (2, None)

@@ -155,7 +155,7 @@ def test_a_model_that_pytorch_cannot_compile_is_left_out(monkeypatch, capsys):
     class Peer:
         parameters = 101_770
 
-        def __init__(self, python, case, dtype, device, mode, form):
+        def __init__(self, python, script, model, size, dtype, device, mode, form):
             self.mode = mode
 
         def run(self, steps):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from launch import command
 from lsm import command_line
+from lsm.command_line import waiting
 from lsm.config import flags
 from lsm.errors import ConfigError
 
@@ -52,12 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _plan(argv: Sequence[str]) -> int:
     rest, overrides = flags.split_overrides(argv)
     given = command.parse(Flags, rest, __doc__, flags.ADVICE)
-    experiment = flags.load(given.config, overrides)
     from launch.plan import compiled, html, search, text, topology
 
+    topology.trace_on_cpu()
+    experiment = flags.load(given.config, overrides)
     machine = topology.load(given.topology, given.slices)
     request = compiled.Request(experiment, given.config, overrides, given.data_dir, given.price)
-    with command_line.stages("launch.plan") as say:
+    with waiting.stages("launch.plan") as say:
         found = search.search(request, machine, say) if given.fit else None
         plan = found.best.plan if found else compiled.plan(request, machine)
     if found:

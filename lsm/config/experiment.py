@@ -10,10 +10,12 @@ from typing import Literal
 
 from lsm.checks import LARGEST, require, require_duration, require_pattern, require_regex
 from lsm.config.callbacks import Callback
+from lsm.config.computed import Computed
 from lsm.data import Data
 from lsm.durations import LONGEST, Duration, Horizon
 from lsm.errors import ConfigError
 from lsm.evaluate import Metric
+from lsm.interop import Names
 from lsm.mesh import Mesh
 from lsm.optim import Optimizer, as_optimizer
 from lsm.tasks import MeanGradient, Task
@@ -188,12 +190,15 @@ class Start:
         name there.
       fresh: pattern of arrays here that are drawn as without a start, such as a new head; None is
         none of them.
+      names: how the arrays of safetensors from elsewhere are called and laid out, such as
+        `lsm.interop.Torch()`; None is as here. Paths that it is asked for are renamed before.
     """
 
     path: str
     take: str = ".*"
     rename: tuple[tuple[str, str], ...] = ()
     fresh: str | None = None
+    names: Names | None = None
 
     def __post_init__(self):
         require_pattern(self, "take", *(["fresh"] if self.fresh is not None else []))
@@ -227,7 +232,8 @@ class Experiment:
       optimizer: how: an optimiser with its schedule; a transform of Optax is taken for
         `lsm.optim.Raw` of it.
       train: how long.
-      start: where the first parameters come from; None draws them all.
+      start: where the first parameters come from: of another run or a file, or computed from the
+        training data; None draws them all.
       evaluation: how often it is measured.
       checkpoint: how often it is saved.
       mesh: how it is spread over devices.
@@ -240,7 +246,7 @@ class Experiment:
     data: Data
     optimizer: Optimizer
     train: Train
-    start: Start | None = None
+    start: Start | Computed | None = None
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     mesh: Mesh = dataclasses.field(default=Mesh(), metadata=COSMETIC)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,17 @@ class Origin:
         path, arg = flags.split(spec)
         overrides, directory = dict(overrides), os.getcwd()
         return cls(str(path.absolute()), arg, overrides, _digest(path), directory=directory)
+
+    @property
+    def spec(self) -> str | None:
+        """What `--config` was given, FILE.py or FILE.py:arg; None without a file."""
+        return self.config if self.arg is None else f"{self.config}:{self.arg}"
+
+    @property
+    def words(self) -> str:
+        """The words of the command line that made the experiment, as a shell reads them."""
+        changes = [f"--config.{path}={text}" for path, text in self.overrides.items()]
+        return shlex.join([f"--config={self.spec}", *changes])
 
     def to_json(self) -> bytes:
         """Returns the content of origin.json."""
@@ -115,11 +127,10 @@ def _from_file(origin: Origin, saved: Any) -> tuple[Experiment | None, str]:
     path = pathlib.Path(origin.config)
     if not path.is_file():
         return None, f"{path} is not there any more."
-    spec = f"{path}:{origin.arg}" if origin.arg is not None else str(path)
     same = _digest(path) == origin.digest
     changed = "gives another config now" if same else "has changed since the run began"
     try:
-        found = flags.load(spec, origin.overrides)
+        found = flags.load(origin.spec, origin.overrides)
     except ConfigError as error:
         return None, f"{path} {changed}: {str(error).rstrip('.')}."
     if saved.get("data", {}).get("test") is None and isinstance(found.data.test, IfThere):
@@ -127,7 +138,7 @@ def _from_file(origin: Origin, saved: Any) -> tuple[Experiment | None, str]:
     now, free = schema.to_json(found), schema.free_fields(found)
     changes = schema.differences(as_now(saved), now, free)
     if changes:
-        return None, f"{path} {changed}: {'; '.join(changes)}."
+        return None, f"{path} {changed}: {schema.told(changes)}."
     return found, "" if same else f"{path} {changed}; the config that it gives is the same."
 
 

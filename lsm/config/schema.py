@@ -340,6 +340,11 @@ def differences(old: Any, new: Any, free: tuple[str, ...] = ()) -> list[str]:
     return lines
 
 
+def told(changes: list[str]) -> str:
+    """Returns differences as a part of one line: the first few, and how many more there are."""
+    return listed((shortened(change, 120) for change in changes), 5, "; ")
+
+
 def _same_function(was: str, now: str) -> bool:
     """Whether `was` is how earlier versions named a local function: without what it was given."""
     return bool(re.fullmatch(r"[\w.]+\.(<\w+>[\w.]*)+", was)) and now.startswith(f"{was}(")

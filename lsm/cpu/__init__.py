@@ -5,7 +5,9 @@ reshape, another order of the same work, an option that is not set there.
 
 - `dot_rows`, `by_rows`: a dense layer on (B, T, D) as one on (B x T, D). Its gradient would else
   contract two dimensions, which runs in a slow loop: a GPT is 1.6 times slower.
-- `max_pool_2x2`: with a gradient of its own; that of `reduce_window` takes ten times as long.
+- `mean_of_rows`: a sum over rows as a product; XLA makes several passes of it.
+- `max_pool_2x2`, `max_pool_3x3`: with gradients of their own; that of `reduce_window` takes ten
+  times as long (four to eighteen).
 - `Bias`: a convolution's bias as a layer, so that pooling can come before it: the same values, to
   the bit, for a quarter of the additions.
 - `TWO_PASS`: a layer norm's variance from the centred values; one pass over x and x^2 is 8 % slower
@@ -24,8 +26,8 @@ positions apart from the sums that it is made of.
 from lsm.cpu.features import cores, emulates_bfloat16
 from lsm.cpu.heap import keep_memory
 from lsm.cpu.options import Calls, compiler_options
-from lsm.cpu.pooling import Bias, max_pool_2x2
-from lsm.cpu.rows import by_rows, dot_rows
+from lsm.cpu.pooling import Bias, max_pool_2x2, max_pool_3x3
+from lsm.cpu.rows import by_rows, dot_rows, mean_of_rows
 
 TWO_PASS = {"use_fast_variance": False}
 """For `nn.LayerNorm`."""
@@ -47,5 +49,7 @@ __all__ = [
     "emulates_bfloat16",
     "keep_memory",
     "max_pool_2x2",
+    "max_pool_3x3",
+    "mean_of_rows",
     "unroll_micro_batches",
 ]

@@ -18,3 +18,11 @@ def ignore_without_tpu() -> None:
     installed = "TPU_LIBRARY_PATH" in os.environ  # set by libtpu itself when jax looks for it
     if none_seen and installed and not nodes and not jax.config.jax_platforms:
         os.environ["TPU_LIBRARY_PATH"] = __file__
+
+
+def heed_again() -> None:
+    """Undoes `ignore_without_tpu`, for who asks the library for a plan afterwards."""
+    if os.environ.get("TPU_LIBRARY_PATH") == __file__:
+        import libtpu
+
+        os.environ["TPU_LIBRARY_PATH"] = libtpu.get_library_path()

@@ -1,8 +1,9 @@
-"""Dense layers on arrays of three and more dimensions."""
+"""Dense layers on arrays of three and more dimensions, and means over rows."""
 
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 
 def by_rows(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
@@ -28,3 +29,13 @@ def dot_rows(x: jax.Array, kernel_DxF: jax.Array, *args, **options) -> jax.Array
         return jax.lax.dot_general(x, kernel_DxF, (contracted, batch), *rest, **options)
 
     return by_rows(dot, x)
+
+
+def mean_of_rows(x_NxC: jax.Array) -> jax.Array:
+    """Returns the means (C,) of float32 (N, C); on a CPU by a product."""
+
+    def by_product(x_NxC: jax.Array) -> jax.Array:
+        ones_N = jnp.ones(len(x_NxC), x_NxC.dtype)
+        return jnp.dot(ones_N, x_NxC, precision=jax.lax.Precision.HIGHEST) / len(x_NxC)
+
+    return jax.lax.platform_dependent(x_NxC, cpu=by_product, default=lambda x: x.mean(0))

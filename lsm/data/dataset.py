@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsm.data import splits
+from lsm.data.values import narrowed
 from lsm.errors import ConfigError, DataError, listed, nearest
 
 Columns = dict[str, np.ndarray]
@@ -52,6 +53,11 @@ class Dataset(abc.ABC):
         return None
 
     @property
+    def names(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of what the numbers of a column stand for, by column, where that is known."""
+        return {}
+
+    @property
     def characters(self) -> str | None:
         """The characters that tokens number, in order; None unless tokens are characters."""
         return None
@@ -69,6 +75,10 @@ class Dataset(abc.ABC):
         default the number of examples.
         """
         return {"examples": len(self)}
+
+    def where(self, number: int) -> str:
+        """Returns how a line names an example: by its file and row, where it has these."""
+        return f"example {number:,}"
 
     def column(self, name: str) -> np.ndarray:
         """Returns one column of all examples (N, ...); raises DataError where there is none."""
@@ -174,12 +184,17 @@ class Derived(Dataset):
 
     spec = property(lambda self: self._dataset.spec)
     classes = property(lambda self: self._dataset.classes)
+    names = property(lambda self: self._dataset.names)
     vocabulary_size = property(lambda self: self._dataset.vocabulary_size)
 
     @property
     def identity(self) -> dict[str, Any]:
         """See `Dataset.identity`."""
         return self._dataset.identity | super().identity
+
+    def where(self, number: int) -> str:
+        """See `Dataset.where`."""
+        return self._dataset.where(number)
 
 
 class _Rows(Derived):
@@ -195,14 +210,18 @@ class _Rows(Derived):
     def take(self, indices: np.ndarray) -> Columns:
         return self._dataset.take(np.asarray(indices) + self._start)
 
+    def where(self, number: int) -> str:
+        return self._dataset.where(number + self._start)
+
     def column(self, name: str) -> np.ndarray:
         return self._dataset.column(name)[self._start : self._start + self._length]
 
 
-class _Joined(Dataset):
+class _Joined(Derived):
     """Datasets of one kind, splits of one source, one after the other."""
 
     def __init__(self, parts: Sequence[Dataset]):
+        super().__init__(parts[0])
         self._parts = tuple(parts)
         self._stops = np.cumsum([len(part) for part in parts])
 
@@ -225,17 +244,9 @@ class _Joined(Dataset):
                     batch[name][where] = column
         return batch
 
-    @property
-    def spec(self) -> Spec:
-        return self._parts[0].spec
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        return self._parts[0].classes
-
-    @property
-    def vocabulary_size(self) -> int | None:
-        return self._parts[0].vocabulary_size
+    def where(self, number: int) -> str:
+        part = int(np.searchsorted(self._stops, number, side="right"))
+        return self._parts[part].where(number - int(self._stops[part]) + len(self._parts[part]))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -382,19 +393,3 @@ class Arrays(SplitSource):
 def digest(*facts: Any) -> str:
     """Returns a name for JSON values, for `Dataset.identity`."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def narrowed(column: np.ndarray, name: str) -> np.ndarray:
-    """Returns `column` with 64-bit numbers as 32-bit ones, in which JAX computes.
-
-    Raises:
-      DataError: an integer does not fit.
-    """
-    if column.dtype == np.float64:
-        return column.astype(np.float32)
-    if column.dtype not in (np.int64, np.uint64):
-        return column
-    small = np.int32 if column.dtype == np.int64 else np.uint32
-    if column.size and (column.max() > np.iinfo(small).max or column.min() < np.iinfo(small).min):
-        raise DataError(f"column {name!r} holds integers beyond 32 bits; leave it out of columns.")
-    return column.astype(small)

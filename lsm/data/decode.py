@@ -1,19 +1,19 @@
 """Decodes whole datasets: on all CPUs, in order, with a bar on a terminal."""
 
 import collections
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
+from lsm.command_line import waiting
 from lsm.cpu import cores
 from lsm.data.dataset import Columns, Dataset
 
 _BYTES = 2**22  # of decoded examples in a chunk: bounds the memory, and evens out the work
 _MOST = 256  # examples in a chunk: what is small may take long to make
-_PATIENCE = 2.0  # seconds after which a bar is drawn
 
 
 def chunks(name: str, dataset: Dataset) -> Iterator[Columns]:
@@ -27,7 +27,8 @@ def chunks(name: str, dataset: Dataset) -> Iterator[Columns]:
       dataset: its `take` is called by several threads.
     """
     parts = _parts(dataset)
-    return _with_bar(name, len(dataset), parts) if sys.stderr.isatty() else parts
+    bar = waiting.bar(f"decoding {name}", len(dataset))
+    return _moving(bar, parts) if bar else parts
 
 
 def _parts(dataset: Dataset) -> Iterator[Columns]:
@@ -44,27 +45,14 @@ def _parts(dataset: Dataset) -> Iterator[Columns]:
             yield ahead.popleft().result()
 
 
-def _with_bar(name: str, total: int, parts: Iterator[Columns]) -> Iterator[Columns]:
-    from rich import console, progress
-
-    # Drawn chunk by chunk: there is no drawing thread.
-    bar = progress.Progress(
-        progress.TextColumn("decoding {task.description}", markup=False),
-        progress.BarColumn(bar_width=None),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-        console=console.Console(file=sys.stderr),
-        auto_refresh=False,
-        expand=True,
-        transient=True,
-    )
-    task = bar.add_task(name, total=total)
+def _moving(bar: Any, parts: Iterator[Columns]) -> Iterator[Columns]:
+    """Moves the bar chunk by chunk: there is no drawing thread."""
     start = time.monotonic()
     try:
         for columns in parts:
             yield columns
-            bar.advance(task, len(next(iter(columns.values()))))
-            if time.monotonic() - start > _PATIENCE:
+            bar.advance(bar.task_ids[0], len(next(iter(columns.values()))))
+            if time.monotonic() - start > waiting.PATIENCE:
                 bar.start()
                 bar.refresh()
     finally:

@@ -229,6 +229,10 @@ class Chosen(Derived):
         """See `Dataset.column`."""
         return self._dataset.column(name)[self._numbers]
 
+    def where(self, number: int) -> str:
+        """See `Dataset.where`."""
+        return self._dataset.where(int(self._numbers[number]))
+
     def held(self) -> Iterator[Columns]:
         """See `Dataset.held`."""
         start = 0

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from lsm.data import images
-from lsm.data.dataset import Columns, narrowed
+from lsm.data.dataset import Columns
+from lsm.data.values import narrowed
 
 _LISTS = {"b": "int64_list", "i": "int64_list", "u": "int64_list", "f": "float_list"}
 

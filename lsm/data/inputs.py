@@ -11,7 +11,7 @@ import numpy as np
 
 from lsm.data import images
 from lsm.data.dataset import Dataset, Spec
-from lsm.errors import DataError
+from lsm.errors import DataError, listed, nearest
 
 Lengths = np.ndarray
 """(N,) int, of each row how much of it is not padding."""
@@ -25,21 +25,24 @@ class Inputs:
       columns: shape and dtype of one example of each column.
       classes: names of what the labels number, or None.
       characters: what tokens number, in order; None unless tokens are characters.
+      names: of what the numbers of a column stand for, by column.
     """
 
     columns: Spec
     classes: tuple[str, ...] | None = None
     characters: str | None = None
+    names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, dataset: Dataset) -> "Inputs":
         """Returns what the examples of a dataset are."""
-        return cls(dataset.spec, dataset.classes, dataset.characters)
+        return cls(dataset.spec, dataset.classes, dataset.characters, dataset.names)
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as JSON."""
         columns = {name: [list(x.shape), str(x.dtype)] for name, x in self.columns.items()}
-        return {"columns": columns, "classes": self.classes, "characters": self.characters}
+        fields = ("classes", "characters", "names")
+        return {"columns": columns} | {name: getattr(self, name) for name in fields}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> "Inputs":
@@ -48,8 +51,20 @@ class Inputs:
             name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype))
             for name, (shape, dtype) in tree["columns"].items()
         }
-        classes = tree["classes"]
-        return cls(columns, None if classes is None else tuple(classes), tree["characters"])
+        classes = None if tree["classes"] is None else tuple(tree["classes"])
+        # Earlier versions kept no names.
+        names = {name: tuple(known) for name, known in tree.get("names", {}).items()}
+        return cls(columns, classes, tree["characters"], names)
+
+    def called(self, task: Any) -> Sequence[str] | None:
+        """Returns the names of what a task predicts by number; None where they are not known.
+
+        Of several columns with names, it is the one that the task's field `label` says.
+        """
+        label = getattr(task, "label", None)
+        if self.characters is not None:
+            return self.characters
+        return self.names.get(label) if self.names and isinstance(label, str) else self.classes
 
     def kind(self, column: str) -> str:
         """Returns what a column's values are made of: "pictures", "texts" or "numbers"."""
@@ -66,12 +81,16 @@ class Inputs:
         Args:
           column: one of `columns`.
           values: numbers (N, ...); or, by `kind`, the path of a picture or several, which become
-            of the column's size and colours; or a text or several, which are padded to the longest.
+            of the column's size and colours; or a text or several, which are padded to the longest;
+            or, of a column in `names`, such a name or several, which become its numbers.
 
         Raises:
-          DataError: they are of another kind or shape, damaged, or hold an unknown character.
+          DataError: they are of another kind or shape, damaged, or hold an unknown character or
+            name.
         """
         kind = self.kind(column)
+        if isinstance(values, np.ndarray) and values.dtype.kind in "OU":
+            values = values.tolist()
         if isinstance(values, str | os.PathLike):
             values = [values]
         named = isinstance(values, Sequence) and values and isinstance(values[0], str | os.PathLike)
@@ -81,6 +100,8 @@ class Inputs:
             return np.stack([self._picture(column, pathlib.Path(path)) for path in values]), None
         if kind == "texts":
             return self._texts(column, values)
+        if column in self.names:
+            return self._numbered(column, values), None
         raise DataError(
             f"predict: {values[0]!r} given for column {column!r}, which holds numbers of shape "
             f"{self.columns[column].shape}; an array (N, ...) of them is needed."
@@ -102,6 +123,16 @@ class Inputs:
                 f"(N, {', '.join(map(str, one.shape))}) is needed.".replace(", )", ",)")
             )
         return found
+
+    def _numbered(self, column: str, values: Sequence[str]) -> np.ndarray:
+        numbers = {name: number for number, name in enumerate(self.names[column])}
+        for value in values:
+            if value not in numbers:
+                raise DataError(
+                    f"predict: column {column!r} holds {value!r}, which the run does not know; "
+                    f"allowed: {listed(numbers)}.{nearest(str(value), numbers)}"
+                )
+        return np.array([numbers[value] for value in values], np.int32)
 
     def _picture(self, column: str, path: pathlib.Path) -> np.ndarray:
         *size, channels = self.columns[column].shape

@@ -57,6 +57,11 @@ class Tfds(SplitSource):
         info = builder(self.name, data_dir).info
         return {name: list(split.shard_lengths) for name, split in info.splits.items()}
 
+    def spec(self, split: str, data_dir: PathLike | None = None) -> Spec:
+        """See `Source.spec`; the data need not be there."""
+        features = _features(_find(self.name, data_dir), self.columns)
+        return _spec(Parser(features, images.as_size(self.size, "Tfds.size")))
+
     def open_split(self, name: str, data_dir: PathLike | None = None) -> Dataset:
         """See `SplitSource.open_split`."""
         records = _Records(builder(self.name, data_dir), name, self.columns, self.size)
@@ -135,15 +140,8 @@ class _Records(Dataset):
         import tensorflow_datasets as tfds
 
         info = builder.info
-        names = columns or _default_columns(info)
-        for name in names:
-            if name not in info.features:
-                raise DataError(
-                    f"Tfds.columns: {builder.name} has no feature {name!r}; it has "
-                    f"{listed(info.features)}.{nearest(name, info.features)}"
-                )
         self.name = f"{info.full_name}"
-        self.features = {name: info.features[name] for name in names}
+        self.features = _features(builder, columns)
         self._shards = info.splits[split].filepaths
         self.files = [pathlib.Path(path) for path in self._shards]
         pair = images.as_size(size, "Tfds.size")
@@ -157,14 +155,18 @@ class _Records(Dataset):
 
     @property
     def spec(self) -> Spec:
-        return {name: column.one for name, column in self._parser.columns.items()}
+        return _spec(self._parser)
 
     @property
     def classes(self) -> tuple[str, ...] | None:
+        return next(iter(self.names.values()), None)
+
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
         import tensorflow_datasets as tfds
 
-        labels = [f for f in self.features.values() if isinstance(f, tfds.features.ClassLabel)]
-        return tuple(labels[0].names) if labels and labels[0].num_classes else None
+        labels = {n: f for n, f in self.features.items() if isinstance(f, tfds.features.ClassLabel)}
+        return {name: tuple(label.names) for name, label in labels.items() if label.num_classes}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -190,6 +192,23 @@ def _readable(name: str, files: list[pathlib.Path]) -> Iterator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = f"{files[0].parent} ({listed(file.name for file in files)})"
         raise DataError(f"dataset {name}: {where} is damaged or incomplete: {reason}") from error
+
+
+def _features(builder: Any, columns: tuple[str, ...] | None) -> dict[str, Any]:
+    """Returns the features that are delivered, by name."""
+    info = builder.info
+    names = columns or _default_columns(info)
+    for name in names:
+        if name not in info.features:
+            raise DataError(
+                f"Tfds.columns: {builder.name} has no feature {name!r}; it has "
+                f"{listed(info.features)}.{nearest(name, info.features)}"
+            )
+    return {name: info.features[name] for name in names}
+
+
+def _spec(parser: Parser) -> Spec:
+    return {name: column.one for name, column in parser.columns.items()}
 
 
 def _default_columns(info: Any) -> tuple[str, ...]:

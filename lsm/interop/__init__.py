@@ -1,5 +1,18 @@
-"""Files of other libraries."""
+"""Files of other libraries: safetensors, and how these call and lay out the arrays of a model."""
 
+from lsm.interop.convnets import timm_convnext, torchvision_convnext, torchvision_resnet
+from lsm.interop.names import Names, Source, Torch, by_key_head, transposed
 from lsm.interop.tensors import Tensors, open_tensors
 
-__all__ = ["Tensors", "open_tensors"]
+__all__ = [
+    "Names",
+    "Source",
+    "Tensors",
+    "Torch",
+    "by_key_head",
+    "open_tensors",
+    "timm_convnext",
+    "torchvision_convnext",
+    "torchvision_resnet",
+    "transposed",
+]

@@ -56,13 +56,21 @@ class Tensors:
         Raises:
           CheckpointError: there is no such tensor.
         """
+        # A copy: a view would hold the file, and change with it.
+        return np.array(self.view(name)[index])
+
+    def view(self, name: str) -> np.ndarray:
+        """Returns a tensor as it lies in the file: read from the disk where it is looked at.
+
+        Raises:
+          CheckpointError: there is no such tensor.
+        """
         if name not in self._views:
             raise CheckpointError(
                 f"{self._path} has no tensor {name!r}; it has {listed(self._views)}."
                 + nearest(name, self._views)
             )
-        # A copy: a view would hold the file, and change with it.
-        return np.array(self._views[name][index])
+        return self._views[name]
 
 
 def open_tensors(path: os.PathLike | str) -> Tensors:

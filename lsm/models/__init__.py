@@ -3,26 +3,37 @@
 A Transformer is arranged from the parts in `lsm.models.transformer`; see docs/models.md.
 """
 
+from lsm.models.airbench import Airbench
 from lsm.models.attention import Cache, Mask, attend
+from lsm.models.batch_norm import BatchNorm
 from lsm.models.cnn import CNN
+from lsm.models.convnext import ConvNeXt
 from lsm.models.gpt import GPT
 from lsm.models.mlp import MLP
 from lsm.models.pipeline import run_layers
+from lsm.models.resnet import ResNet, WideResNet
 from lsm.models.stack import Stack
 from lsm.models.transformer import Attention, Block, CrossAttention, Mlp, Transformer
+from lsm.models.views import Views
 
 __all__ = [
     "CNN",
     "GPT",
     "MLP",
+    "Airbench",
     "Attention",
+    "BatchNorm",
     "Block",
     "Cache",
+    "ConvNeXt",
     "CrossAttention",
     "Mask",
     "Mlp",
+    "ResNet",
     "Stack",
     "Transformer",
+    "Views",
+    "WideResNet",
     "attend",
     "run_layers",
 ]

@@ -8,6 +8,7 @@ import jax
 from lsm.checks import require, require_sizes
 from lsm.cpu import Bias, max_pool_2x2
 from lsm.mesh import Fsdp, Layout, Rule
+from lsm.models.batch_norm import BatchNorm
 from lsm.models.initializers import HE
 from lsm.models.layers import Activation, Dtype, Initializer
 
@@ -95,9 +96,7 @@ class CNN(nn.Module):
         if pool:
             x_BxHxWxC = max_pool_2x2(x_BxHxWxC)
         if self.batch_norm:
-            # 0.9 of the old mean stays, as in PyTorch, which calls it 0.1; Flax's default is 0.99.
-            norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)
-            x_BxHxWxC = norm(x_BxHxWxC)
+            x_BxHxWxC = BatchNorm(dtype=self.dtype)(x_BxHxWxC, train)
         else:
             x_BxHxWxC = Bias(self.dtype)(x_BxHxWxC)
         return self.activation(x_BxHxWxC)

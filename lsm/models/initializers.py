@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from jax.nn import initializers
 
 from lsm.checks import require
@@ -47,6 +48,28 @@ class Scaled:
         # JAX widens the normal first, so that the variance is right after truncation.
         draw = initializers.variance_scaling(self.scale, self.fan, distribution)
         return draw(key, shape, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dirac:
+    """Convolutions of which the first pass their input on: filter i is 1 at the centre of input i.
+
+    Zagoruyko & Komodakis 2017 (arXiv:1706.00388), and Jordan 2024 (arXiv:2404.00498), where only as
+    many filters as there are inputs are made so.
+
+    Attributes:
+      rest: initialiser of the other filters.
+    """
+
+    rest: Scaled = Scaled(scale=1 / 3, distribution="uniform")
+
+    def __call__(self, key: jax.Array, shape, dtype) -> jax.Array:
+        """Draws a kernel (H, W, inputs, outputs)."""
+        (h, w, inputs, outputs), kernel = shape, self.rest(key, shape, dtype)
+        passed = min(inputs, outputs)
+        identity = jnp.zeros((h, w, inputs, passed), dtype)
+        identity = identity.at[h // 2, w // 2].set(jnp.eye(inputs, passed, dtype=dtype))
+        return kernel.at[..., :passed].set(identity)
 
 
 LECUN = Scaled()

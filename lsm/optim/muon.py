@@ -5,11 +5,13 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from lsm.checks import require, require_pattern
+from lsm.durations import Horizon
 from lsm.errors import ConfigError
-from lsm.optim.base import Algorithm
+from lsm.optim.base import Algorithm, Link
 from lsm.optim.stacks import Stacks, depth
 from lsm.params import matches, path_name, require_match
 
@@ -63,6 +65,8 @@ class Muon(Algorithm):
       nesterov: whether the momentum looks one step ahead.
       iterations: of Newton-Schulz.
       rms: root mean square of a matrix's direction; None scales as Jordan's.
+      normalised: whether each matrix is brought to the norm sqrt(outputs) before it moves, as
+        airbench94 does; its size then says nothing, and weight decay little.
       matrices: regular expression searched for in the path: which parameters are matrices. The
         last layer is one by this default; Jordan leaves it to AdamW.
       axes: how they are read, the first match first. By default the last axis is the output; of
@@ -78,6 +82,7 @@ class Muon(Algorithm):
     nesterov: bool = True
     iterations: int = 5
     rms: float | None = 0.2
+    normalised: bool = False
     matrices: str = r"kernel$"
     axes: tuple[MatrixAxes, ...] = ()
     adam_b1: float = 0.9
@@ -98,6 +103,33 @@ class Muon(Algorithm):
         require_match("Muon.matrices", self.matrices, params)
         for axes in self.axes:
             require_match("MatrixAxes.pattern", axes.pattern, params)
+
+    def _links(self, horizon: Horizon, stacks: Stacks) -> list[Link]:
+        """See `Algorithm._links`."""
+        links = super()._links(horizon, stacks)
+        if not self.normalised:
+            return links
+        # An average takes in what the others leave.
+        behind = links.pop() if self.ema is not None else None
+        links.append(("normalise", optax.stateless(functools.partial(self._normalise, stacks))))
+        return links if behind is None else [*links, behind]
+
+    def _normalise(
+        self, stacks: Stacks, updates: optax.Updates, params: optax.Params
+    ) -> optax.Updates:
+        """Returns `updates` and what else brings the matrices to the norm sqrt(outputs)."""
+
+        def add(path, update, x):
+            dimensions = self._dimensions(name := path_name(path), x, depth(stacks, name))
+            if dimensions is None:
+                return update
+            axes = (*dimensions.reduction_axis, *dimensions.output_axis)
+            outputs = math.prod(x.shape[axis] for axis in dimensions.output_axis)
+            square = jnp.square(x.astype(jnp.float32)).sum(axes, keepdims=True)
+            factor = math.sqrt(outputs) * jax.lax.rsqrt(jnp.maximum(square, 1e-20))
+            return update + ((factor - 1) * x).astype(update.dtype)
+
+        return jax.tree_util.tree_map_with_path(add, updates, params)
 
     def core(self) -> optax.GradientTransformation:
         """Returns Muon for the matrices and Adam for the others."""

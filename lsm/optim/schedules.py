@@ -46,21 +46,28 @@ class Constant(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Schedule):
-    """A straight line from 1 at the first step to `to` at the end of the run.
+    """A straight line from 1 at the first step to `to`, and level from there on.
 
     Attributes:
       to: factor at the end.
+      over: when that is reached; None is the end of the run.
     """
 
     to: float = 0.0
+    over: Duration | None = None
 
     def __post_init__(self):
         require(self, to="[0, inf)")
+        if self.over is not None:
+            require_duration(self, "over", self.over)
 
     def shape(self, horizon: Horizon) -> optax.Schedule:
         """Returns 1 + (to - 1) * step / steps."""
+        over = horizon.steps
+        if self.over is not None:
+            over = to_steps(self.over, horizon, "Linear.over")
         # A warm-up that takes the whole run leaves 0 steps, which Optax takes as never to change.
-        return optax.linear_schedule(1.0, self.to, max(horizon.steps, 1))
+        return optax.linear_schedule(1.0, self.to, max(over, 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,6 +61,8 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _draw_panel(axes, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    from matplotlib import ticker
+
     is_share = name.endswith("accuracy")
     # Of all splits: they share the scale.
     everything = [
@@ -73,9 +75,11 @@ def _draw_panel(axes, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
             last = f"{100 * values[-1]:.2f} %" if is_share else f"{values[-1]:.4g}"
             _draw_split(axes, split, steps, values, f"{split} {last}")
     if is_share:
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, symbol=" %"))
     elif everything and min(everything) > 0 and max(everything) > 50 * min(everything):
         axes.set_yscale("log")
+    whole = ticker.MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    axes.xaxis.set_major_locator(whole)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_title(name.replace("_", " "), fontsize=11)
     axes.set_xlabel("step")

@@ -7,13 +7,18 @@ from collections.abc import Iterator, Mapping
 from typing import Literal, Protocol
 
 import jax
+import numpy as np
 
 from lsm.errors import CheckpointError, ConfigError, listed, nearest
 from lsm.files import expanded
-from lsm.interop.tensors import Tensors, open_tensors
+from lsm.interop import Names, Source, Tensors, open_tensors
+from lsm.params import matches
 from lsm.run.checkpoint import Checkpoints
 
 STATE = "model_state/"
+
+Spec = Mapping[str, jax.ShapeDtypeStruct]
+"""Shape and dtype of arrays by name."""
 
 
 class Weights(Protocol):
@@ -25,7 +30,7 @@ class Weights(Protocol):
     """
 
     where: str
-    spec: Mapping[str, jax.ShapeDtypeStruct]
+    spec: Spec
 
     def read(self, wanted: Mapping[str, jax.sharding.NamedSharding]) -> dict[str, jax.Array]:
         """Returns the arrays of `wanted`, in their own dtypes, placed as it says; no others.
@@ -102,20 +107,92 @@ def _copies(saved: Mapping[str, jax.ShapeDtypeStruct], key: str, of: str) -> dic
 
 
 class FileWeights:
-    """`Weights` of safetensors, by the names in the file."""
+    """`Weights` of safetensors, by the names in the file.
+
+    Attributes:
+      where: see `Weights`.
+      spec: see `Weights`.
+      tensors: the open file.
+    """
 
     def __init__(self, tensors: Tensors, path: pathlib.Path):
         """Takes what `open_tensors(path)` gave."""
-        self.where, self.spec, self._tensors = str(path), tensors.specs, tensors
+        self.where, self.spec, self.tensors = str(path), tensors.specs, tensors
 
     def read(self, wanted: Mapping[str, jax.sharding.NamedSharding]) -> dict[str, jax.Array]:
         """See `Weights.read`: each device's part is read from the file, and no more."""
         return {name: self._placed(name, sharding) for name, sharding in wanted.items()}
 
     def _placed(self, name: str, sharding: jax.sharding.NamedSharding) -> jax.Array:
-        shape, read = self.spec[name].shape, self._tensors.read
+        shape, read = self.spec[name].shape, self.tensors.read
         # The callback is asked for the parts of this process's devices only.
         return jax.make_array_from_callback(shape, sharding, lambda index: read(name, index))
+
+
+class NamedWeights:
+    """`Weights` of safetensors by the names here, as `Names` tell what they are made of.
+
+    What has no place here, and is not ignored, keeps the name that it has in the file.
+
+    Attributes:
+      where: see `Weights`.
+      spec: see `Weights`.
+      called: names in the file of what an array is made of, whether they are there or not.
+    """
+
+    def __init__(self, weights: FileWeights, names: Names, here: Spec):
+        """Takes open safetensors, and shapes and dtypes here by name."""
+        self.where, self._tensors = weights.where, weights.tensors
+        sources, there = names.sources(here), weights.spec
+        self.called = {name: ", ".join(source.tensors) for name, source in sources.items()}
+        needed = {name: {*_tensors(source)} for name, source in sources.items()}
+        left = set(there).difference(*needed.values())
+        left = {name for name in left if not (names.ignored and matches(names.ignored, name))}
+        whole = {name: source for name, source in sources.items() if needed[name] <= {*there}}
+        self._sources = {name: Source((name,)) for name in sorted(left)} | whole
+        self.spec = {name: self._spec(name, source) for name, source in self._sources.items()}
+
+    def read(self, wanted: Mapping[str, jax.sharding.NamedSharding]) -> dict[str, jax.Array]:
+        """See `Weights.read`: a layer at a time, and of it what a device holds."""
+        return {name: self._placed(name, sharding) for name, sharding in wanted.items()}
+
+    def _placed(self, name: str, sharding: jax.sharding.NamedSharding) -> jax.Array:
+        source, view = self._sources[name], self._tensors.view
+
+        def made(layer: int = 0) -> np.ndarray:
+            return source.function(*map(view, source.layer(layer)))
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            if source.layers is None:
+                return np.array(made()[index])
+            layers = range(source.layers)[index[0]]
+            return np.stack([made(layer)[index[1:]] for layer in layers])
+
+        return jax.make_array_from_callback(self.spec[name].shape, sharding, part)
+
+    def _spec(self, name: str, source: Source) -> jax.ShapeDtypeStruct:
+        """Returns what `source` makes, of zeros that take no memory."""
+        specs = [
+            [self._tensors.specs[tensor] for tensor in source.layer(layer)]
+            for layer in range(source.layers or 1)
+        ]
+        shapes = listed(f"{t} {s.shape}" for t, s in zip(source.tensors, specs[0], strict=True))
+        zeros = [np.broadcast_to(np.zeros((), spec.dtype), spec.shape) for spec in specs[0]]
+        try:
+            made = source.function(*zeros)
+        except ValueError as error:  # of NumPy: dimensions that are not there, or do not divide
+            raise CheckpointError(
+                f"start: {self.where}: no {name!r} can be made of {shapes} ({error})."
+            ) from error
+        if any(others != specs[0] for others in specs):
+            raise CheckpointError(f"start: {self.where}: not every layer is like {shapes}.")
+        stack = () if source.layers is None else (source.layers,)
+        return jax.ShapeDtypeStruct((*stack, *made.shape), made.dtype)
+
+
+def _tensors(source: Source) -> Iterator[str]:
+    for layer in range(source.layers or 1):
+        yield from source.layer(layer)
 
 
 @contextlib.contextmanager

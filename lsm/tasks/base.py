@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsm.errors import ConfigError, DataError, listed, nearest
+from lsm.errors import ConfigError, DataError, calling, listed, nearest
 from lsm.metrics import Weighted, weigh
 
 Batch = Mapping[str, jax.Array | np.ndarray]
@@ -93,7 +93,9 @@ class Task(abc.ABC):
 
     def init(self, key: jax.Array, batch: Batch) -> tuple[Params, ModelState]:
         """Returns float32 parameters and the model state for batches shaped like `batch`."""
-        variables = dict(self.model.init(key, self.inputs(batch), **self._train(False)))
+        inputs = self.inputs(batch)
+        with calling("task.model"):
+            variables = dict(self.model.init(key, inputs, **self._train(False)))
         # A term of one call, not a state: kept, every later call would append to it.
         variables.pop(LOSSES, None)
         return variables.pop("params", {}), variables
@@ -141,14 +143,15 @@ class Task(abc.ABC):
         # LOSSES in evaluation as well, to report what was sown.
         changing = [name for name in model_state if name != CONSTANTS] if train else []
         try:
-            return self.model.apply(
-                {"params": params, **model_state},
-                inputs,
-                **self._train(train, method),
-                rngs=dict(rngs),
-                mutable=[*changing, LOSSES],
-                method=method,
-            )
+            with calling("task.model"):
+                return self.model.apply(
+                    {"params": params, **model_state},
+                    inputs,
+                    **self._train(train, method),
+                    rngs=dict(rngs),
+                    mutable=[*changing, LOSSES],
+                    method=method,
+                )
         except flax.errors.InvalidRngError as error:
             # Flax tells the name in the text of its message alone.
             (name,) = re.findall(r'PRNG for "(\w+)"', str(error)) or ["?"]
@@ -228,7 +231,8 @@ class Task(abc.ABC):
 
         Args:
           predictions: what `predict` gave, on the host.
-          names: of the classes or tokens, in order.
+          names: of the classes or tokens, in order; where several columns have names, those of the
+            column that the task's field `label` says.
         """
         del predictions, names
         return {}

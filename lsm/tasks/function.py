@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lsm.errors import ConfigError, DataError
+from lsm.errors import ConfigError, DataError, calling
 from lsm.metrics import Weighted, weigh
 from lsm.tasks.base import Batch, Task, asking, check_numeric, column
 
@@ -76,7 +76,8 @@ def _weighed(
 ) -> Weighted | tuple[jax.Array, jax.Array]:
     """Returns the sum and the weight of what a function gives for a batch; raises DataError."""
     # What a dict of outputs has not is no missing column.
-    with contextlib.nullcontext() if isinstance(outputs, Mapping) else asking(batch, field):
+    told = contextlib.nullcontext() if isinstance(outputs, Mapping) else asking(batch, field)
+    with told, calling(field):
         values = function(outputs, batch)
     if isinstance(values, tuple):
         return values

@@ -1,19 +1,19 @@
 """From an experiment to a trained model: `fit`."""
 
-import contextlib
 import dataclasses
 import logging
 import os
 import pathlib
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
 from typing import Any
 
 import jax
 
 from lsm import processes
 from lsm.config import Experiment, schema
-from lsm.config.origin import Origin
+from lsm.config.origin import CONFIG, Origin
 from lsm.cpu import emulates_bfloat16, keep_memory
 from lsm.data.inputs import Inputs
 from lsm.files import expanded
@@ -29,7 +29,7 @@ from lsm.train.progress import Progress
 from lsm.train.start import begin
 from lsm.train.state import TrainState
 from lsm.train.throughput import Throughput
-from lsm.train.trainer import Trainer, keep_compiled
+from lsm.train.trainer import Trainer, prepare_jax
 from lsm.train.waiting import CompileTimes, telling
 from lsm.train.workdir import claimed, finished, write_records
 from lsm.writers import RunInfo, Writers, read_metrics
@@ -79,28 +79,24 @@ def fit(
     if data_dir is not None:
         data_dir = expanded(data_dir, "--data_dir").absolute()
     origin = dataclasses.replace(origin or Origin(), data_dir=data_dir and str(data_dir))
-    keep_compiled()
+    prepare_jax()
     keep_memory()
-    with contextlib.ExitStack() as opened:
+    with ExitStack() as opened:
         with clock("startup"):
             trainer = Trainer.of(experiment, data_dir)
-            experiment = trainer.experiment  # settled, where it depends on what the data has
-            config = schema.to_json(experiment)  # once a start: every array in it is hashed for it
-            claim = claimed(workdir, trainer, config, allow_config_change)
+            claim = claimed(workdir, trainer, origin, allow_config_change)
             records = opened.enter_context(claim)
             if result := finished(workdir):
                 _log.info("%s: done already; another --workdir begins a new run.", workdir)
                 return result
-            throughput = Throughput.of(trainer)
+            throughput, config = Throughput.of(trainer), records[CONFIG]
             _check_and_compile(trainer, throughput, CompileTimes(config), clock)
             write_records(workdir, records, Inputs.of(trainer.train.dataset), origin)
             _say_emulated(trainer, config)
-            keep, checksums = experiment.checkpoint.keep, trainer.program.checksums
-            checkpoints = Checkpoints(workdir / "checkpoints", keep, checksums=checksums)
-            opened.callback(checkpoints.close)
+            checkpoints = opened.enter_context(closing(_checkpoints(trainer, workdir)))
             state, progress = _first_state(trainer, checkpoints, workdir, clock)
             writers = _writers(trainer, config, workdir, int(state.step))
-            opened.callback(writers.close)
+            opened.enter_context(closing(writers))
             loop = Loop(trainer, throughput, checkpoints, writers, tracer, progress, clock)
         state, ending = loop.run(state)
         result = _finished(loop, state, ending, workdir)
@@ -126,6 +122,8 @@ def _check_and_compile(
         done = pool.submit(compiled)
         for split in ("train", *trainer.evaluation):
             trainer.check_examples(split)
+        if processes.is_first():
+            trainer.say_doubts()
         with clock("compile"), telling("compiling", str(times)):
             wait([done])
 
@@ -140,6 +138,11 @@ def _say_emulated(trainer: Trainer, config: dict[str, Any]) -> None:
         )
 
 
+def _checkpoints(trainer: Trainer, workdir: pathlib.Path) -> Checkpoints:
+    keep, checksums = trainer.experiment.checkpoint.keep, trainer.program.checksums
+    return Checkpoints(workdir / "checkpoints", keep, checksums=checksums)
+
+
 def _first_state(
     trainer: Trainer, checkpoints: Checkpoints, workdir: pathlib.Path, clock: Clock
 ) -> tuple[TrainState, Progress]:
@@ -151,13 +154,17 @@ def _first_state(
     step = processes.share("the start", checkpoints.latest())
     if step is None:
         with clock("compile"):
-            state = jax.block_until_ready(begin(trainer.program, trainer.experiment.start))
+            experiment, dataset = trainer.experiment, trainer.train.dataset
+            state = begin(trainer.program, experiment.start, experiment.task, dataset)
+            state = jax.block_until_ready(state)
         progress = Progress()
     else:
         with clock("restore"):
             state = checkpoints.restore(trainer.program.abstract_state, step)
             progress = Progress.of(checkpoints.progress(step))
         clock.add(progress.goodput)
+        if processes.is_first():
+            _log.info("goes on from step %d of %d", step, trainer.horizon.steps)
     steps, seconds = undone(read_metrics(workdir), int(state.step))
     clock.add(Goodput(lost=seconds))
     stopping = trainer.experiment.evaluation.early_stopping

@@ -7,11 +7,11 @@ from types import MappingProxyType
 from typing import Literal
 
 import jax
-import numpy as np
 
 from lsm import processes
 from lsm.config import Moment, StopTraining
 from lsm.data import Prefetcher
+from lsm.data.values import not_finite
 from lsm.durations import to_steps
 from lsm.errors import DataError, TrainingError, listed
 from lsm.run.checkpoint import Checkpoints
@@ -221,19 +221,19 @@ class Loop:
             self._experiment.task.check(batch)  # labels that no check at the start could see
         except DataError as error:
             raise DataError(f"step {step}: {error}") from error
-        bad = [k for k, v in batch.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
-        data = f"its batch is not finite in {listed(bad)}" if bad else "its batch is finite"
+        if bad := not_finite(batch):
+            data, remedy = f"its batch is not finite in {listed(bad)}", "mend the data"
+            return f"step {step}: the loss is not finite; {data}; {self._advice(remedy)}"
         rates = self._learning_rates(step, state).items()
         told = "".join(f"the {name.replace('_', ' ')} is {rate:.3g}; " for name, rate in rates)
-        return f"step {step}: the loss is not finite; {data}; {told}{self._advice()}"
+        return f"step {step}: the loss is not finite; its batch is finite; {told}{self._advice()}"
 
-    def _advice(self) -> str:
+    def _advice(
+        self, remedy: str = "lower the learning rate, clip gradients (optimizer.clip_norm)"
+    ) -> str:
         saved = self.checkpoints.latest()
         intact = f"step {saved} is saved" if saved is not None else "no step is saved"
-        return (
-            "lower the learning rate, clip gradients (optimizer.clip_norm), or set "
-            f"train.skip_nonfinite=true ({intact})."
-        )
+        return f"{remedy}, or set train.skip_nonfinite=true ({intact})."
 
     def _learning_rates(self, step: int, state: TrainState) -> dict[str, float]:
         optimizer = self._experiment.optimizer

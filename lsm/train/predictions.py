@@ -1,10 +1,12 @@
 """What was trained, evaluated, and asked for predictions: by splits of its data, or by files."""
 
+import collections
 import contextlib
 import csv
 import glob
 import itertools
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +16,11 @@ import numpy as np
 
 from lsm import processes
 from lsm.config import Experiment
-from lsm.data import Files, images
+from lsm.data import Dataset, Files, doubts, images
+from lsm.data.files.columns import class_name
+from lsm.data.files.parts import objects
+from lsm.data.inputs import Inputs
+from lsm.data.values import not_finite
 from lsm.errors import CheckpointError, ConfigError, DataError
 from lsm.files import expanded, plain_json, readable_disk_errors
 from lsm.run.checkpoint import Checkpoints
@@ -23,9 +29,10 @@ from lsm.train.evaluation import evaluate_all, predict
 from lsm.train.goodput import Clock
 from lsm.train.state import TrainState
 from lsm.train.trained import Trained, load
-from lsm.train.trainer import Trainer, keep_compiled
+from lsm.train.trainer import Trainer, prepare_jax
 from lsm.train.workdir import say_other_data
 
+_log = logging.getLogger("lsm.train")
 _AT_A_TIME = 256  # files or lines in a batch
 
 
@@ -65,7 +72,7 @@ def predict_run(
     for split in trainer.evaluation:
         files[split] = expanded(workdir, "--workdir") / "predictions" / f"{split}.jsonl"
         dataset = trainer.evaluation[split].dataset
-        names = dataset.characters or dataset.classes
+        names = Inputs.of(dataset).called(experiment.task)
         rows = _rows_of(experiment.task, predict(trainer, state, split), names)
         _write(files[split], ({"example": number, **row} for number, row in enumerate(rows)))
     return step, files
@@ -79,7 +86,8 @@ def predict_files(
     Pictures and texts (a line of a file each) where the model reads such; else tables, arrays or
     records, with the columns that the run's own `lsm.data.Files` have, or that the model reads. A
     row has "file", of texts "line" and of others "row", counted from 1, and what `Trained.predict`
-    gives.
+    gives. Columns of `Files.labels` are numbered as in the run. A row that is not finite is
+    predicted, and warned of: it may be one of many, and a model may have learnt to take NaN.
 
     Args:
       workdir: folder of the run; its data is not read.
@@ -112,26 +120,44 @@ def predict_files(
 
 def _answers(run: Trained, parts: Iterable[tuple[Sequence[dict], Any]]) -> Iterator[dict[str, Any]]:
     """Yields what each example is told by, with the predictions of it."""
+    first, count, all_rows = {}, collections.Counter(), 0
     for told, values in parts:
-        try:
-            found = run.predict(values)
-        except DataError:
-            if isinstance(values, Sequence):  # texts: which of them is it?
-                for where, text in zip(told, values, strict=True):
-                    _check_alone(run, where, text)
-            raise
+        all_rows += len(told)
+        if isinstance(values, Mapping):
+            found = run.answered(values)
+            for name, rows in not_finite(values).items():
+                first.setdefault(name, told[rows[0]])
+                count[name] += len(rows)
+        else:
+            with _naming(run.inputs_known, run.column, told, values):
+                found = run.predict(values)
         rows = _rows_of(run.experiment.task, [found], None)
         for where, row in zip(told, rows, strict=True):
             yield where | row
+    for name, where in first.items() if processes.is_first() else ():
+        line = (
+            "predict: column %r is not finite in %d of %d rows, the first is %s; what is said of "
+            "such a row may mean nothing."
+        )
+        _log.warning(line, name, count[name], all_rows, _place(where))
 
 
-def _check_alone(run: Trained, where: Mapping[str, Any], value: str) -> None:
-    """Raises the DataError of one picture or text, with where it is."""
+@contextlib.contextmanager
+def _naming(inputs: Inputs, column: str, told: Sequence[dict], values: Any) -> Iterator[None]:
+    """Says in a DataError which of the values, (N, ...) or N, is the first that cannot be read."""
     try:
-        run.inputs_known.read(run.column, value)
-    except DataError as error:
-        line = f" line {where['line']}" if "line" in where else ""
-        raise DataError(f"{where['file']}{line}: {error}") from error
+        yield
+    except DataError:
+        for at, where in enumerate(told):
+            try:
+                inputs.read(column, values[at : at + 1])
+            except DataError as error:
+                raise DataError(f"{_place(where)}: {error}") from error
+        raise
+
+
+def _place(where: Mapping[str, Any]) -> str:
+    return " ".join([where["file"], *(f"{k} {where[k]}" for k in ("line", "row") if k in where)])
 
 
 def _parts(
@@ -151,18 +177,33 @@ def _examples(
     while not isinstance(source, Files) and hasattr(source, "source"):  # a split of them, say
         source = source.source
     own = source.columns if isinstance(source, Files) else None
-    if isinstance(source, Files) and (numbered := set(source.labels) & set(run.columns)):
-        raise DataError(
-            f"--input: column {min(numbered)!r} is one of Files.labels, whose numbers are those of "
-            "the run's own files; give columns by name to load(...).predict."
-        )
+    labels = source.labels if isinstance(source, Files) else ()
     columns = {name: own[name] if isinstance(own, Mapping) else name for name in run.columns}
     for file in files:
         dataset = Files(str(file), columns).open("train")
+        _check_kinds(run.inputs_known, dataset, labels)
         for rows in np.array_split(np.arange(len(dataset)), -(-len(dataset) // _AT_A_TIME)):
-            batch = dataset.take(rows)
-            told = [{"file": str(file), "row": int(row) + 1} for row in rows]
-            yield told, {name: run.inputs_known.read(name, x)[0] for name, x in batch.items()}
+            batch, told = dataset.take(rows), [{"file": str(file), "row": int(r) + 1} for r in rows]
+            for name, values in batch.items():
+                if name in labels:
+                    values = objects([class_name(value) for value in values.tolist()])
+                with _naming(run.inputs_known, name, told, values):
+                    batch[name], _ = run.inputs_known.read(name, values)
+            yield told, batch
+
+
+def _check_kinds(inputs: Inputs, dataset: Dataset, labels: Sequence[str]) -> None:
+    """Raises DataError for a column of texts that the run has no numbers of."""
+    for name, one in dataset.spec.items():
+        known = name in inputs.names
+        if name in labels and not known:
+            raise DataError(
+                f"--input: column {name!r} is one of Files.labels, of which the run, of an earlier "
+                "version, has kept no names; give columns by name to load(...).predict."
+            )
+        numbers = inputs.kind(name) == "numbers" and not known
+        if numbers and one.dtype == object and (told := doubts.text(dataset, name)):
+            raise DataError(f"--input: {told}; numbers are needed.")
 
 
 def _rows_of(
@@ -246,7 +287,7 @@ def _restored(
     directory = expanded(workdir, "--workdir") / "checkpoints"
     if not directory.is_dir():
         raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
-    keep_compiled()
+    prepare_jax()
     trainer = Trainer.of(experiment, data_dir)
     say_other_data(expanded(workdir, "--workdir"), trainer)
     for split in trainer.evaluation:

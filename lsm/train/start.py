@@ -1,4 +1,4 @@
-"""Where a run begins: with drawn parameters, or with those that another run or a file holds."""
+"""Where a run begins: with parameters that are drawn, computed, or held by a run or a file."""
 
 import logging
 import re
@@ -6,26 +6,28 @@ from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lsm.config import Start
-from lsm.errors import CheckpointError, listed
+from lsm.config import Computed, Start
+from lsm.data import Dataset
+from lsm.errors import CheckpointError, ConfigError, listed
 from lsm.params import flat, matches, require_match
-from lsm.run.weights import open_weights
+from lsm.run.weights import FileWeights, NamedWeights, Spec, Weights, open_weights
+from lsm.tasks import Task
 from lsm.train.program import Program
 from lsm.train.state import TrainState
 
 _log = logging.getLogger("lsm")
 
-Spec = Mapping[str, jax.ShapeDtypeStruct]
-"""Shape and dtype of arrays by path."""
 
-
-def begin(program: Program, start: Start | None) -> TrainState:
+def begin(
+    program: Program, start: Start | Computed | None, task: Task, dataset: Dataset
+) -> TrainState:
     """Returns the state at step 0; what `start` takes is read straight into its place on the mesh.
 
     Raises:
       CheckpointError: there is nothing to take, it is damaged, or it does not fit the model.
-      ConfigError: a pattern of `start` matches nothing.
+      ConfigError: a pattern or path of `start` matches nothing.
     """
     if start is None:
         return program.init()
@@ -35,8 +37,13 @@ def begin(program: Program, start: Start | None) -> TrainState:
         for path, leaf in flat({"params": state.params, **state.model_state}).items()
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     }
+    if isinstance(start, Computed):
+        made = start.arrays(task, dataset, here)
+        return program.start({path: _place(x, here[path].sharding) for path, x in made.items()})
     with open_weights(start.path) as weights:
-        names = match(start, here, weights.spec, weights.where)
+        if start.names is not None:
+            weights = _named(weights, start, here)
+        names = match(start, here, weights)
         # Two arrays here may have one source; it is read once.
         read = weights.read({name: here[path].sharding for path, name in names.items()})
     fresh = listed(path for path in here if path not in names) or "none"
@@ -46,13 +53,27 @@ def begin(program: Program, start: Start | None) -> TrainState:
     )
 
 
-def match(start: Start, here: Spec, there: Spec, where: str) -> dict[str, str]:
+def _place(x: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def _named(weights: Weights, start: Start, here: Spec) -> NamedWeights:
+    if not isinstance(weights, FileWeights):
+        raise ConfigError(
+            f"Start.names: given for safetensors; {weights.where} is a run's, called as here."
+        )
+    renamed = {_renamed(path, start.rename): leaf for path, leaf in here.items()}
+    return NamedWeights(weights, start.names, renamed)
+
+
+def match(start: Start, here: Spec, weights: Weights) -> dict[str, str]:
     """Returns the name there of every array here that is taken, by its path here.
 
     Raises:
       CheckpointError: arrays are missing, left over, or of another shape or kind; names them all.
       ConfigError: a pattern matches nothing.
     """
+    there, called = weights.spec, getattr(weights, "called", {})
     if start.fresh is not None:
         require_match("Start.fresh", start.fresh, here)
     require_match("Start.take", start.take, there)
@@ -61,11 +82,12 @@ def match(start: Start, here: Spec, there: Spec, where: str) -> dict[str, str]:
     taken = {name for name in there if matches(start.take, name)}
     names_of_fresh = {names.pop(path) for path in fresh}
     found = {path: name for path, name in names.items() if name in taken}
+    shown = {path: called.get(name, name) for path, name in names.items()}
     faults = {
-        "missing there": [_as(path, name) for path, name in names.items() if name not in taken],
+        "missing there": [_as(path, shown[path]) for path in names if names[path] not in taken],
         "left over there": map(repr, sorted(taken - {*names.values(), *names_of_fresh})),
         "of another shape or kind": [
-            f"{_as(path, name)} is {_said(there[name])} there and {_said(here[path])} here"
+            f"{_as(path, shown[path])} is {_said(there[name])} there and {_said(here[path])} here"
             for path, name in found.items()
             if not _fits(here[path], there[name])
         ],
@@ -73,7 +95,7 @@ def match(start: Start, here: Spec, there: Spec, where: str) -> dict[str, str]:
     told = [f"{fault}: {', '.join(names)}" for fault, names in _filled(faults)]
     if told:
         raise CheckpointError(
-            f"start: {where} does not fit this model; {'; '.join(told)}. See Start.take, "
+            f"start: {weights.where} does not fit this model; {'; '.join(told)}. See Start.take, "
             "Start.rename and Start.fresh."
         )
     return found

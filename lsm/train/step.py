@@ -115,13 +115,7 @@ def skip_nonfinite(step: Step) -> Step:
         sound = jnp.isfinite(metrics["loss"].sum)
         for finite_leaf in finite(new).values():
             sound &= finite_leaf
-        kept = jax.tree.map(
-            lambda new, old: new if _is_schedule(new) else jnp.where(sound, new, old),
-            new,
-            state,
-            is_leaf=_is_schedule,
-        )
-        kept = dataclasses.replace(kept, step=new.step)
+        kept = dataclasses.replace(_chosen(sound, new, state), step=new.step)
         metrics = jax.tree.map(lambda x: jnp.where(sound, x, 0), metrics)
         skipped = Weighted(1 - sound.astype(jnp.float32), jnp.float32(1))
         return kept, metrics | {"skipped": skipped}
@@ -129,5 +123,28 @@ def skip_nonfinite(step: Step) -> Step:
     return guarded
 
 
-def _is_schedule(node: Any) -> bool:
-    return isinstance(node, optax.ScaleByScheduleState)
+def _chosen(sound: jax.Array, new: Any, old: Any) -> Any:
+    """Returns the new tree where it is sound, else the old one, in which schedules go on."""
+
+    def choose(new: Any, old: Any) -> Any:
+        if isinstance(new, optax.ScaleByScheduleState):
+            return new
+        if isinstance(new, optax.InjectStatefulHyperparamsState):
+            return _injected(sound, new, old)
+        return jnp.where(sound, new, old)
+
+    kinds = (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState)
+    return jax.tree.map(choose, new, old, is_leaf=lambda node: isinstance(node, kinds))
+
+
+def _injected(sound: jax.Array, new: Any, old: Any) -> Any:
+    """Returns what `_chosen` does of `optax.inject_hyperparams`: the values by the count go on.
+
+    Others, such as one that follows the loss, may have become NaN.
+    """
+    chosen = _chosen(sound, new._asdict(), old._asdict())
+    for name, state in new.hyperparams_states.items():
+        if all(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(state)):
+            chosen["hyperparams_states"][name] = state
+            chosen["hyperparams"][name] = new.hyperparams[name]
+    return type(new)(**chosen)

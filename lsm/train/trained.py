@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -13,8 +14,8 @@ import numpy as np
 
 from lsm.config import Experiment, schema
 from lsm.config.origin import CONFIG, experiment_of, saved_config
-from lsm.data.dataset import narrowed
 from lsm.data.inputs import Inputs, Lengths
+from lsm.data.values import narrowed, not_finite
 from lsm.errors import CheckpointError, ConfigError, DataError, listed
 from lsm.files import expanded
 from lsm.mesh import Mesh, batch_sharding, batch_ways, jit, local_rows, make_mesh, place, replicated
@@ -22,8 +23,10 @@ from lsm.params import flat, nested
 from lsm.run.weights import open_run
 from lsm.tasks import Batch, ModelState, Params
 from lsm.train.program import make_predict, shardings_of
-from lsm.train.trainer import keep_compiled
+from lsm.train.trainer import prepare_jax
 from lsm.train.workdir import INPUTS, inputs_of
+
+_log = logging.getLogger("lsm.train")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,9 +55,10 @@ class Trained:
         Args:
           given: the columns that the task's inputs need, (B, ...) by name; or, where they are one,
             that column: an array, the file of a picture or several, or a text or several, as the
-            run's data has them (`Inputs.read`). Any B; each new one compiles once. 64-bit numbers
-            are taken as 32-bit ones. Several processes all give the same. Random streams are those
-            of the first batch of an evaluation.
+            run's data has them (`Inputs.read`). Names of classes stand for their numbers. Any B;
+            each new one compiles once. 64-bit numbers are taken as 32-bit ones. Several processes
+            all give the same. Random streams are those of the first batch of an evaluation. Warns
+            of numbers that are not finite, as what is said of such rows may mean nothing.
 
         Raises:
           CheckpointError: the parameters are not those of this model on such inputs.
@@ -65,10 +69,22 @@ class Trained:
         if not isinstance(given, Mapping):
             values, lengths = self.inputs_known.read(self.column, given)
             given = {self.column: values}
-        found = self._predictions(given)
+        named = self.inputs.names if self.inputs else {}
+        batch = {
+            name: self.inputs.read(name, x)[0] if name in named and _is_text(x) else np.asarray(x)
+            for name, x in given.items()
+        }
+        for name, rows in not_finite(batch).items():
+            line = "predict: column %r is not finite in %d of %d rows, the first is [%d]."
+            _log.warning(line, name, len(rows), len(batch[name]), rows[0])
+        return self.answered(batch, lengths)
+
+    def answered(self, batch: Batch, lengths: Lengths | None = None) -> dict[str, np.ndarray]:
+        """Returns what `predict` does, of columns as the model reads them, without a warning."""
+        found = self._predictions(batch)
         if lengths is not None:  # the first of a text is not predicted
             found = {name: _cut(x, lengths - 1) for name, x in found.items()}
-        names = self.inputs and (self.inputs.characters or self.inputs.classes)
+        names = self.inputs and self.inputs.called(self.experiment.task)
         return found | (self.experiment.task.named(found, names) if names else {})
 
     @property
@@ -141,6 +157,10 @@ class _Asked(dict):
         return super().__getitem__(name)
 
 
+def _is_text(values: Any) -> bool:
+    return np.asarray(values).dtype.kind in "OU"
+
+
 def _cut(x_BxT: np.ndarray, lengths: Lengths) -> np.ndarray:
     """Returns rows of their own lengths, an object array (B,)."""
     rows = np.empty(len(x_BxT), object)
@@ -179,7 +199,7 @@ def load(
       ConfigError: the experiment cannot be rebuilt.
       MeshError: the mesh does not fit the devices.
     """
-    keep_compiled()
+    prepare_jax()
     folder = expanded(workdir, "--workdir")
     experiment = _of_task(folder, experiment)
     devices = jax.devices() if devices is None else devices
@@ -206,5 +226,5 @@ def _of_task(workdir: pathlib.Path, given: Experiment | None) -> Experiment:
     saved = saved_config(workdir)
     changes = schema.differences({"task": saved.get("task")}, {"task": schema.to_json(given.task)})
     if changes:
-        raise ConfigError(f"{workdir} holds a run of another task: {'; '.join(changes)}.")
+        raise ConfigError(f"{workdir} holds a run of another task: {schema.told(changes)}.")
     return given

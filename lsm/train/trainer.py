@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,18 @@ import numpy as np
 
 from lsm import processes
 from lsm.config import Experiment, schema
-from lsm.data import Columns, EvalBatches, Shuffled, TrainBatches, cache
+from lsm.cpu.libtpu import ignore_without_tpu
+from lsm.data import (
+    ArrayDataset,
+    Columns,
+    Dataset,
+    EvalBatches,
+    Shuffled,
+    TrainBatches,
+    cache,
+    doubts,
+)
+from lsm.data.inputs import Inputs
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, LsmError, MeshError, listed, nearest
 from lsm.evaluate import Metric, columns, init, names, update
@@ -63,8 +74,9 @@ class Trainer:
         horizon = experiment.horizon(len(batches.dataset))
         sample = _sample(batches)
         _check_vocabulary(experiment, batches.dataset.vocabulary_size)
+        _check_texts(batches.dataset, sample)
         experiment.task.check(sample)
-        classes = batches.dataset.classes
+        classes = Inputs.of(batches.dataset).called(experiment.task)
         _check_outputs(experiment, classes)
         _check_shapes({name: jax.ShapeDtypeStruct((), x.dtype) for name, x in sample.items()})
         program = build(experiment, horizon, sample)
@@ -93,6 +105,20 @@ class Trainer:
             rows = len(next(iter(part.values())))
             made = {name: np.resize(x, (rows, *x.shape[1:])) for name, x in instead.items()}
             self.experiment.task.check(part | made)
+
+    def say_doubts(self) -> None:
+        """Warns of what examples in memory are that is seldom meant: NaN, classes not learnt."""
+        train = self.train.dataset
+        others = {split: batches.dataset for split, batches in self.evaluation.items()}
+        for split, dataset in {"train": train, **others}.items():
+            for name, line in doubts.of_values(dataset):
+                if split != "train" or name not in _augmented(self.train):
+                    _log.warning("data.%s: %s.", split, line)
+        label = getattr(self.experiment.task, "label", None)
+        numbered = [name for name in train.spec if name in train.names or name == label]
+        for split, dataset in others.items():
+            for line in doubts.of_classes(numbered, train, dataset):
+                _log.warning("data.%s: %s.", split, line)
 
     @property
     def monitored(self) -> str | None:
@@ -124,6 +150,17 @@ def _sample(batches: TrainBatches) -> Columns:
     share = -(-batches.batch_size // jax.process_count())
     dataset = batches.dataset.by_example()
     return dataclasses.replace(batches, dataset=dataset, rows=np.arange(share)).batch_at(0)
+
+
+def _check_texts(dataset: Dataset, sample: Columns) -> None:
+    """Raises DataError for a column of texts, which no device holds: one word makes it such."""
+    for name, values in sample.items():
+        known = values.dtype == object and name in dataset.spec
+        if known and isinstance(values[0], str) and (told := doubts.text(dataset, name)):
+            raise DataError(
+                f"data: {told}; mend it, leave the column out of data.source.columns, or, where "
+                "its values are classes, name it in data.source.labels."
+            )
 
 
 def _evaluation_batches(
@@ -164,24 +201,29 @@ def abstract_batch(
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], Horizon]:
     """Returns the shapes of a training batch, and the run's length.
 
-    The data itself is opened only where the length is in epochs, where augmentations may change
-    shapes, where examples are not simply shuffled, or where the source knows its shapes no other
-    way.
+    The data itself is opened only where the length is in epochs, where examples are not simply
+    shuffled, or where the source knows its shapes no other way.
 
     Raises:
       DataError: the data is needed and is not there, or has no one shape.
     """
     data, train = experiment.data, experiment.train
-    if train.epochs is None and not data.augment and data.sampling == Shuffled():
-        spec: Mapping = data.source.spec(data.train, data_dir)
+    known: Mapping = {}
+    if train.epochs is None and data.sampling == Shuffled():
+        known = data.source.spec(data.train, data_dir)
+    ragged = any(one.dtype == object for one in known.values())
+    if known and not (ragged and data.augment):
+        # One example, of zeros, for augmentations to change the shapes of.
+        zeros = {name: np.zeros((1, *one.shape), one.dtype) for name, one in known.items()}
+        opened: Dataset = ArrayDataset(zeros)
         examples = train.examples or train.steps * train.batch_size  # an epoch: not known
     else:
         opened = data.source.open(data.train, data_dir)
-        sample = TrainBatches(
-            opened, train.batch_size, train.seed, data.augment, np.arange(1), data.sampling
-        ).batch_at(0)
-        spec = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in sample.items()}
         examples = len(opened)
+    sample = TrainBatches(
+        opened, train.batch_size, train.seed, data.augment, np.arange(1), data.sampling
+    ).batch_at(0)
+    spec = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in sample.items()}
     _check_shapes(spec)
     experiment.task.check({name: np.zeros((1, *x.shape), x.dtype) for name, x in spec.items()})
     shapes = {
@@ -201,12 +243,15 @@ def _check_shapes(spec: Mapping[str, jax.ShapeDtypeStruct]) -> None:
             )
 
 
-def keep_compiled() -> None:
-    """Turns the persistent compilation cache on, where the user has not placed it elsewhere.
+def prepare_jax() -> None:
+    """Sees to JAX before a device is touched: no libtpu without a TPU, and a cache of programs.
+
+    The cache is the persistent one, where the user has not placed it elsewhere.
 
     XLA cannot write every CPU program to it (see `lsm.cpu.compiler_options`); JAX would warn of
     each, at every start.
     """
+    ignore_without_tpu()
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache.root() / "compiled"))
@@ -225,7 +270,7 @@ def _check_vocabulary(experiment: Experiment, ids: int | None) -> None:
         )
 
 
-def _check_outputs(experiment: Experiment, classes: tuple[str, ...] | None) -> None:
+def _check_outputs(experiment: Experiment, classes: Sequence[str] | None) -> None:
     """Warns where a classifier's outputs are not as many as the classes: both have defaults.
 
     Raises:
@@ -241,7 +286,7 @@ def _check_outputs(experiment: Experiment, classes: tuple[str, ...] | None) -> N
         _log.warning(told, task.model.outputs, source, len(classes))
 
 
-def _told(experiment: Experiment, classes: tuple[str, ...] | None) -> tuple[Metric, ...]:
+def _told(experiment: Experiment, classes: Sequence[str] | None) -> tuple[Metric, ...]:
     """Returns the metrics, told the classes: a name, or a number for an output without one."""
     task = experiment.task
     outputs = getattr(task if isinstance(task, Classification) else task.model, "outputs", None)

@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import pathlib
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,10 +13,10 @@ from typing import Any
 import jax
 
 from lsm import processes
+from lsm.command_line.waiting import PATIENCE, bar
 from lsm.data import cache
 from lsm.files import atomic_write
 
-_PATIENCE = 2.0  # seconds after which something is said
 _log = logging.getLogger("lsm.train")
 
 
@@ -41,7 +40,7 @@ class CompileTimes:
 
     def keep(self, seconds: float) -> None:
         """Keeps them, where they are worth telling: what is read from a cache is not."""
-        if seconds > _PATIENCE:
+        if seconds > PATIENCE:
             with contextlib.suppress(OSError):  # that nothing can be kept is told of elsewhere
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 atomic_write(self._path, f"{seconds:.1f}".encode())
@@ -61,12 +60,12 @@ def telling(what: str, more: str) -> Iterator[None]:
     if not processes.is_first():
         yield
         return
-    start, bar = time.monotonic(), _bar(f"{what} ({more})") if sys.stderr.isatty() else None
+    start, drawn = time.monotonic(), bar(f"{what} ({more})")
 
     def begin() -> None:
-        bar.start() if bar else _log.info("%s (%s) ...", what, more)
+        drawn.start() if drawn else _log.info("%s (%s) ...", what, more)
 
-    timer = threading.Timer(_PATIENCE, begin)
+    timer = threading.Timer(PATIENCE, begin)
     timer.daemon = True
     timer.start()
     try:
@@ -75,21 +74,7 @@ def telling(what: str, more: str) -> Iterator[None]:
         timer.cancel()
         timer.join()
         seconds = time.monotonic() - start
-        if bar:
-            bar.stop()
-        elif seconds > _PATIENCE:
+        if drawn:
+            drawn.stop()
+        elif seconds > PATIENCE:
             _log.info("%s: done in %.0f s", what, seconds)
-
-
-def _bar(text: str) -> Any:
-    from rich import console, progress
-
-    bar = progress.Progress(
-        progress.TextColumn("{task.description}", markup=False),
-        progress.TimeElapsedColumn(),
-        console=console.Console(file=sys.stderr),
-        refresh_per_second=2,
-        transient=True,
-    )
-    bar.add_task(text, total=None)
-    return bar

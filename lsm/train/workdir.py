@@ -6,6 +6,7 @@ import json
 import logging
 import pathlib
 import secrets
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,11 +27,12 @@ DATA, INPUTS, RESULT = "data.json", "inputs.json", "result.json"
 
 @contextlib.contextmanager
 def claimed(
-    workdir: pathlib.Path, trainer: Trainer, config: Any, allow_config_change: bool
+    workdir: pathlib.Path, trainer: Trainer, origin: Origin, allow_config_change: bool
 ) -> Iterator[dict[str, Any]]:
-    """Holds the workdir for this run, whose config in JSON and data are compared with its own.
+    """Holds the workdir for this run, whose config and data are compared with its own.
 
-    Yields what was compared, for `write_records`: to tell of data may mean to read it.
+    Yields what was compared, as JSON by the names of files. It is made once a start: every array in
+    a config is hashed for it, and to tell of data may mean to read it.
 
     The lock goes with the process, however that ends. Process 0 does it for all, and no other
     touches anything before. A result that is here goes where a change is allowed: it is of a run
@@ -46,7 +48,7 @@ def claimed(
     except OSError as error:
         raise TrainingError(f"--workdir: cannot write to {workdir}: {error.strerror}.") from error
     with contextlib.ExitStack() as held:
-        records = {CONFIG: config, DATA: schema.to_json(trainer.data)}
+        records = {CONFIG: schema.to_json(trainer.experiment), DATA: schema.to_json(trainer.data)}
         _check_same_everywhere(records)
         if processes.is_first():
             taken = TrainingError(f"--workdir: another run is in progress in {workdir}.")
@@ -54,8 +56,9 @@ def claimed(
             changes = _changes(workdir, records, schema.free_fields(trainer.experiment))
             if changes and not allow_config_change:
                 raise ConfigError(
-                    f"--workdir: {workdir} holds a run of another config: {'; '.join(changes)}. "
-                    "Use another --workdir, or --allow_config_change to continue with the new one."
+                    f"--workdir: {workdir} holds a run of another config: {schema.told(changes)}. "
+                    f"{_other_file(workdir, origin)}Use another --workdir, or "
+                    "--allow_config_change to continue with the new one."
                 )
             if changes:
                 (workdir / RESULT).unlink(missing_ok=True)
@@ -100,7 +103,7 @@ def say_other_data(workdir: pathlib.Path, trainer: Trainer) -> None:
     if saved is None or not (changes := schema.differences({"data": saved}, {"data": now})):
         return
     if processes.is_first():
-        _log.warning("this is not the data of the run: %s.", "; ".join(changes))
+        _log.warning("this is not the data of the run: %s.", schema.told(changes))
 
 
 def inputs_of(workdir: pathlib.Path) -> Inputs | None:
@@ -122,7 +125,7 @@ def _check_same_everywhere(records: dict[str, Any]) -> None:
     for name, what in ((CONFIG, "config"), (DATA, "data")):
         changes = schema.differences(first[name], records[name])
         if changes:
-            raise ProcessError(f"not the {what} of process 0: {'; '.join(changes)}.")
+            raise ProcessError(f"not the {what} of process 0: {schema.told(changes)}.")
     processes.wait_for_all("the comparison of configs")  # nothing is written before
 
 
@@ -141,6 +144,16 @@ def _changes(workdir: pathlib.Path, records: dict[str, Any], free: tuple[str, ..
     return changes + (
         [] if data is None else schema.differences({"data": data}, {"data": records[DATA]})
     )
+
+
+def _other_file(workdir: pathlib.Path, origin: Origin) -> str:
+    """Says which config file the run here began with, where that is another than is given now."""
+    with contextlib.suppress(ConfigError):  # damaged, which is not what is told of
+        began = origin_of(workdir)
+        if began.spec not in (None, origin.spec):
+            alone = shlex.join(["python", "-m", "lsm", f"--workdir={workdir}"])
+            return f"It began with {began.words}; `{alone}` goes on with that. "
+    return ""
 
 
 def _saved(path: pathlib.Path) -> Any:

@@ -1,19 +1,24 @@
 """The screen: a progress bar on a terminal, plain lines anywhere else."""
 
 import dataclasses
+import functools
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lsm.writers.base import RunInfo, Writer
 
 _SECONDS_BETWEEN_DRAWS = 0.5
+_LINES_AT_ANY_PACE = 100  # where epochs are tiny, thousands would follow
 
 
 @dataclasses.dataclass(frozen=True)
 class Console:
-    """A progress bar on a terminal, and one line a row where stdout goes anywhere else."""
+    """A progress bar on a terminal, and one line a row where stdout goes anywhere else.
+
+    After 100 lines, the newest figures of each split are told twice a second.
+    """
 
     def open(self, workdir: Path, run: RunInfo, resume_step: int) -> Writer:
         """Returns a bar or plain lines, by what stdout is now."""
@@ -48,28 +53,54 @@ class _Pace:
         return unit, f"{speed:,.0f}", "?" if left is None else clock(left)
 
 
+class _Paced:
+    """Shows lines; once there have been many, only the newest of each split, twice a second."""
+
+    def __init__(self, show: Callable[[str], None]):
+        self._show = show
+        self._count, self._next = 0, 0.0
+        self._held: dict[str, str] = {}
+
+    def add(self, split: str, line: str) -> None:
+        """Shows what is held back and the line, where that is due."""
+        self._held.pop(split, None)  # to the end, so that all stay in order
+        self._held[split] = line
+        self._count += 1
+        if self._count <= _LINES_AT_ANY_PACE or time.monotonic() >= self._next:
+            self.flush()
+
+    def flush(self) -> None:
+        """Shows what is held back."""
+        while self._held:
+            self._show(self._held.pop(next(iter(self._held))))
+        self._next = time.monotonic() + _SECONDS_BETWEEN_DRAWS
+
+
 class _Lines:
     """Every row as one line of text, flushed: for files, pipes and log collectors."""
 
     def __init__(self, run: RunInfo):
         self._total = run.total_steps
         self._pace = _Pace(run)
+        self._lines = _Paced(functools.partial(print, flush=True))
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Prints the row; of a training row only loss, accuracy and speed."""
         if split == "goodput":
             import rich.console
 
+            self._lines.flush()
             rich.console.Console(file=sys.stdout).print(_account(metrics))
             return
         line = f"step {step}/{self._total}  {split}  {_figures(split, metrics)}"
         if split == "train":
             unit, speed, left = self._pace.speed_and_left(step, metrics)
             line += f"  {unit}/s {speed}{_mfu(metrics)}  left {left}"
-        print(line, flush=True)
+        self._lines.add(split, line)
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Prints the last rows."""
+        self._lines.flush()
 
 
 class _Bar:
@@ -94,16 +125,19 @@ class _Bar:
         self._task = self._bar.add_task(
             name, total=run.total_steps, completed=resume_step, figures="starting", pace=""
         )
+        show = functools.partial(screen.print, markup=False, highlight=False, soft_wrap=True)
+        self._lines = _Paced(show)
         self._bar.start()
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Prints an evaluation above the bar; moves the bar for a training row, when due."""
         if split == "goodput":
+            self._lines.flush()
             self._bar.console.print(_account(metrics))
             return
         if split != "train":
             line = f"step {step}/{self._total}  {split}  {_figures(split, metrics)}"
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._lines.add(split, line)
             return
         self._row = (step, metrics)
         if time.monotonic() >= self._next_draw:
@@ -122,7 +156,8 @@ class _Bar:
         self._bar.refresh()
 
     def close(self) -> None:
-        """Draws the last row and gives the terminal back."""
+        """Draws the last rows and gives the terminal back."""
+        self._lines.flush()
         # The last rows may have come within the half second.
         if self._row:
             self._draw()

@@ -107,9 +107,9 @@ def test_a_run_from_python_keeps_where_its_data_is(tmp_path):
 def test_a_workdir_is_enough_for_what_comes_after_training(tmp_path):
     root = pathlib.Path.cwd()
 
-    def command(*words, folder=tmp_path):
+    def command(*words, folder=tmp_path, module="experiments.digits"):
         done = subprocess.run(
-            [sys.executable, "-m", "experiments.digits", *words],
+            [sys.executable, "-m", module, *words],
             capture_output=True,
             text=True,
             cwd=folder,
@@ -130,7 +130,12 @@ def test_a_workdir_is_enough_for_what_comes_after_training(tmp_path):
         .replace("Train(steps=3)", "Train(steps=3, batch_size=8)")
     )
     train = ("--config=own.py", "--workdir=run", "--config.train.steps=4")
-    assert command(*train) == command(*train)  # done already
+    done = command(*train, module="lsm")
+    assert command(*train) == done  # already
+    assert command("--workdir=run", module="lsm") == done.replace(" run", f" {tmp_path / 'run'}")
+    longer = ("--config.train.steps=6", "--allow_config_change")
+    assert "completed at step 6" in command("--workdir=run", *longer, module="lsm")
+    assert origin_of(tmp_path / "run").overrides == {"train.steps": "6"}
     figures = json.loads((tmp_path / "run/result.json").read_text())["metrics"]["test"]
     # From another folder too: relative paths are those of where the run began.
     (elsewhere := tmp_path / "elsewhere").mkdir()

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from lsm.command_line import waiting
 from lsm.data import decode
 from lsm.data.dataset import Dataset
 from lsm.errors import DataError
@@ -60,7 +61,7 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(("patience", "drawn"), [(-1.0, True), (60.0, False)])
 def test_a_bar_is_drawn_on_a_terminal_once_it_takes_long(patience, drawn, monkeypatch):
     monkeypatch.setattr(decode, "_BYTES", 40)
-    monkeypatch.setattr(decode, "_PATIENCE", patience)
+    monkeypatch.setattr(waiting, "PATIENCE", patience)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert sum(len(chunk["x"]) for chunk in decode.chunks("squares", Squares(35))) == 35
@@ -70,7 +71,7 @@ def test_a_bar_is_drawn_on_a_terminal_once_it_takes_long(patience, drawn, monkey
 
 
 def test_nothing_is_drawn_elsewhere(monkeypatch):
-    monkeypatch.setattr(decode, "_PATIENCE", -1.0)
+    monkeypatch.setattr(waiting, "PATIENCE", -1.0)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert len(list(decode.chunks("squares", Squares(35)))) == 1
     assert not sys.stderr.getvalue()

@@ -1,5 +1,7 @@
 """What is given to a model from outside, as the columns that it reads."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -18,11 +20,19 @@ PICTURES = Inputs(
 )
 TEXTS = Inputs({"tokens": jax.ShapeDtypeStruct((6,), np.int32)}, ("a", "b", "c"), "abc")
 NUMBERS = Inputs({"x": jax.ShapeDtypeStruct((2,), np.float32)})
+NAMED = Inputs({"colour": jax.ShapeDtypeStruct((), np.int32)}, names={"colour": ("blue", "red")})
 
 
-@pytest.mark.parametrize("inputs", [PICTURES, TEXTS, NUMBERS])
+@pytest.mark.parametrize("inputs", [PICTURES, TEXTS, NUMBERS, NAMED])
 def test_json_and_back(inputs):
-    assert Inputs.from_json(inputs.to_json()) == inputs
+    assert Inputs.from_json(json.loads(json.dumps(inputs.to_json()))) == inputs
+
+
+def test_names_are_the_numbers_of_the_run():
+    for given in (["red", "blue"], np.array(["red", "blue"]), np.array(["red", "blue"], object)):
+        assert NAMED.read("colour", given)[0].tolist() == [1, 0]
+    assert NAMED.read("colour", "red")[0].dtype == np.int32
+    assert NAMED.read("colour", np.array([1, 0]))[0].tolist() == [1, 0]
 
 
 def test_pictures_become_of_the_size_and_colours_of_the_run(tmp_path):
@@ -56,6 +66,12 @@ def test_characters_are_those_of_the_text_it_was_trained_on(tfds_dir):
         (TEXTS, "tokens", "abd", r"character 'd' \(U\+0064\) is none of the 3"),
         (TEXTS, "tokens", "a", "a text of 1 characters given; 2 to 6"),
         (TEXTS, "tokens", ["ab", "abcabca"], "a text of 7 characters given; 2 to 6"),
+        (
+            NAMED,
+            "colour",
+            ["red", "bleu"],
+            "holds 'bleu', .*allowed: blue, red. Did you mean 'blue'",
+        ),
         (NUMBERS, "x", "ab", r"'ab' given for column 'x', which holds numbers of shape \(2,\)"),
         (NUMBERS, "x", np.zeros((3, 5)), r"shape \(3, 5\) given for column 'x'; \(N, 2\)"),
         (NUMBERS, "x", [[1, 2], [1]], "column 'x'"),

@@ -332,6 +332,8 @@ RUBBISH = {
     "empty": (lambda: put("e.csv", ""), "e.csv is empty"),
     "header only": (lambda: put("h.csv", "a,b\n"), "'train' of files h.csv holds no example"),
     "ragged rows": (lambda: put("r.csv", "a,b\n1,2\n3\n"), r"r.csv .*row 2: Expected 2 columns, got 1"),
+    "semicolons": (lambda: put("s.csv", "a;b\n1,5;2\n"), r"s.csv: its header is one column, 'a;b'; it looks separated by ';', and .csv is by ',': write it with ','"),
+    "tabs": (lambda: put("t.csv.gz", gzip.compress(b"a\tb\n1\t2\n")), r"separated by '\\t', and .csv is by ',': name it .tsv"),
     "one name twice": (lambda: put("d.csv", "a,a\n1,2\n"), "d.csv: column 'a' is there twice"),
     "not UTF-8": (lambda: put("u.csv", b"a\nx\ncaf\xe9\n"), "u.csv row 2: column 'a' is not UTF-8"),
     "not UTF-8 line": (lambda: put("u.txt", b"a\ncaf\xe9\n"), "u.txt row 2 is not UTF-8 .*byte 5"),
@@ -357,7 +359,7 @@ RUBBISH = {
     "two kinds": (lambda: put("k/a.csv", "a\n1") and put("k/b.csv", "a\n1") and put("k/r.txt", "a") and "k", "k: r.txt is of another kind than the .csv files"),
     "no files": (lambda: put("none/a.md", "a") and "none", "none holds no file that ends in .csv"),
     "other column": (lambda: put("o/a.csv", "a\n1") and put("o/b.csv", "b\n1") and "o", "b.csv has no column 'a'; it has b"),
-    "other kind": (lambda: put("p/a.csv", "a\n1") and put("p/b.csv", "a\nx") and "p", r"b.csv row 1: column 'a' is text, and \(\) int32"),
+    "other kind": (lambda: put("p/a.csv", "a\n1") and put("p/b.csv", "a\n1\nx") and "p", r"b.csv: column 'a' is text: row 2 holds 'x', and \(\) int32"),
 }  # fmt: skip
 
 
@@ -459,7 +461,7 @@ def test_settings_that_are_wrong():
         DataError, match=r"labels: column 'width' holds \(\) float64; texts or whole"
     ):
         Files("a.csv", labels=("width",)).open("train")
-    with pytest.raises(DataError, match="column 'kind' is text; only single numbers can be joined"):
+    with pytest.raises(DataError, match="'kind' is text: row 1 holds 'x'; only single numbers can"):
         Files("a.csv", {"x": ("width", "kind")}).open("train")
     with pytest.raises(ConfigError, match="Files.columns: 'a' is one string; give a tuple"):
         Files("a.csv", "a")

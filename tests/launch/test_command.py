@@ -145,6 +145,7 @@ def test_a_workdir_that_a_restart_would_not_find_is_refused():
 
 def test_only_training_leaves_a_result():
     assert trains(("python", "-m", "experiments.digits", "--mode=train"))
+    assert trains(("python", "-m", "lsm", "--config=mine.py"))
     assert not trains(("python", "-m", "experiments.digits", "--mode=eval"))
     for mode in (("--mode", "eval"), ("--mode=predict",), ("--mode=train", "--mode=table")):
         assert not trains(("python", "-m", "experiments.digits", *mode))

@@ -374,3 +374,21 @@ lsm.cli.main("experiments/configs/digits/cnn.py")
     done = run("-c", code)
     assert done.stdout == "cpu False\n"
     assert done.stderr == "error: interrupted; the same command continues.\n"
+
+
+@pytest.mark.slow
+@libtpu
+@pytest.mark.skipif(bool(glob.glob("/dev/accel*")), reason="there is a TPU here")
+def test_library_use_does_not_load_it_either_and_a_plan_may_follow(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    code = """
+import jax
+from lsm.train.trainer import prepare_jax
+prepare_jax()  # as fit, load and the like do
+print(jax.default_backend(), "libtpu.so" in open("/proc/self/maps").read())
+from launch.plan import topology
+print(len(topology.load("v5e:2x2").devices))
+"""
+    done = run("-c", code)
+    assert (done.stdout, done.stderr) == ("cpu False\n4\n", "")

@@ -91,6 +91,20 @@ def test_a_logarithmic_scale_only_where_it_helps(tmp_path, monkeypatch, last, sc
     assert axes["loss"].get_yscale() == scale
 
 
+def test_no_two_ticks_say_the_same(tmp_path, monkeypatch):
+    """Neither of one step or of few, nor of accuracies close to 1."""
+    for steps in (1, 3):
+        accuracies = {s: 0.9999 + 1e-5 * (s == steps) for s in range(1, steps + 1)}
+        rows = [{"step": s, "split": "train", "accuracy": x} for s, x in accuracies.items()]
+        write_rows(tmp_path, rows)
+        axes, _ = drawn_axes(monkeypatch, tmp_path)
+        for axis in (axes["accuracy"].xaxis, axes["accuracy"].yaxis):
+            low, high = axis.get_view_interval()
+            places = [place for place in axis.get_majorticklocs() if low <= place <= high]
+            told = axis.get_major_formatter().format_ticks(places)
+            assert places and len({*told}) == len(told), told
+
+
 def test_drawing_leaves_pyplot_alone(tmp_path):
     write_rows(tmp_path, training_rows(3))
     code = "import sys; from lsm.run.curves import plot_curves; plot_curves(sys.argv[1]); "

@@ -15,6 +15,7 @@ from user_tasks import SMALL, LowRank, assert_equal, experiment, pictures
 import lsm
 from lsm import Mesh, Start, Train
 from lsm.errors import CheckpointError, ConfigError
+from lsm.interop import Torch
 from lsm.models import CNN, MLP
 from lsm.optim import SGD, Adam, Group, Raw, params_ema
 from lsm.params import flat
@@ -26,7 +27,8 @@ from lsm.train.start import begin
 
 def first_state(case, devices=None):
     batch = {name: x[:16] for name, x in case.data.source.train.items()}
-    return begin(build(case, case.horizon(64), batch, devices), case.start)
+    program = build(case, case.horizon(64), batch, devices)
+    return begin(program, case.start, case.task, None)
 
 
 def test_a_run_starts_from_the_averages_of_another(base):
@@ -102,6 +104,27 @@ def test_a_start_from_safetensors_with_other_names(tmp_path):
     np.testing.assert_array_equal(params["Dense_0"]["kernel"], tensors["body.weight"])
     np.testing.assert_array_equal(params["Dense_0"]["bias"], tensors["body.bias"])
     np.testing.assert_array_equal(params["Dense_1"]["kernel"], tensors["head.weight"])
+
+
+def test_a_start_from_tensors_that_are_called_and_laid_out_in_another_way(base, tmp_path):
+    random = np.random.default_rng(0)
+    body = {
+        "body.weight": random.normal(size=(8, 12)).astype(np.float32),
+        "body.bias": random.normal(size=8).astype(np.float16),
+    }
+    file = tmp_path / "model.safetensors"
+    save_file(body | {"fc.bias": np.zeros(9, np.float32)}, file)
+    names = Torch(rename=(("^Dense_0/", "body/"), ("^Dense_1/", "fc/")))
+    start = Start(path=str(file), names=names, fresh="^params/Dense_1/")
+    params = first_state(experiment(start=start)).params
+    np.testing.assert_array_equal(params["Dense_0"]["kernel"], body["body.weight"].T)
+    np.testing.assert_array_equal(params["Dense_0"]["bias"], body["body.bias"])
+    with pytest.raises(CheckpointError) as error:
+        first_state(experiment(start=dataclasses.replace(start, fresh=None)))
+    assert "missing there: 'params/Dense_1/kernel' (there 'fc.weight');" in str(error.value)
+    assert "'params/Dense_1/bias' (there 'fc.bias') is (9,) float32 there" in str(error.value)
+    with pytest.raises(ConfigError, match="Start.names: given for safetensors; .* is a run's"):
+        first_state(experiment(start=dataclasses.replace(start, path=str(base))))
 
 
 def test_every_fault_is_named_in_one_error(base):

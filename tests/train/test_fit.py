@@ -12,11 +12,12 @@ import lsm
 from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Train
 from lsm.cli import _closing_line
 from lsm.config import schema
+from lsm.config.origin import Origin
 from lsm.data import ArrayDataset, Arrays, Digits, Source, TrainBatches, Transform
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError, TrainingError
 from lsm.mesh import Fsdp, Rule, make_mesh, shard
 from lsm.models import MLP
-from lsm.optim import Adam
+from lsm.optim import SGD, Adam
 from lsm.run.checkpoint import Checkpoints
 from lsm.run.result import Result, fingerprint
 from lsm.run.saved import checksums
@@ -188,14 +189,16 @@ def test_what_is_missing_of_a_finished_run_is_made_again(finished, tmp_path):
     assert Result.load(workdir).step == 30 and (workdir / "curves.png").exists()
 
 
-def test_an_interrupted_extension_has_no_result(finished, tmp_path, monkeypatch):
+def test_an_interrupted_extension_has_no_result(finished, tmp_path, monkeypatch, caplog):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     longer = experiment(train=Train(steps=40, batch_size=64, log_every=10))
     monkeypatch.setattr("lsm.train.interrupt.Interrupt.stops_after", lambda self, step: True)
     assert lsm.fit(longer, workdir, allow_config_change=True).stopped == "interrupted"
     assert not (workdir / "result.json").exists()
     monkeypatch.undo()
-    assert lsm.fit(longer, workdir).step == 40 and (workdir / "result.json").exists()
+    with caplog.at_level("INFO"):
+        assert lsm.fit(longer, workdir).step == 40 and (workdir / "result.json").exists()
+    assert "goes on from step 31 of 40" in caplog.messages
 
 
 def test_a_result_without_its_checkpoints_is_made_anew(finished, tmp_path, monkeypatch):
@@ -231,7 +234,9 @@ def test_a_column_that_no_device_holds_is_named(tmp_path):
     data = arrays()
     columns = {**data.source.train, "name": np.array(["a"] * 256, object)}
     config = experiment(data=Data(Arrays(columns)), task=Classification(model=MLP(outputs=2)))
-    with pytest.raises(DataError, match="column 'name' has no one shape; .* data.source.columns"):
+    with pytest.raises(
+        DataError, match="'name' is text: example 0 holds 'a'; .* data.source.columns"
+    ):
         lsm.fit(config, tmp_path)
 
 
@@ -251,12 +256,14 @@ def arrays(bad=(), rows=256):
     return Data(source=Arrays(train=columns), train="train", test=None)
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path, caplog):
     config = experiment(data=arrays(bad=[7]), task=Classification(model=MLP(outputs=2)))
     with pytest.raises(TrainingError) as caught:
         lsm.fit(config, tmp_path)
     message = str(caught.value)
-    assert "its batch is not finite in image" in message and "train.skip_nonfinite" in message
+    assert "its batch is not finite in image; mend the data, or set train.skip_n" in message
+    said = "data.train: column 'image' is not finite in 1 of 256 examples, the first is example 7."
+    assert said in caplog.text
     step = int(message.removeprefix("step ").split(":")[0])
     batches = lsm.data.TrainBatches(arrays(bad=[7]).source.open("train", None), 64, seed=0)
     assert [np.isnan(batches.batch_at(i)["image"]).any() for i in range(step)] == [False] * (step - 1) + [True]  # fmt: skip
@@ -435,6 +442,19 @@ def test_checkpoints_without_their_config_are_refused(finished, tmp_path):
     told = go_on(finished, tmp_path, lambda run: (run / "config.json").unlink())
     assert "run holds a run of another config: its config.json is not there. Use another" in told
     assert lsm.fit(experiment(), tmp_path / "run", allow_config_change=True).step == 30
+
+
+def test_another_config_file_is_said_with_the_command_that_began(finished, tmp_path):
+    """And of many differences the first few."""
+    began = Origin(config="/a b/iris.py", arg="x", overrides={"train.seed": "3"})
+    change = lambda run: (run / "origin.json").write_bytes(began.to_json())  # noqa: E731
+    told = go_on(
+        finished, tmp_path, change, optimizer=SGD(learning_rate=0.1), evaluation=Evaluation()
+    )
+    assert told.count(" -> ") == 5 and "; ... (" in told and "\n" not in told
+    words = "'--config=/a b/iris.py:x' --config.train.seed=3"
+    alone = f"python -m lsm --workdir={tmp_path / 'run'}"
+    assert f" more). It began with {words}; `{alone}` goes on with that. Use another" in told
 
 
 @pytest.mark.parametrize("file", ["config.json", "data.json"])

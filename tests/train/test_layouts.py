@@ -12,7 +12,7 @@ from lsm import Data, Experiment, Mesh, Train
 from lsm.cost import CHIPS
 from lsm.data import Arrays
 from lsm.errors import MeshError
-from lsm.models import CNN, MLP
+from lsm.models import CNN, MLP, ConvNeXt, ResNet
 from lsm.models.experts import Experts
 from lsm.models.families import gemma2, gpt2, llama
 from lsm.optim import SGD
@@ -131,8 +131,21 @@ def test_every_layout_equals_one_device(model, layout, capfd):
             assert size <= allowed.get(axes, 4 * rows * 8), f"a surprising all-gather over {axes}"
 
 
-@pytest.mark.parametrize("model", [MLP(widths=(32, 16)), CNN(widths=(8,), convs=1, hidden=(32,))])
-def test_tensor_parallel_mlp_and_cnn_equal_one_device(model):
+@pytest.mark.parametrize(
+    "model",
+    [
+        MLP(widths=(32, 16)),
+        CNN(widths=(8,), convs=1, hidden=(32,)),
+        pytest.param(
+            ResNet(depths=(1, 1), width=8, bottleneck=True, outputs=10), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ConvNeXt(depths=(1, 1), widths=(8, 16), patch=2, outputs=10), marks=pytest.mark.slow
+        ),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_tensor_parallel_models_of_pictures_equal_one_device(model):
     random = np.random.default_rng(0)
     batch = {
         "image": random.integers(0, 256, (B, 8, 8, 1), dtype=np.uint8),

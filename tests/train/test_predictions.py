@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 
+import flax.linen as nn
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +15,7 @@ from lsm.data import ArrayDataset, CharText, Digits, Files, Split, SplitSource
 from lsm.errors import ConfigError, DataError
 from lsm.models import GPT, MLP, Transformer
 from lsm.optim import Adam
-from lsm.tasks import Classification, LanguageModelling
+from lsm.tasks import Classification, LanguageModelling, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,35 +126,6 @@ def test_rubbish_leaves_nothing(digits, verse, pictures, tmp_path):
     (digits / "gone.json").rename(digits / "inputs.json")
 
 
-def test_rows_of_a_table_in_the_columns_of_the_run(tmp_path):
-    random = np.random.default_rng(0)
-    header, line = "a,b,kind\n", "{:.3f},{:.3f},{}\n"
-    rows = [
-        line.format(x, y, "near" if x * x + y * y < 1 else "far")
-        for x, y in random.normal(size=(64, 2))
-    ]
-    (tmp_path / "train.csv").write_text(header + "".join(rows))
-    files = Files(str(tmp_path / "train.csv"), {"x": ("a", "b"), "kind": "kind"}, labels=("kind",))
-    source = Split(files, {"train": 0.75, "test": 0.25}, stratify="kind")
-    task = Classification(model=MLP(widths=(8,), outputs=2), input="x", label="kind")
-    lsm.fit(experiment(task, source), tmp_path / "run")
-    (tmp_path / "new.csv").write_text("b,a\n0.5,0.25\n-3,4\n")
-    assert (
-        lsm.predict_files(tmp_path / "run", [str(tmp_path / "new.csv")], tmp_path / "o.jsonl") == 2
-    )
-    found = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
-    x = np.array([[0.25, 0.5], [4, -3]], np.float32)
-    expected = lsm.load(tmp_path / "run").predict(x)
-    assert [row["class"] for row in found] == expected["class"].tolist()
-    assert {row["class"] for row in found} <= {"near", "far"} and found[1]["row"] == 2
-    np.testing.assert_allclose(
-        [row["probability"] for row in found], expected["probability"], rtol=1e-6
-    )
-    (tmp_path / "bad.csv").write_text("a\n1\n")
-    with pytest.raises(DataError, match="bad.csv has no column 'b'; it has a"):
-        lsm.predict_files(tmp_path / "run", [str(tmp_path / "bad.csv")], tmp_path / "o2.jsonl")
-
-
 def test_what_is_read_is_not_written_over(digits, pictures, tmp_path):
     folder, _ = pictures
     (tmp_path / "out.csv").write_text("mine")
@@ -171,14 +143,57 @@ def test_an_unfit_line_is_named(verse, tmp_path):
         lsm.predict_files(verse, str(tmp_path / "in.txt"), tmp_path / "o.jsonl")
 
 
-def test_names_of_another_column_are_not_given_to_labels(tmp_path):
-    rows = "".join(f"{i},{'ab'[i % 2]},{['east', 'west'][i % 2]}\n" for i in range(16))
-    (tmp_path / "train.csv").write_text("x,kind,region\n" + rows)
-    columns = {"x": ("x",), "region": "region", "kind": "kind"}
-    source = Files(str(tmp_path / "train.csv"), columns, labels=("region", "kind"))
-    task = Classification(model=MLP(widths=(), outputs=2), input="x", label="kind")
-    lsm.fit(experiment(task, source), tmp_path / "run")
-    assert "class" not in lsm.load(tmp_path / "run").predict(np.zeros((1, 1), np.float32))
+class ByColour(nn.Module):
+    """Logits of three kinds by a number and a colour, of which there are two."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        return nn.Dense(3)(inputs["x"]) + nn.Embed(2, 3)(inputs["colour"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfColour(Classification):
+    def inputs(self, batch):
+        return {name: batch[name] for name in ("x", "colour")}
+
+    check = Task.check
+
+
+def test_rows_of_a_table_in_the_columns_and_numbers_of_the_run(tmp_path, caplog):
+    new, out, own = tmp_path / "new.csv", tmp_path / "out.jsonl", tmp_path / "own"
+    own.mkdir()
+    rows = "".join(f"{i},{i % 3},{'red' if i % 2 else 'blue'},{'ab'[i % 2]}\n" for i in range(16))
+    (own / "train.csv").write_text("a,b,colour,kind\n" + rows)
+    (own / "test.csv").write_text("a,b,colour,kind\n1,1,red,b\n1,nan,red,c\n")
+    columns = {"x": ("a", "b"), "colour": "colour", "kind": "kind"}
+    files = Files(str(own), columns, labels=("colour", "kind"))
+    source = Split(files, {"train": 0.75, "more": 0.25}, stratify="kind")
+    lsm.fit(experiment(OfColour(model=ByColour(), label="kind"), source), tmp_path / "run")
+    assert "data.test: column 'kind' holds 'c', which data.train has no example of." in caplog.text
+    line = f"data.test: column 'x' is not finite in 1 of 2 examples, the first is {own}/test.csv row 2."
+    assert line in caplog.text
+
+    run = lsm.load(tmp_path / "run")
+    x = np.array([[0.25, 0.5], [4, -3], [0, np.nan]], np.float32)
+    expected = run.predict({"x": x, "colour": ["red", "blue", "red"]})
+    assert "predict: column 'x' is not finite in 1 of 3 rows, the first is [2]." in caplog.text
+    new.write_text("b,colour,a\n0.5,red,0.25\n-3,blue,4\nnan,red,0\n")
+    assert lsm.predict_files(tmp_path / "run", [str(new)], out) == 3
+    assert f"column 'x' is not finite in 1 of 3 rows, the first is {new} row 3;" in caplog.text
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["class"] for row in found] == expected["class"].tolist()
+    assert {row["class"] for row in found} <= {"a", "b", "c"} and found[1]["row"] == 2
+    told = [row["probability"] for row in found[:2]]
+    np.testing.assert_allclose(told, expected["probability"][:2], rtol=1e-6)
+
+    for text, line in {
+        "a,colour\n1,red\n": "new.csv has no column 'b'; it has a, colour",
+        "a,b,colour\n1,2,red\n3,4,rde\n": r"new.csv row 2: .*'rde', .*: blue, red. Did you mean 'red'",
+        "a,b,colour\n1,2,red\n3,tall,red\n": "new.csv: column 'b' is text: row 2 holds 'tall'; only",
+    }.items():
+        new.write_text(text)
+        with pytest.raises(DataError, match=line):
+            lsm.predict_files(tmp_path / "run", [str(new)], tmp_path / "none.jsonl")
 
 
 def test_other_data_and_other_outputs_are_said(tmp_path, caplog):

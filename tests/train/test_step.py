@@ -6,16 +6,18 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lsm.durations import Horizon
 from lsm.mesh import Fsdp, Mesh, Rule, batch_sharding, jit, make_mesh, replicated, shard
+from lsm.metrics import Weighted
 from lsm.models import CNN, GPT, MLP, Transformer
-from lsm.optim import SGD, Adam, Linear, ReduceOnPlateau
+from lsm.optim import SGD, Adam, Linear, Raw, ReduceOnPlateau
 from lsm.tasks import CONSTANTS, Classification, LanguageModelling, Regression
 from lsm.train import init_state, make_step, skip_nonfinite
 from lsm.train.program import evaluated
-from lsm.train.state import finite
+from lsm.train.state import TrainState, finite
 
 HORIZON = Horizon(steps=10, batch_size=16, examples=64)
 
@@ -273,3 +275,21 @@ def test_the_step_is_pure():
     state = init_state(MLP_TASK, tx, pictures(), seed=0)
     step = make_step(MLP_TASK, tx)
     assert_equal(step(state, pictures()), step(state, pictures()))
+
+
+def test_an_injected_learning_rate_goes_on_too():
+    optimizer = optax.inject_hyperparams(optax.sgd)(optax.linear_schedule(1.0, 0.0, 10))
+
+    def step(state, gradient):
+        updates, opt_state = optimizer.update({"w": gradient}, state.opt_state)
+        params = optax.apply_updates(state.params, updates)
+        loss = Weighted(gradient, jnp.float32(1))
+        return TrainState(state.step + 1, params, {}, opt_state), {"loss": loss}
+
+    params = {"w": jnp.float32(0)}
+    state = TrainState(jnp.int32(0), params, {}, optimizer.init(params))
+    for gradient in (1, np.nan, np.nan, 1):
+        state, _ = skip_nonfinite(step)(state, jnp.float32(gradient))
+    assert float(state.params["w"]) == pytest.approx(-1.0 - 0.7)
+    logged = Raw(optimizer).learning_rates(HORIZON, 3, state.opt_state)
+    assert logged == {"learning_rate": pytest.approx(0.7)}

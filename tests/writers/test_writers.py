@@ -2,6 +2,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import resource
 import statistics
 import struct
@@ -110,6 +111,27 @@ def test_lines_where_stdout_is_not_a_terminal(tmp_path, capsys, monkeypatch):
         "step 300/1000  train  loss 0.4321  accuracy 0.8700  examples/s 12,345  left 0:42",
         "step 300/1000  validation  loss 0.5000  perplexity 1.2500",
     ]
+
+
+def test_tiny_epochs_do_not_flood(tmp_path, capsys, monkeypatch):
+    """The first 100 lines, then the newest of each split twice a second, and the last of all."""
+    now = Clock(monkeypatch)
+    writer = Console().open(tmp_path, RUN, resume_step=0)
+    for step in range(1, 1001):
+        now.now += 0.01
+        writer.write(step, "train", {"loss": 1.0})
+        writer.write(step, "validation", {"loss": 1.0})
+    writer.write(1000, "test", {"loss": 1.0})
+    writer.write(1000, "goodput", GOODPUT)
+    told = re.findall(r"step (\d+)/1000  (\w+)", capsys.readouterr().out)
+    shown = [(int(step), split) for step, split in told]
+    assert shown[:100] == [(n, split) for n in range(1, 51) for split in ("train", "validation")]
+    later = [(99, "validation"), (100, "train"), (149, "validation"), (150, "train")]
+    assert shown[100:104] == later and len(shown) == 140
+    assert shown[-3:] == [(1000, "train"), (1000, "validation"), (1000, "test")]
+    assert shown == sorted(shown, key=lambda row: row[0])
+    writer.close()
+    assert capsys.readouterr().out == ""
 
 
 def test_a_language_model_is_timed_in_tokens_and_a_known_chip_by_its_use(tmp_path, capsys):

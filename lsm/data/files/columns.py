@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from lsm.data import images
-from lsm.data.dataset import narrowed
 from lsm.data.files.parts import Part, objects
-from lsm.errors import DataError
+from lsm.data.values import first_word, narrowed
+from lsm.errors import DataError, shortened
 
 PROBED = 256
 """Rows that tell the shape of a column."""
@@ -88,8 +88,8 @@ class Column:
         for name in self.sources:
             if stored[name].dtype == object or stored[name].ndim > 1:
                 raise DataError(
-                    f"{part.file}: column {name!r} is {_kind(stored[name])}; only single numbers "
-                    f"can be joined in {self.name!r}."
+                    f"{part.file}: column {name!r} is {_kind(stored[name])}{_word(part, name)}; "
+                    f"only single numbers can be joined in {self.name!r}."
                 )
         return np.stack([stored[name].astype(np.float32) for name in self.sources], axis=-1)
 
@@ -124,9 +124,12 @@ class Column:
         shapes = [np.shape(value) if _is_number(value) else None for value in values]
         at = next((i for i, shape in enumerate(shapes) if shape != self.one.shape), 0)
         advice = "set size." if self.channels else "leave it out of columns."
+        where, kind = part.row(rows[at]), _kind(values[at : at + 1])
+        if isinstance(values[at], str):  # of a table: it is another row that made it text
+            where, kind = part.file, kind + _word(part, self.needed[0])
         raise DataError(
-            f"{part.row(rows[at])}: column {self.name!r} is {_kind(values[at : at + 1])}, and "
-            f"{self.one.shape} {self.one.dtype} in the first rows; {advice}"
+            f"{where}: column {self.name!r} is {kind}, and {self.one.shape} {self.one.dtype} in "
+            f"the first rows; {advice}"
         )
 
 
@@ -180,6 +183,13 @@ def _kind(values: np.ndarray) -> str:
     if values.dtype == object and len(values):
         return f"{values[0].shape} {values[0].dtype}"
     return f"{values.shape[1:]} {values.dtype}"
+
+
+def _word(part: Part, name: str) -> str:
+    """Says which row of a column made it text."""
+    values = part.read((name,), np.arange(len(part)))[name]
+    at = first_word(values)
+    return "" if at is None else f": row {part.first + at + 1:,} holds {shortened(values[at])!r}"
 
 
 def _is_number(value: Any) -> bool:

@@ -106,7 +106,7 @@ class Files(SplitSource):
         if not cache.fits(examples.spec, len(examples)):
             return examples
         paths = [file.as_posix() for file in found[name]]
-        settings = (self.columns, self.labels, self.size, examples.classes)
+        settings = (self.columns, self.labels, self.size, examples.classes or examples.names)
         key = cache.fingerprint(found[name], paths, *settings)
         return cache.cached(f"{pathlib.Path(self.path).name}-{name}", key, examples)
 
@@ -178,18 +178,32 @@ class _Examples(Dataset):
 
         None of several: whose names would they be?
         """
-        labels = [column for column in self._columns if column.numbers is not None]
+        labels = [column.name for column in self._columns if column.numbers is not None]
         if labels:
-            return tuple(map(class_name, labels[0].numbers)) if len(labels) == 1 else None
+            return self.names[labels[0]] if len(labels) == 1 else None
+        return next(iter(self.names.values()), None)
+
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """See `Dataset.names`: of the columns of `labels`, and of those that a file names."""
         named = self._parts[0].classes
-        return next((named[c.sources] for c in self._columns if c.sources in named), None)
+        return {
+            c.name: named[c.sources] if c.numbers is None else tuple(map(class_name, c.numbers))
+            for c in self._columns
+            if c.numbers is not None or c.sources in named
+        }
 
     @property
     def identity(self) -> dict[str, Any]:
         """See `Dataset.identity`: names and sizes of the files, and how they are read."""
         files = [(file.name, size) for file, size in self._files.items()]
         made = [(c.name, c.sources, c.one.shape, str(c.one.dtype)) for c in self._columns]
-        return super().identity | {"files": digest(files, made, self.classes)}
+        return super().identity | {"files": digest(files, made, self.classes or self.names or None)}
+
+    def where(self, number: int) -> str:
+        """See `Dataset.where`."""
+        part = self._parts[at := int(np.searchsorted(self._stops, number, side="right"))]
+        return part.row(number - self._stops[at] + len(part))
 
     def column(self, name: str) -> np.ndarray:
         """See `Dataset.column`; may also be a column of the files that is not delivered."""

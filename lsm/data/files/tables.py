@@ -5,6 +5,7 @@ are mapped into memory, and of Parquet one row group is read at a time.
 """
 
 import functools
+import gzip
 import json
 import pathlib
 import re
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from lsm.data.files.parts import Part, needs, objects, readable, stamp
-from lsm.errors import DataError
+from lsm.errors import DataError, shortened
 
 _BLOCK = 2**31 - 1  # bytes, the most that Arrow parses at once
+_HEADER = 1 << 20  # bytes, more than any header has
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _MISSING = ["", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None"]  # "nan" is a number
 _reading = threading.Lock()
 # Tables that are in use: of one file that is opened for several splits there is one.
@@ -150,6 +153,8 @@ def _mapped(file: pathlib.Path) -> Any:
 def _parsed(file: pathlib.Path, ending: str) -> Any:
     if not file.stat().st_size:
         raise DataError(f"{file} is empty.")
+    if ending in _SEPARATORS:
+        _check_separator(file, ending)
     table = _told(file, ending, {})
     # A date may be written in many ways: as text it stays what stands there.
     dates = {field.name: "string" for field in table.schema if _is_time(field.type)}
@@ -159,6 +164,21 @@ def _parsed(file: pathlib.Path, ending: str) -> Any:
             row = next(i for i, text in enumerate(column.to_pylist()) if not _is_utf8(text))
             raise DataError(f"{file} row {row + 1:,}: column {name!r} is not UTF-8 text.")
     return table
+
+
+def _check_separator(file: pathlib.Path, ending: str) -> None:
+    """Raises DataError where the header is one name that holds what others separate by."""
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as content:
+        header = content.readline(_HEADER).decode(errors="replace").strip("\ufeff\r\n")
+    own = _SEPARATORS[ending]
+    found = [other for other in (";", "\t", ",") if other in header]
+    if own not in header and found:
+        kind = next((e for e, separator in _SEPARATORS.items() if separator == found[0]), None)
+        remedy = f"name it {kind}" if kind else f"write it with {own!r} between values"
+        raise DataError(
+            f"{file}: its header is one column, {shortened(header)!r}; it looks separated by "
+            f"{found[0]!r}, and {ending} is by {own!r}: {remedy}."
+        )
 
 
 def _told(file: pathlib.Path, ending: str, types: Mapping[str, str]) -> Any:
@@ -187,7 +207,7 @@ def _read(file: pathlib.Path, ending: str, types: Mapping[str, str]) -> Any:
 
     # One thread: only then errors of a CSV file name the row.
     how = {"use_threads": False, "block_size": _block(file)}
-    if ending not in (".csv", ".tsv"):
+    if ending not in _SEPARATORS:
         schema = pa.schema([(name, pa.type_for_alias(t)) for name, t in types.items()])
         return lines.read_json(
             file,
@@ -197,7 +217,7 @@ def _read(file: pathlib.Path, ending: str, types: Mapping[str, str]) -> Any:
     return csv.read_csv(
         file,
         csv.ReadOptions(**how),
-        csv.ParseOptions(delimiter="\t" if ending == ".tsv" else ",", newlines_in_values=True),
+        csv.ParseOptions(delimiter=_SEPARATORS[ending], newlines_in_values=True),
         csv.ConvertOptions(null_values=_MISSING, column_types=dict(types)),
     )
 

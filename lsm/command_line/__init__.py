@@ -5,25 +5,23 @@ one, do not share a flag by its name. Its `main` returns the exit status.
 """
 
 import _thread
-import contextlib
 import errno
 import functools
 import itertools
-import logging
 import math
 import os
+import pathlib
 import re
 import sys
 import sysconfig
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from absl import flags
 
-from lsm.errors import ConfigError, LsmError, listed, nearest, shortened
+from lsm.errors import ConfigError, LsmError, called, listed, nearest, shortened
 
 HELP = frozenset({"--help", "-help", "-h", "--helpshort"})
 """Words that ask for the list of flags."""
@@ -32,7 +30,8 @@ DEBUG = "show the whole traceback of an error, unfiltered"
 """What the flag `--debug` does, which `parse` and `status` know."""
 
 _FRAMES = 4  # that `report` shows, in two lines each
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_HERE = str(pathlib.Path(__file__).parents[1]) + os.sep
+_INSTALLED = r"[/\\](?:site|dist)-packages[/\\]"
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
 _NEEDED = "must have a value other than None"
 """What absl says of a flag that is needed."""
@@ -122,11 +121,14 @@ def line(error: BaseException, again: str = "") -> tuple[str, int] | None:
 def report(error: Exception) -> str:
     """Returns a bug in at most ten lines: what, and in whose code, the innermost line first.
 
-    Lines of lsm and of libraries are left out, but where there are no others.
+    Lines of lsm and of libraries are left out, but where there are no others: then they are those
+    of the library that a field of the config has put in, else those of lsm.
     """
     frames = traceback.extract_tb(error.__traceback__)[::-1]
     theirs = [frame for frame in frames if not _is_library(frame.filename)]
-    shown = theirs or [frame for frame in frames if frame.filename.startswith(_HERE)]
+    field = called(error)
+    put_in = _put_in(frames) if field and not theirs else []
+    shown = theirs or put_in or [frame for frame in frames if frame.filename.startswith(_HERE)]
     lines = [f"error: {type(error).__name__}: {shortened(' '.join(str(error).split()), 400)}"]
     for frame in shown[:_FRAMES]:
         lines.append(
@@ -136,13 +138,25 @@ def report(error: Exception) -> str:
     # XLA's own errors tell of memory or of a device.
     blameless = theirs or type(error).__name__ == "JaxRuntimeError"
     blame = "" if blameless else "No code of yours is in it: it looks like a bug of lsm. "
+    if put_in:
+        blame = f"It is raised in {field} of the config. "
     return "\n".join([*lines, f"{blame}--debug shows everything."])
+
+
+def _put_in(frames: Sequence[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """Returns the frames of a library that `lsm.tasks` has called, without JAX's under it.
+
+    Where other code of lsm has called it there are none: then that is what is wrong.
+    """
+    inner = list(itertools.takewhile(lambda frame: not frame.filename.startswith(_HERE), frames))
+    if not frames[len(inner)].filename.startswith(os.path.join(_HERE, "tasks", "")):
+        return []
+    return [frame for frame in inner if re.search(_INSTALLED + "(?!jax|numpy)", frame.filename)]
 
 
 def _is_library(file: str) -> bool:
     """Whether a file is of lsm, of an installed package, or of Python."""
-    installed = re.search(r"[/\\](site|dist)-packages[/\\]", file)
-    return bool(installed) or file.startswith((_HERE, _STDLIB, "<"))
+    return bool(re.search(_INSTALLED, file)) or file.startswith((_HERE, _STDLIB, "<"))
 
 
 def show(lines: Iterable[str]) -> None:
@@ -151,41 +165,6 @@ def show(lines: Iterable[str]) -> None:
         print("\n".join(lines), flush=True)
     except BrokenPipeError:
         _close_stdout()
-
-
-@contextlib.contextmanager
-def stages(logger: str) -> Iterator[Callable[[str], None]]:
-    """Tells on stderr, with the time, each stage that `logger` names as it begins.
-
-    In a terminal that is one line, rewritten, with the time since the stage began; elsewhere a line
-    each, behind the seconds since the first. Yields what prints a line that stays.
-    """
-    from rich import console, progress
-
-    screen = console.Console(stderr=True)
-    rewritten = sys.stderr.isatty() and screen.is_interactive
-    say = functools.partial(screen.print, markup=False, highlight=False, soft_wrap=True)
-    columns = progress.TextColumn("{task.description}", markup=False), progress.TimeElapsedColumn()
-    # A thread draws it: a compiler comes back after minutes.
-    options = {"console": screen, "refresh_per_second": 2, "transient": True}
-    bar = progress.Progress(*columns, disable=not rewritten, **options)
-    task, begun = bar.add_task("starting", total=None), time.monotonic()
-
-    def tell(record: logging.LogRecord) -> None:
-        if rewritten:
-            bar.reset(task, description=record.getMessage())
-        else:
-            say(f"{time.monotonic() - begun:7.1f} s  {record.getMessage()}")
-
-    told, handler = logging.getLogger(logger), logging.Handler()
-    handler.emit = tell
-    told.setLevel(logging.INFO)
-    told.addHandler(handler)
-    try:
-        with bar:
-            yield say
-    finally:
-        told.removeHandler(handler)
 
 
 def parse(

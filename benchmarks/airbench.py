@@ -1,0 +1,115 @@
+"""Seconds a step of the fast CIFAR run: lsm's config against the original's step in PyTorch.
+
+    python -m benchmarks.airbench [--turns=3] [--batch_size=2000] [--peer_python=PATH]
+
+Both train the same network with the same optimisers on pictures that are in place, in float32, on
+all cores of a CPU, one step a turn; the shortest time of each counts. PyTorch runs eager and
+compiled, in both memory formats, of which the fastest counts; it is optional, and may live in
+another interpreter (`--peer_python`).
+"""
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import flags
+
+from benchmarks.compare import print_doubts, torch_version
+from benchmarks.step_time import Torch, TorchEndedError
+from benchmarks.step_time_tables import markdown
+from experiments.configs.cifar import airbench
+from lsm import command_line
+from lsm.cpu import cores, keep_memory
+from lsm.errors import DataError
+from lsm.mesh import place
+from lsm.train.program import build
+
+FORMS = [(mode, form) for mode in ("eager", "compiled") for form in ("contiguous", "channels_last")]
+
+
+class Step:
+    """lsm's step of the config. `parameters` are those that are trained."""
+
+    def __init__(self, batch_size: int):
+        config = airbench.get_config()
+        train = dataclasses.replace(config.train, batch_size=batch_size)
+        config = dataclasses.replace(config, train=train)
+        rng = np.random.default_rng(0)
+        batch = {
+            "image": rng.integers(0, 256, (batch_size, 32, 32, 3), np.uint8),
+            "label": rng.integers(0, 10, batch_size, np.int32),
+        }
+        program = build(config, train.horizon(25 * batch_size), batch)
+        self._step, self._state = program.step, program.init()
+        self._batch = place(batch, program.batch)
+        self.parameters = sum(x.size for x in jax.tree.leaves(self._state.params))
+
+    def run(self, steps: int) -> float:
+        """Trains for `steps` steps; returns the seconds that one took."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            self._state, metrics = self._step(self._state, self._batch)
+        jax.block_until_ready((self._state, metrics))
+        return (time.perf_counter() - start) / steps
+
+
+def measure(python: str | None, batch_size: int, turns: int) -> dict[str, list[float]]:
+    """Returns seconds a step by contender; raises DataError where they train different models."""
+    contenders = {"lsm": Step(batch_size)}
+    for mode, form in FORMS if python else ():
+        memory = "contiguous_format" if form == "contiguous" else form
+        peer = Torch(python, "airbench_torch.py", str(batch_size), mode, memory)
+        contenders[f"PyTorch, {mode}, {form}"] = peer
+    counts = {contender.parameters for contender in contenders.values()}
+    if len(counts) > 1:
+        raise DataError(f"airbench: these are not the same model: {sorted(counts)} parameters.")
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(turns + 1):
+        for name, contender in list(contenders.items()):
+            try:
+                seconds = contender.run(1)
+            except TorchEndedError as error:  # PyTorch compiles with a C++ compiler, if there is
+                print(f"{name} is left out: {error}", file=sys.stderr)
+                del contenders[name], times[name]
+                continue
+            if turn:  # the first compiles
+                times[name].append(seconds)
+    for contender in contenders.values():
+        if isinstance(contender, Torch):
+            contender.close()
+    return times
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark and prints its table; returns the exit status."""
+    return command_line.run(_act, _flags(), argv, doc=__doc__)
+
+
+def _flags() -> flags.FlagValues:
+    given = flags.FlagValues()
+    flags.DEFINE_integer("turns", 3, "steps of each that are timed", 1, flag_values=given)
+    flags.DEFINE_integer("batch_size", airbench.BATCH, "pictures a step", 1, flag_values=given)
+    flags.DEFINE_string("peer_python", sys.executable, "interpreter with PyTorch", given)
+    return given
+
+
+def _act(given: flags.FlagValues, _: list[str]) -> None:
+    keep_memory()
+    version = torch_version(given.peer_python)
+    times = measure(given.peer_python if version else None, given.batch_size, given.turns)
+    rows = [["seconds a step", "shortest", "median", "lsm / it"]]
+    for name, seconds in times.items():
+        ratio = min(times["lsm"]) / min(seconds)
+        told = f"{min(seconds):.2f}", f"{statistics.median(seconds):.2f}", f"{ratio:.2f}"
+        rows.append([name, *told])
+    print(f"{cores()} CPUs, batch {given.batch_size}, PyTorch {version or 'none'}\n")
+    print(markdown(rows))
+    print_doubts(given.peer_python, version, "torch")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

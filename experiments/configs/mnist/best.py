@@ -1,0 +1,33 @@
+"""MNIST at 99.6 %: airbench's network and recipe on digits turned, scaled and shifted a little.
+
+python -m experiments.mnist --config=experiments/configs/mnist/best.py --workdir=runs/mnist_best
+"""
+
+from experiments.configs.cifar.airbench import make_optimizer
+from lsm import Data, Evaluation, Experiment, Train
+from lsm.config import PatchWhitening
+from lsm.data import RandomCrop, RandomRotate, RandomScale, Tfds
+from lsm.models import Airbench, Views
+from lsm.tasks import Classification
+
+
+def get_config(arg=None):
+    return Experiment(
+        name="mnist_best",
+        task=Classification(
+            model=Views(Airbench(widths=(32, 64, 64)), mirror=False),
+            mean=0.1307,
+            std=0.3081,
+            label_smoothing=0.1,
+        ),
+        data=Data(
+            source=Tfds("mnist"),
+            train="train",
+            test="test",
+            augment=(RandomRotate(10), RandomScale(0.9, 1.1), RandomCrop(padding=2)),
+        ),
+        optimizer=make_optimizer(1000),
+        train=Train(epochs=12, batch_size=1000),
+        start=PatchWhitening("constants/whiten/kernel"),
+        evaluation=Evaluation(every="12 epochs", monitor="accuracy"),
+    )

@@ -1,0 +1,48 @@
+"""Values of columns: in 32 bits, finite or not, words among numbers."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from lsm.errors import DataError
+
+_NUMBER = re.compile(r"\s*-?(\d+\.?\d*(e[-+]?\d+)?|\.\d+(e[-+]?\d+)?|nan|inf)\s*", re.IGNORECASE)
+_SOME = 1 << 20  # values that are looked at together: the answer has a byte for each
+
+
+def narrowed(column: np.ndarray, name: str) -> np.ndarray:
+    """Returns `column` with 64-bit numbers as 32-bit ones, in which JAX computes.
+
+    Raises:
+      DataError: an integer does not fit.
+    """
+    if column.dtype == np.float64:
+        return column.astype(np.float32)
+    if column.dtype not in (np.int64, np.uint64):
+        return column
+    small = np.int32 if column.dtype == np.int64 else np.uint32
+    if column.size and (column.max() > np.iinfo(small).max or column.min() < np.iinfo(small).min):
+        raise DataError(f"column {name!r} holds integers beyond 32 bits; leave it out of columns.")
+    return column.astype(small)
+
+
+def not_finite(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the rows (n,), ascending, whose values are not all finite, of columns with such."""
+    floats = {name: x for name, x in columns.items() if x.dtype.kind == "f" and x.ndim and x.size}
+    found = {name: _not_finite(x) for name, x in floats.items()}
+    return {name: rows for name, rows in found.items() if len(rows)}
+
+
+def _not_finite(column: np.ndarray) -> np.ndarray:
+    some = max(1, _SOME * len(column) // column.size)
+    parts = (column[at : at + some] for at in range(0, len(column), some))
+    finite = [np.isfinite(x).reshape(len(x), -1).all(axis=1) for x in parts]
+    return np.flatnonzero(~np.concatenate(finite))
+
+
+def first_word(values: Iterable[Any]) -> int | None:
+    """Returns the place of the first text that is no number; None where there is none."""
+    words = (i for i, x in enumerate(values) if isinstance(x, str) and not _NUMBER.fullmatch(x))
+    return next(words, None)
