@@ -77,10 +77,13 @@ def shapes(experiment: Experiment) -> tuple[dict[str, jax.ShapeDtypeStruct], Hor
     if isinstance(source, CharText):
         batch = {"tokens": jax.ShapeDtypeStruct((size, source.length + 1), np.int32)}
         return batch, experiment.train.horizon(size)
-    source = source.source if isinstance(source, Select) else source
-    known = isinstance(source, Tfds) and source.name in _PICTURES
-    if known or isinstance(source, Folder):
-        examples, shape = _PICTURES[source.name] if known else (244, (source.size, source.size, 3))
+    if isinstance(source, Select):
+        source = source.source
+    if isinstance(source, Folder) or (isinstance(source, Tfds) and source.name in _PICTURES):
+        if isinstance(source, Folder):
+            examples, shape = 244, (source.size, source.size, 3)
+        else:
+            examples, shape = _PICTURES[source.name]
         picture = jax.ShapeDtypeStruct((size, *shape), np.uint8)
         batch = {"image": picture, "label": jax.ShapeDtypeStruct((size,), np.int32)}
         return batch, experiment.horizon(examples)

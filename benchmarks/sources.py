@@ -31,7 +31,7 @@ def closure(config: Path, root: Path = ROOT) -> list[Path]:
     result of an MLP does not depend on the CNN beside it.
     """
     modules = {}
-    for path in [*(root / "lsm").rglob("*.py"), *(root / "experiments").glob("*.py")]:
+    for path in [*(root / "lsm").rglob("*.py"), *(root / "experiments").rglob("*.py")]:
         name = ".".join(path.relative_to(root).with_suffix("").parts)
         modules[name.removesuffix(".__init__")] = path
     found, ahead = set(), [config, modules["lsm.train.fit"]]

@@ -20,9 +20,9 @@ from lsm.config import flags as config_flags
 from lsm.config.origin import CONFIG, Origin, experiment_of, origin_of
 from lsm.cpu import libtpu
 from lsm.errors import ConfigError, listed
-from lsm.files import expanded
+from lsm.files import atomic_write, expanded
 from lsm.run.result import Result
-from lsm.train import evaluate_run, fit, predict_files, predict_run, state_table
+from lsm.train import evaluate_run, fit, predict_files, predict_run, preview, state_table
 from lsm.train import summary as layers
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, FILE.py or FILE.py:arg")
@@ -31,9 +31,10 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "where datasets are; default T
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ("train", "eval", "predict", "table"),
+    ("train", "eval", "predict", "table", "preview"),
     "train; eval: evaluate the run in --workdir; predict: write its predictions of every example "
-    "there, or of --input; or table: print what the model is made of, and where arrays go",
+    "there, or of --input; table: print what the model is made of, and where arrays go; or "
+    "preview: write WORKDIR/preview.png, pictures of the first batch as the network gets it",
 )
 _INPUT = flags.DEFINE_multi_string(
     "input", None, "with --mode=predict: pictures, texts or tables; a file, a folder or a pattern"
@@ -110,6 +111,12 @@ def _run(default: str | os.PathLike | None, overrides: Mapping[str, str]) -> Non
     elif _MODE.value == "table":
         print(layers(experiment, data_dir), end="\n\n")
         print(state_table(experiment, data_dir))
+    elif _MODE.value == "preview":
+        picture, file = preview(experiment, data_dir), workdir / "preview.png"
+        if processes.is_first():
+            workdir.mkdir(parents=True, exist_ok=True)
+            atomic_write(file, picture)
+        print(f"{experiment.name}: {file}")
     else:
         result = fit(
             experiment,
@@ -131,7 +138,8 @@ def _found(
     """
     data_dir = _DATA_DIR.value and str(expanded(_DATA_DIR.value, "--data_dir").absolute())
     workdir = _WORKDIR.value and expanded(_WORKDIR.value, "--workdir")
-    later = _MODE.value in ("eval", "predict") or (_MODE.value == "table" and workdir)
+    asked = _MODE.value in ("table", "preview") and workdir
+    later = _MODE.value in ("eval", "predict") or asked
     if (later or default is None) and not _CONFIG.value:
         there = workdir or (default and pathlib.Path("runs", config_flags.load(default).name))
         if there and (there / CONFIG).exists():

@@ -13,7 +13,7 @@ from lsm.cpu import cores
 from lsm.data.dataset import Columns, Dataset
 
 _BYTES = 2**22  # of decoded examples in a chunk: bounds the memory, and evens out the work
-_MOST = 256  # examples in a chunk: what is small may take long to make
+_MOST = 1024  # examples in a chunk: what is small may take long to make
 
 
 def chunks(name: str, dataset: Dataset) -> Iterator[Columns]:

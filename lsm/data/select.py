@@ -75,7 +75,7 @@ class Select(SplitSource):
     def open_split(self, name: str, data_dir: PathLike | None = None) -> Dataset:
         """See `SplitSource.open_split`."""
         dataset, wanted = self.source.open_split(name, data_dir), self.per_class.get(name)
-        known = _known(dataset, self.label)
+        known = _called(dataset, self.label)
         for kind in self.classes:
             if kind not in known:
                 raise DataError(
@@ -96,19 +96,14 @@ class Select(SplitSource):
         return _Renumbered(dataset, np.sort(np.concatenate(chosen)), self.label, self.classes)
 
 
-def _known(dataset: Dataset, label: str) -> tuple[str, ...]:
-    """The names of what a column numbers; () without any."""
-    return dataset.names.get(label, dataset.classes or ())
-
-
 class _Renumbered(Chosen):
     """Some examples, with labels that number other names."""
 
     def __init__(self, dataset: Dataset, numbers: np.ndarray, label: str, classes: tuple[str, ...]):
         super().__init__(dataset, numbers)
         self._label, self._classes = label, classes
-        known = _known(dataset, label)
         # Of the classes that are left out there is no example.
+        known = _called(dataset, label)
         self._table = np.zeros(len(known), dataset.spec[label].dtype)
         self._table[[known.index(kind) for kind in classes]] = np.arange(len(classes))
 
@@ -123,9 +118,8 @@ class _Renumbered(Chosen):
         return self._classes
 
     @property
-    def names(self) -> Mapping[str, tuple[str, ...]]:
-        named = super().names
-        return {**named, self._label: self._classes} if self._label in named else named
+    def names(self) -> dict[str, tuple[str, ...]]:
+        return {**self._dataset.names, self._label: self._classes}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -152,3 +146,7 @@ class _Renumbered(Chosen):
 
     def by_example(self) -> Dataset:
         return _Renumbered(self._dataset.by_example(), self._numbers, self._label, self._classes)
+
+
+def _called(dataset: Dataset, label: str) -> tuple[str, ...]:
+    return dataset.names.get(label) or dataset.classes or ()

@@ -3,15 +3,18 @@
 from lsm.interop.convnets import timm_convnext, torchvision_convnext, torchvision_resnet
 from lsm.interop.names import Names, Source, Torch, by_key_head, transposed
 from lsm.interop.tensors import Tensors, open_tensors
+from lsm.interop.timm import TimmViT, timm_mixer
 
 __all__ = [
     "Names",
     "Source",
     "Tensors",
+    "TimmViT",
     "Torch",
     "by_key_head",
     "open_tensors",
     "timm_convnext",
+    "timm_mixer",
     "torchvision_convnext",
     "torchvision_resnet",
     "transposed",

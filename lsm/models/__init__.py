@@ -9,12 +9,14 @@ from lsm.models.batch_norm import BatchNorm
 from lsm.models.cnn import CNN
 from lsm.models.convnext import ConvNeXt
 from lsm.models.gpt import GPT
+from lsm.models.mixer import Mixer
 from lsm.models.mlp import MLP
 from lsm.models.pipeline import run_layers
 from lsm.models.resnet import ResNet, WideResNet
 from lsm.models.stack import Stack
 from lsm.models.transformer import Attention, Block, CrossAttention, Mlp, Transformer
 from lsm.models.views import Views
+from lsm.models.vit import Convolutions, ViT
 
 __all__ = [
     "CNN",
@@ -26,12 +28,15 @@ __all__ = [
     "Block",
     "Cache",
     "ConvNeXt",
+    "Convolutions",
     "CrossAttention",
     "Mask",
+    "Mixer",
     "Mlp",
     "ResNet",
     "Stack",
     "Transformer",
+    "ViT",
     "Views",
     "WideResNet",
     "attend",

@@ -1,6 +1,6 @@
-"""The published families of decoders, as settings of `lsm.models.GPT`.
+"""The published families, as settings of `lsm.models`: decoders, and networks for pictures.
 
-Each function takes any field of `GPT` or of its `Transformer` to change, and defaults to one
+Each function takes any field of the model or of its `Transformer` to change, and defaults to one
 published size. Rotary frequencies are not rescaled for long contexts (Llama 3.1 and later do that).
 """
 
@@ -10,19 +10,23 @@ from typing import Any
 from lsm.errors import ConfigError, nearest
 from lsm.models.experts import Experts
 from lsm.models.gpt import GPT
+from lsm.models.initializers import XAVIER, Gaussian
+from lsm.models.mixer import Mixer
 from lsm.models.transformer import Transformer
+from lsm.models.vit import Convolutions, ViT
 
 
-def _model(settings: dict[str, Any]) -> GPT:
+def _model(settings: dict[str, Any], kind: type = GPT) -> Any:
     """Returns the model with these fields, each given to the class that has it."""
     inner = {field.name for field in dataclasses.fields(Transformer)}
-    outer = {field.name for field in dataclasses.fields(GPT)} - {"transformer", "parent", "name"}
+    outer = {field.name for field in dataclasses.fields(kind)} - {"transformer", "parent", "name"}
     for name in settings:
         if name not in inner | outer:
             hint = nearest(name, inner | outer)
-            raise ConfigError(f"families: neither GPT nor Transformer has a field {name!r}.{hint}")
+            which = f"neither {kind.__name__} nor Transformer has a field {name!r}"
+            raise ConfigError(f"families: {which}.{hint}")
     blocks = Transformer(**{name: settings[name] for name in settings if name in inner})
-    return GPT(transformer=blocks, **{name: settings[name] for name in settings if name in outer})
+    return kind(transformer=blocks, **{name: settings[name] for name in settings if name in outer})
 
 
 def gpt2(**changes: Any) -> GPT:
@@ -145,3 +149,84 @@ def gemma3(**changes: Any) -> GPT:
         "qk_norm": True,
     }
     return gemma2(**settings | changes)
+
+
+def vit_ti(**changes: Any) -> ViT:
+    """ViT-Ti (arXiv:2010.11929, arXiv:2012.12877); like the others by default with patches of 16.
+
+    With a "cls" token and learned positions, as published. Kernels start as in big_vision, by
+    Glorot's rule; queries, keys and values are one kernel here, and start as in
+    `torch.nn.MultiheadAttention`.
+    """
+    settings = {
+        "layers": 12,
+        "heads": 3,
+        "width": 192,
+        "mlp": "gelu_exact",
+        "bias": True,
+        "initializer": XAVIER,
+        "pooling": "cls",
+    }
+    return _model(settings | changes, ViT)
+
+
+def vit_s(**changes: Any) -> ViT:
+    """ViT-S, of 22 M parameters."""
+    return vit_ti(**{"heads": 6, "width": 384} | changes)
+
+
+def vit_b(**changes: Any) -> ViT:
+    """ViT-B, of 86 M parameters."""
+    return vit_ti(**{"heads": 12, "width": 768} | changes)
+
+
+def vit_l(**changes: Any) -> ViT:
+    """ViT-L, of 304 M parameters."""
+    return vit_ti(**{"layers": 24, "heads": 16, "width": 1024} | changes)
+
+
+def cct_2(**changes: Any) -> ViT:
+    """CCT-2/3x2 for CIFAR-10 (arXiv:2104.05704), of 0.28 M parameters.
+
+    The authors' code also puts the residual stream itself through each block's second norm.
+    """
+    settings = {
+        "outputs": 10,
+        "layers": 2,
+        "heads": 2,
+        "width": 128,
+        "hidden": 128,
+        "epsilon": 1e-5,
+        "bias": "but_qkv",
+        "initializer": Gaussian(0.02),
+        "stem": Convolutions(),
+        "pooling": "sequence",
+    }
+    return vit_ti(**settings | changes)
+
+
+def cct_7(**changes: Any) -> ViT:
+    """CCT-7/3x1 for CIFAR-10, of 3.76 M parameters."""
+    settings = {
+        "layers": 7,
+        "heads": 4,
+        "width": 256,
+        "hidden": 512,
+        "stem": Convolutions(widths=()),
+    }
+    return cct_2(**settings | changes)
+
+
+def mixer_s(**changes: Any) -> Mixer:
+    """Mixer-S (arXiv:2105.01601), like the others by default with patches of 16."""
+    return Mixer(**{"layers": 8, "width": 512, "tokens": 256, "channels": 2048} | changes)
+
+
+def mixer_b(**changes: Any) -> Mixer:
+    """Mixer-B."""
+    return Mixer(**changes)
+
+
+def mixer_l(**changes: Any) -> Mixer:
+    """Mixer-L."""
+    return Mixer(**{"layers": 24, "width": 1024, "tokens": 512, "channels": 4096} | changes)

@@ -85,13 +85,14 @@ class Stack(nn.Module):
         return BlockOutput(*rows, *results)
 
     def _layers(self, train: bool, cache: Cache | None) -> tuple[Any, ...]:
-        """Returns what each layer has of its own (L, ...): parameters, key, is it global, cache."""
+        """Returns what each layer has of its own (L, ...), as `_layer` takes it."""
         config, keys_L, global_L = self.config, None, None
-        if train and config.dropout:
+        if train and (config.dropout or config.drop_path):
             keys_L = jax.random.split(self.make_rng("dropout"), config.layers)
         if config.global_every:  # the last of every so many, as in Gemma
             global_L = (jnp.arange(config.layers) + 1) % config.global_every == 0
-        return self.get_variable("params", "blocks"), keys_L, global_L, cache
+        drop_L = jnp.linspace(0, config.drop_path, config.layers) if config.drop_path else None
+        return self.get_variable("params", "blocks"), keys_L, global_L, cache, drop_L
 
     def _init_blocks(self, key: jax.Array, cross: bool) -> Any:
         x_BxTxD = jnp.zeros((1, 1, self.config.width), self.config.dtype)
@@ -108,7 +109,7 @@ def _layer(config: Transformer, train: bool, maps: bool) -> Callable[..., tuple[
     """Returns one layer as `run_layers` calls it; `own` is its part of `Stack._layers`."""
 
     def layer(rows: Any, own: Any, tick: jax.Array, mask: Mask, memory: Any, memory_mask: Mask):
-        (x_BxTxD, balance_B), (params, key, is_global, cache) = rows, own
+        (x_BxTxD, balance_B), (params, key, is_global, cache, drop_path) = rows, own
         # A pure function of the layer's arrays, which scan, checkpoint and the stages' vmap can
         # take: they know nothing of Linen's scopes.
         y = Block(config, parent=None).apply(
@@ -121,6 +122,7 @@ def _layer(config: Transformer, train: bool, maps: bool) -> Callable[..., tuple[
             memory_mask=memory_mask,
             cache=cache,
             maps=maps,
+            drop_path=drop_path,
             # In stages a layer meets a micro-batch a tick: each needs dropout of its own.
             rngs={} if key is None else {"dropout": jax.random.fold_in(key, tick)},
         )

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from lsm.checks import require, require_choice, require_sizes
 from lsm.cpu import TWO_PASS, dot_rows
 from lsm.errors import ConfigError, MeshError
-from lsm.mesh import BATCH_AXES, constrain, ways
+from lsm.mesh import ways
 from lsm.models.attention import Cache, Mask, attend, rotate
 from lsm.models.experts import Experts, Mixture
 from lsm.models.initializers import Gaussian
-from lsm.models.layers import Dtype
+from lsm.models.layers import Dtype, Initializer, between, drop_examples, inside
 from lsm.models.remat import Remat
 
 _ACTIVATIONS = {
@@ -35,9 +35,6 @@ _ACTIVATIONS = {
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transformer:
     """Hyper-parameters of a stack of blocks, which hold them as their `config`.
-
-    Kernels start as GPT-2's: normal(0.02), and 0.02 / sqrt(2 layers) for what writes into the
-    residual stream.
 
     Attributes:
       layers: number of blocks.
@@ -57,10 +54,15 @@ class Transformer:
       qk_norm: RMS norms on queries and keys (Qwen 3, Gemma 3).
       mlp: activation of the MLP: "gelu" (by tanh, GPT-2), "gelu_exact" (by erf, BERT and ViT) or
         "relu"; or gated (arXiv:2002.05202): "swiglu", or "geglu" (by tanh).
-      bias: biases in dense layers and layer norms: True, False, or "qkv" alone (Qwen 2).
+      bias: biases in dense layers and layer norms: True, False, "qkv" alone (Qwen 2), or all
+        "but_qkv" (CCT).
+      initializer: of kernels; None is GPT-2's: normal(0.02), and 0.02 / sqrt(2 layers) for what
+        writes into the residual stream.
       attention_softcap: bound of attention scores (Gemma 2); None for none.
       experts: a mixture of experts instead of the MLP.
       dropout: dropout on attention weights and on what each block adds.
+      drop_path: share of examples for which the last block's parts add nothing; it rises from 0 in
+        the first, linearly (stochastic depth, arXiv:1603.09382).
       unroll: blocks compiled out in each turn of the loop over them: more are faster on a CPU and
         slower to compile.
       remat: what the backward pass computes again: "none", "dots", "full" or "offload"; see
@@ -83,10 +85,12 @@ class Transformer:
     norm_position: Literal["pre", "post", "sandwich"] = "pre"
     qk_norm: bool = False
     mlp: Literal["gelu", "gelu_exact", "relu", "swiglu", "geglu"] = "gelu"
-    bias: bool | Literal["qkv"] = False
+    bias: bool | Literal["qkv", "but_qkv"] = False
+    initializer: Initializer | None = None
     attention_softcap: float | None = None
     experts: Experts | None = None
     dropout: float = 0.0
+    drop_path: float = 0.0
     unroll: int = 1
     remat: Remat = "none"
     dtype: Dtype = "float32"
@@ -94,7 +98,8 @@ class Transformer:
     def __post_init__(self):
         require_sizes(self, "layers", "heads", "width", "unroll")
         require(self, kv_heads="[1, inf)", head_width="[1, inf)", hidden="[1, inf)")
-        require(self, dropout="[0, 1)", window="[1, inf)", global_every="[0, inf)")
+        require(self, dropout="[0, 1)", drop_path="[0, 1)")
+        require(self, window="[1, inf)", global_every="[0, inf)")
         require(self, theta="(0, inf)", global_theta="(0, inf)", attention_softcap="(0, inf)")
         require_choice(self, "norm_position", "pre", "post", "sandwich")
         require_choice(self, "mlp", *_ACTIVATIONS)
@@ -117,24 +122,24 @@ class Transformer:
         options = {"epsilon": self.epsilon, "dtype": self.dtype, "name": name}
         if self.norm == "rms" or of_heads:
             return nn.RMSNorm(**options)
-        return nn.LayerNorm(use_bias=self.bias is True, **options, **TWO_PASS)
+        return nn.LayerNorm(use_bias=self.bias in (True, "but_qkv"), **options, **TWO_PASS)
 
     def dense(
-        self, features: int, name: str, residual: bool = False, bias: bool | None = None
+        self, features: int, name: str, residual: bool = False, reads: bool = False
     ) -> nn.Dense:
-        """Returns a dense layer; `residual` says that it writes into the residual stream."""
+        """Returns a dense layer: that writes into the `residual` stream; that `reads` q, k or v."""
         return nn.Dense(
             features,
-            use_bias=self.bias is True if bias is None else bias,
+            use_bias=self.bias in ((True, "qkv") if reads else (True, "but_qkv")),
             dtype=self.dtype,
             kernel_init=self.kernel_init(residual),
             dot_general=dot_rows,
             name=name,
         )
 
-    def kernel_init(self, residual: bool) -> Gaussian:
+    def kernel_init(self, residual: bool) -> Initializer:
         """Returns how kernels start."""
-        return Gaussian(0.02 / (2 * self.layers) ** 0.5 if residual else 0.02)
+        return self.initializer or Gaussian(0.02 / (2 * self.layers) ** 0.5 if residual else 0.02)
 
     def cache(self, batch_size: int, length: int) -> Cache:
         """Returns an empty cache for `length` positions in every block: arrays (L, B, S, G, K)."""
@@ -172,7 +177,7 @@ class Attention(nn.Module):
         g, q, k = config.groups
         # One product for all three; each group's queries, key and value lie side by side, so that
         # splitting the columns over devices splits them by groups.
-        qkv = config.dense((q + 2) * g * k, "qkv", bias=bool(config.bias))(x_BxTxD)
+        qkv = config.dense((q + 2) * g * k, "qkv", reads=True)(x_BxTxD)
         qkv = qkv.reshape(b, t, g, q + 2, k)
         q_BxTxGxQxK, key, value = jnp.split(qkv, [q, q + 1], axis=3)
         k_BxTxGxK, v_BxTxGxK = key.squeeze(3), value.squeeze(3)
@@ -221,7 +226,7 @@ class CrossAttention(nn.Module):
         """
         config, (b, t, _) = self.config, x_BxTxD.shape
         g, q, k = config.groups
-        dense = functools.partial(config.dense, bias=bool(config.bias))
+        dense = functools.partial(config.dense, reads=True)
         q_BxTxGxQxK = dense(q * g * k, "cross_q")(x_BxTxD).reshape(b, t, g, q, k)
         if config.qk_norm:
             q_BxTxGxQxK = config.normalise("cross_q_norm", of_heads=True)(q_BxTxGxQxK)
@@ -294,6 +299,7 @@ class Block(nn.Module):
         memory_mask: Mask = Mask(),
         cache: Cache | None = None,
         maps: bool = False,
+        drop_path: jax.Array | None = None,
     ) -> BlockOutput:
         """Returns the residual stream and what else came of it.
 
@@ -308,6 +314,7 @@ class Block(nn.Module):
           cache: of the positions before these: they see it, and are added to it. It holds the
             memory's keys and values too, once a call had the memory.
           maps: whether to return the attention weights.
+          drop_path: that of this block; None is the config's.
         """
         config = self.config
         memory = cache.memory if memory_BxSxD is None and cache is not None else memory_BxSxD
@@ -328,22 +335,30 @@ class Block(nn.Module):
             mixture = self._flat(Mixture(config.experts, mlp, config.kernel_init, config.dtype))
             return mixture(h_BxTxD, mask.keys_BxS if cache is None else None)  # of these positions
 
-        drop = nn.Dropout(config.dropout, deterministic=not train, name="drop")
-        x_BxTxD = _between(x_BxTxD)
+        dropout = nn.Dropout(config.dropout, deterministic=not train, name="drop")
+
+        def drop(y_BxTxD):
+            y_BxTxD = dropout(y_BxTxD)
+            if not (train and config.drop_path):
+                return y_BxTxD
+            rate = config.drop_path if drop_path is None else drop_path
+            return drop_examples(y_BxTxD, rate, self.make_rng("dropout"))
+
+        x_BxTxD = between(x_BxTxD)
         x_BxTxD, new, seen = self._add(x_BxTxD, attend, "1", drop)
         cross = None
         if memory is not None:
             x_BxTxD, kept, cross = self._add(x_BxTxD, attend_memory, "cross", drop)
             new = None if new is None else dataclasses.replace(new, memory=kept)
         x_BxTxD, balance_B = self._add(x_BxTxD, think, "2", drop)
-        return BlockOutput(_between(x_BxTxD), balance_B, new, seen, cross)
+        return BlockOutput(between(x_BxTxD), balance_B, new, seen, cross)
 
-    def _add(self, x_BxTxD: jax.Array, part: Callable, name: str, drop: nn.Dropout) -> Any:
+    def _add(self, x_BxTxD: jax.Array, part: Callable, name: str, drop: Callable) -> Any:
         """Adds what `part` makes of x, normalised in the place that the config says."""
         config, norm = self.config, self.config.normalise(f"norm_{name}")
         h_BxTxD = x_BxTxD if config.norm_position == "post" else norm(x_BxTxD)
-        y_BxTxD, *rest = part(_inside(h_BxTxD))
-        y_BxTxD = _between(_inside(y_BxTxD))  # in two steps: in one, XLA adds all-to-alls
+        y_BxTxD, *rest = part(inside(h_BxTxD))
+        y_BxTxD = between(inside(y_BxTxD))  # in two steps: in one, XLA adds all-to-alls
         if config.norm_position == "sandwich":
             y_BxTxD = config.normalise(f"post_norm_{name}")(y_BxTxD)
         x_BxTxD = x_BxTxD + drop(y_BxTxD)
@@ -383,18 +398,3 @@ def _feed_forward(config: Transformer, x: jax.Array, dense: Callable[..., nn.Mod
     else:
         h = activation(h)
     return dense(config.width, "down", residual=True)(h)
-
-
-def _inside(x_BxTxD: jax.Array) -> jax.Array:
-    """Placed for products that are split over "tensor"."""
-    return constrain(x_BxTxD, BATCH_AXES, "sequence", None)
-
-
-def _between(x_BxTxD: jax.Array) -> jax.Array:
-    """Placed for norms, sums and what the backward pass keeps: split by positions.
-
-    Devices along "tensor" would else hold the same (Korthikanti et al. 2022, arXiv:2205.05198).
-    """
-    split = ("sequence", "tensor")
-    fits = x_BxTxD.shape[1] % ways(*split) == 0
-    return constrain(x_BxTxD, BATCH_AXES, split if fits else "sequence", None)

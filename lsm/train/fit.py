@@ -91,7 +91,8 @@ def fit(
                 return result
             throughput, config = Throughput.of(trainer), records[CONFIG]
             _check_and_compile(trainer, throughput, CompileTimes(config), clock)
-            write_records(workdir, records, Inputs.of(trainer.train.dataset), origin)
+            inputs = Inputs.of(trainer.train.dataset, experiment.data.evaluate)
+            write_records(workdir, records, inputs, origin)
             _say_emulated(trainer, config)
             checkpoints = opened.enter_context(closing(_checkpoints(trainer, workdir)))
             state, progress = _first_state(trainer, checkpoints, workdir, clock)

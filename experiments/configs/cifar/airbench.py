@@ -6,7 +6,7 @@
 
 from lsm import Data, Evaluation, Experiment, Train
 from lsm.config import PatchWhitening
-from lsm.data import RandomCrop, RandomFlip, Tfds
+from lsm.data import AlternatingFlip, RandomCrop, Tfds
 from lsm.models import Airbench, Views
 from lsm.optim import Linear, Momentum, Muon, Partition
 from lsm.tasks import Classification
@@ -64,7 +64,7 @@ def get_config(arg=None):
             source=Tfds("cifar10"),
             train="train",
             test="test",
-            augment=(RandomCrop(padding=2, reflect=True), RandomFlip()),
+            augment=(AlternatingFlip(), RandomCrop(padding=2, reflect=True)),
         ),
         optimizer=make_optimizer(BATCH),
         train=Train(epochs=8, batch_size=BATCH),
