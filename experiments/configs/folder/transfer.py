@@ -32,11 +32,11 @@ def get_config(path=None):
         ),
         data=data,
         optimizer=Momentum(
-            learning_rate=0.02,
+            learning_rate=0.03,
             nesterov=True,
             weight_decay=5e-4,
             # What is there already is to change little.
-            groups=(Group("Conv|BatchNorm", 0.1),),
+            groups=(Group("Conv|BatchNorm", 0.3),),
             schedule=WarmUp("5%", then=Cosine()),
         ),
         train=Train(epochs=40, batch_size=32),
