@@ -24,7 +24,7 @@ from lsm.data import (
     doubts,
 )
 from lsm.data.inputs import Inputs
-from lsm.data.transforms import changed
+from lsm.data.transforms import IMAGE, changed
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, LsmError, MeshError, listed, nearest
 from lsm.evaluate import Metric, columns, init, names, update
@@ -215,7 +215,8 @@ def abstract_batch(
     """Returns the shapes of a training batch, and the run's length.
 
     The data itself is opened only where the length is in epochs, where examples are not simply
-    shuffled, or where the source knows its shapes no other way.
+    shuffled, or where the source knows its shapes no other way. Pictures of different sizes that
+    augmentations bring to one are taken for RGB where the data is not there.
 
     Raises:
       DataError: the data is needed and is not there, or has no one shape.
@@ -224,10 +225,11 @@ def abstract_batch(
     known: Mapping = {}
     if train.epochs is None and data.sampling == Shuffled():
         known = data.source.spec(data.train, data_dir)
-    ragged = any(one.dtype == object for one in known.values())
-    if known and not (ragged and data.augment):
+    if known:
         # One example, of zeros, for augmentations to change the shapes of.
         zeros = {name: np.zeros((1, *one.shape), one.dtype) for name, one in known.items()}
+        if IMAGE in known and known[IMAGE].dtype == object and data.augment:
+            zeros[IMAGE][0] = _some_picture(experiment, data_dir)
         opened: Dataset = ArrayDataset(zeros)
         examples = train.examples or train.steps * train.batch_size  # an epoch: not known
     else:
@@ -244,6 +246,16 @@ def abstract_batch(
         for name, one in spec.items()
     }
     return shapes, experiment.horizon(examples)
+
+
+def _some_picture(experiment: Experiment, data_dir: os.PathLike | str | None) -> np.ndarray:
+    """Returns a picture of a source whose pictures differ in size; of one that is not here, RGB."""
+    data = experiment.data
+    try:
+        dataset = data.source.open(data.train, data_dir).by_example()
+    except DataError:
+        return np.zeros((256, 256, 3), np.uint8)
+    return dataset.take(np.arange(1))[IMAGE][0]
 
 
 def _check_shapes(spec: Mapping[str, jax.ShapeDtypeStruct]) -> None:
