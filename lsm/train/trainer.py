@@ -203,14 +203,9 @@ def abstract_batch(
       DataError: the data is needed and is not there, or has no one shape.
     """
     data, train = experiment.data, experiment.train
-    known: Mapping = {}
     if train.epochs is None and data.sampling == Shuffled():
         known = data.source.spec(data.train, data_dir)
-    ragged = any(one.dtype == object for one in known.values())
-    if known and not (ragged and data.augment):
-        # One example, of zeros, for augmentations to change the shapes of.
-        zeros = {name: np.zeros((1, *one.shape), one.dtype) for name, one in known.items()}
-        opened: Dataset = ArrayDataset(zeros)
+        opened: Dataset = ArrayDataset({name: _stand_in(one) for name, one in known.items()})
         examples = train.examples or train.steps * train.batch_size  # an epoch: not known
     else:
         opened = data.source.open(data.train, data_dir)
@@ -226,6 +221,16 @@ def abstract_batch(
         for name, one in spec.items()
     }
     return shapes, experiment.horizon(examples)
+
+
+def _stand_in(one: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Returns a column (1, ...) of zeros, for augmentations to change the shape of."""
+    if one.dtype != object:
+        return np.zeros((1, *one.shape), one.dtype)
+    column = np.empty(1, object)
+    # What has no one shape is taken for colour pictures: they may be cut to one size.
+    column[0] = np.zeros((32, 32, 3), np.uint8)
+    return column
 
 
 def _check_shapes(spec: Mapping[str, jax.ShapeDtypeStruct]) -> None:
