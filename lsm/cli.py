@@ -19,9 +19,9 @@ from lsm.config import flags as config_flags
 from lsm.config.origin import CONFIG, Origin, experiment_of, origin_of
 from lsm.cpu import libtpu
 from lsm.errors import ConfigError
-from lsm.files import expanded
+from lsm.files import atomic_write, expanded
 from lsm.run.result import Result
-from lsm.train import evaluate_run, fit, predict_files, predict_run, state_table
+from lsm.train import evaluate_run, fit, predict_files, predict_run, preview, state_table
 from lsm.train import summary as layers
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, FILE.py or FILE.py:arg")
@@ -30,9 +30,10 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "where datasets are; default T
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ("train", "eval", "predict", "table"),
+    ("train", "eval", "predict", "table", "preview"),
     "train; eval: evaluate the run in --workdir; predict: write its predictions of every example "
-    "there, or of --input; or table: print what the model is made of, and where arrays go",
+    "there, or of --input; table: print what the model is made of, and where arrays go; or "
+    "preview: write WORKDIR/preview.png, pictures of the first batch as the network gets it",
 )
 _INPUT = flags.DEFINE_multi_string(
     "input", None, "with --mode=predict: pictures, texts or tables; a file, a folder or a pattern"
@@ -107,6 +108,12 @@ def _run(default: str | os.PathLike, overrides: Mapping[str, str]) -> None:
     elif _MODE.value == "table":
         print(layers(experiment, data_dir), end="\n\n")
         print(state_table(experiment, data_dir))
+    elif _MODE.value == "preview":
+        picture, file = preview(experiment, data_dir), workdir / "preview.png"
+        if processes.is_first():
+            workdir.mkdir(parents=True, exist_ok=True)
+            atomic_write(file, picture)
+        print(f"{experiment.name}: {file}")
     else:
         result = fit(
             experiment,
@@ -125,7 +132,9 @@ def _found(default: str, overrides: Mapping[str, str]) -> tuple[Experiment, path
     What is asked of a run that is there is asked of its own experiment, unless --config is given.
     """
     data_dir = _DATA_DIR.value and str(expanded(_DATA_DIR.value, "--data_dir").absolute())
-    later = _MODE.value in ("eval", "predict") or (_MODE.value == "table" and _WORKDIR.value)
+    later = _MODE.value in ("eval", "predict") or (
+        _MODE.value in ("table", "preview") and _WORKDIR.value
+    )
     if later and not _CONFIG.value:
         name = _WORKDIR.value or f"runs/{config_flags.load(default).name}"
         workdir = expanded(name, "--workdir").absolute()

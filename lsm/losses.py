@@ -17,17 +17,21 @@ def softmax_cross_entropy(
 
     Args:
       logits_BxK: unnormalised log-probabilities over K classes, any float dtype.
-      labels_B: int class numbers in [0, K); the loss of any other is NaN, which stops a run.
+      labels_B: int class numbers in [0, K); the loss of any other is NaN, which stops a run. Or
+        float (B, K), the shares of the classes, which sum to 1.
       label_smoothing: share s of the target spread evenly over all K classes
         (Szegedy et al. 2016, arXiv:1512.00567): (1 - s) CE(y) + s mean_k CE(k).
 
     Raises:
-      DataError: there is not one label for each row of logits.
+      DataError: there is not one label for each row of logits, or shares like them.
     """
+    if jnp.issubdtype(labels_B.dtype, jnp.floating) and jnp.shape(labels_B) == logits_BxK.shape:
+        shares_BxK = optax.smooth_labels(labels_B.astype(jnp.float32), label_smoothing)
+        return optax.softmax_cross_entropy(logits_BxK.astype(jnp.float32), shares_BxK)
     if jnp.shape(labels_B) != logits_BxK.shape[:-1]:
         raise DataError(
             f"labels {jnp.shape(labels_B)} for logits {logits_BxK.shape}: one integer label an "
-            f"example, {logits_BxK.shape[:-1]}, is needed."
+            f"example, {logits_BxK.shape[:-1]}, is needed; or a float share of each class."
         )
     logits_BxK = logits_BxK.astype(jnp.float32)
     log_normalizer_B = jax.nn.logsumexp(logits_BxK, axis=-1)

@@ -21,19 +21,30 @@ from lsm.data.text import CharText, CharWindows
 from lsm.data.tfds import Tfds
 from lsm.data.tokens import Tokens, TokenWindows
 from lsm.data.transforms import (
+    AlternatingFlip,
+    CenterCrop,
+    ColorJitter,
     Cutout,
+    Places,
+    RandAugment,
     RandomCrop,
+    RandomErasing,
     RandomFlip,
+    RandomResizedCrop,
     RandomRotate,
     RandomScale,
     Transform,
+    TrivialAugment,
 )
 
 __all__ = [
+    "AlternatingFlip",
     "ArrayDataset",
     "Arrays",
+    "CenterCrop",
     "CharText",
     "CharWindows",
+    "ColorJitter",
     "Columns",
     "Cutout",
     "Data",
@@ -42,10 +53,14 @@ __all__ = [
     "EvalBatches",
     "Files",
     "Folder",
+    "Places",
     "Poisson",
     "Prefetcher",
+    "RandAugment",
     "RandomCrop",
+    "RandomErasing",
     "RandomFlip",
+    "RandomResizedCrop",
     "RandomRotate",
     "RandomScale",
     "Read",
@@ -61,4 +76,5 @@ __all__ = [
     "Tokens",
     "TrainBatches",
     "Transform",
+    "TrivialAugment",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 from lsm.checks import THREADS, require
 from lsm.data.dataset import Columns, Dataset, PathLike, Source
 from lsm.data.sampling import Sampling, Shuffled, augmentation
-from lsm.data.transforms import Transform
+from lsm.data.transforms import Places, Transform, changed
 from lsm.errors import ConfigError
 
 
@@ -31,6 +31,8 @@ class Data:
       test: split to evaluate on at the end, or None. Where it is not given, it is None for a source
         that has no split "test".
       augment: changes of training batches, in this order.
+      evaluate: changes of evaluation batches, and of the files of pictures that a trained model is
+        asked about, in this order; such as draw no random numbers, as `CenterCrop`.
       sampling: which examples make up a training batch: `Shuffled()` epochs, or `Poisson(expected)`
         for differential privacy.
       workers: threads that prepare batches ahead of the step; more than one pays
@@ -42,11 +44,18 @@ class Data:
     validation: str | None = None
     test: str | None = IfThere("test")
     augment: tuple[Transform, ...] = ()
+    evaluate: tuple[Transform, ...] = ()
     sampling: Sampling = Shuffled()
     workers: int = dataclasses.field(default=1, metadata={"alters_run": False})
 
     def __post_init__(self):
         require(self, workers=f"[1, {THREADS}]")
+        for transform in self.evaluate:
+            if transform.draw(np.random.default_rng(0), 1):
+                raise ConfigError(
+                    f"Data.evaluate: {type(transform).__name__} draws random numbers; evaluation "
+                    "takes what draws none, such as CenterCrop."
+                )
 
     def settled(self, data_dir: PathLike | None = None) -> "Data":
         """Returns this with `test` as it is for what the source has; itself where that is given.
@@ -105,9 +114,11 @@ class TrainBatches:
         batch = self.dataset.take(examples[rows])
         if self.augment:
             rng = augmentation(self.seed, step)
+            epochs = self.sampling.epochs(step, len(self.dataset), self.batch_size)
+            places = Places(self.seed, examples, epochs)
         for transform in self.augment:
             # Drawn for the whole batch, then cut: any number of processes sees the same.
-            drawn = transform.draw(rng, self.batch_size)
+            drawn = transform.draw_at(rng, places)
             batch = transform.apply(batch, {name: x[rows] for name, x in drawn.items()})
         return batch if weight is None else _weighed(batch, weight[rows])
 
@@ -123,11 +134,13 @@ class EvalBatches:
       dataset: where the examples are; read in its `evaluation()` form.
       batch_size: examples of a batch over all processes.
       rows: (n,) integers, the rows of each batch that are read here; None reads all.
+      change: changes of each batch, which draw no random numbers.
     """
 
     dataset: Dataset
     batch_size: int
     rows: np.ndarray | None = None
+    change: tuple[Transform, ...] = ()
 
     def __post_init__(self):
         _check_size(self.batch_size)
@@ -147,7 +160,7 @@ class EvalBatches:
         places = number * self.batch_size + rows
         last = len(self.dataset) - 1
         # Full batches only: another shape would compile the evaluation step once more.
-        batch = self.dataset.take(np.minimum(places, last))
+        batch = changed(self.dataset.take(np.minimum(places, last)), self.change)
         return _weighed(batch, (places <= last).astype(np.float32))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from lsm.data import images
 from lsm.data.dataset import Dataset, Spec
+from lsm.data.transforms import IMAGE, Transform, changed
 from lsm.errors import DataError, listed, nearest
 
 Lengths = np.ndarray
@@ -26,22 +27,33 @@ class Inputs:
       classes: names of what the labels number, or None.
       characters: what tokens number, in order; None unless tokens are characters.
       names: of what the numbers of a column stand for, by column.
+      decoded: size (height, width) of pictures before `evaluate`; None is their own.
+      evaluate: what pictures of files go through, as those of an evaluation do; kept with the
+        experiment, and not in JSON.
     """
 
     columns: Spec
     classes: tuple[str, ...] | None = None
     characters: str | None = None
     names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    decoded: tuple[int, ...] | None = None
+    evaluate: tuple[Transform, ...] = ()
 
     @classmethod
-    def of(cls, dataset: Dataset) -> "Inputs":
-        """Returns what the examples of a dataset are."""
-        return cls(dataset.spec, dataset.classes, dataset.characters, dataset.names)
+    def of(cls, dataset: Dataset, evaluate: tuple[Transform, ...] = ()) -> "Inputs":
+        """Returns what the examples of a dataset are, after the changes that evaluation makes."""
+        columns, decoded = dict(dataset.spec), None
+        if evaluate:
+            decoded = columns[IMAGE].shape[:2] or None
+            made = changed(dataset.by_example().take(np.arange(1)), evaluate)[IMAGE]
+            columns[IMAGE] = jax.ShapeDtypeStruct(made.shape[1:], made.dtype)
+        known = (dataset.classes, dataset.characters, dataset.names)
+        return cls(columns, *known, decoded, evaluate)
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as JSON."""
         columns = {name: [list(x.shape), str(x.dtype)] for name, x in self.columns.items()}
-        fields = ("classes", "characters", "names")
+        fields = ("classes", "characters", "names", "decoded")
         return {"columns": columns} | {name: getattr(self, name) for name in fields}
 
     @classmethod
@@ -52,9 +64,10 @@ class Inputs:
             for name, (shape, dtype) in tree["columns"].items()
         }
         classes = None if tree["classes"] is None else tuple(tree["classes"])
-        # Earlier versions kept no names.
+        # Earlier versions kept neither names nor sizes.
         names = {name: tuple(known) for name, known in tree.get("names", {}).items()}
-        return cls(columns, classes, tree["characters"], names)
+        decoded = tree.get("decoded") and tuple(tree["decoded"])
+        return cls(columns, classes, tree["characters"], names, decoded)
 
     def called(self, task: Any) -> Sequence[str] | None:
         """Returns the names of what a task predicts by number; None where they are not known.
@@ -97,7 +110,7 @@ class Inputs:
         if not named:
             return self._numbers(column, values), None
         if kind == "pictures":
-            return np.stack([self._picture(column, pathlib.Path(path)) for path in values]), None
+            return self._pictures(column, [pathlib.Path(path) for path in values]), None
         if kind == "texts":
             return self._texts(column, values)
         if column in self.names:
@@ -134,10 +147,16 @@ class Inputs:
                 )
         return np.array([numbers[value] for value in values], np.int32)
 
+    def _pictures(self, column: str, paths: Sequence[pathlib.Path]) -> np.ndarray:
+        pictures = np.empty(len(paths), object)
+        for row, path in enumerate(paths):
+            pictures[row] = self._picture(column, path)
+        return np.stack(changed({IMAGE: pictures}, self.evaluate)[IMAGE])
+
     def _picture(self, column: str, path: pathlib.Path) -> np.ndarray:
         *size, channels = self.columns[column].shape
         try:
-            return images.decode(path, channels, tuple(size))
+            return images.decode(path, channels, self.decoded if self.evaluate else tuple(size))
         except ValueError as error:
             raise DataError(f"picture {path} cannot be read: {error}.") from error
 

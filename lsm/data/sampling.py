@@ -11,7 +11,7 @@ import numpy as np
 from lsm.checks import require
 from lsm.errors import ConfigError
 
-_SHUFFLE, _AUGMENT, _POISSON = 0, 1, 2  # random streams of one seed
+_SHUFFLE, _AUGMENT, _POISSON, _COINS = 0, 1, 2, 3  # random streams of one seed
 _PAGE = 4096  # places computed at a time: NumPy takes nearly as long for 64 as for 1,000
 _SPLITMIX = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 
@@ -39,6 +39,13 @@ class Sampling(abc.ABC):
     def mean(self, batch_size: int) -> float:
         """Returns how many examples a batch of `batch_size` rows holds on average."""
 
+    def epochs(self, step: int, examples: int, batch_size: int) -> np.ndarray:
+        """Returns how many epochs are over where each row of batch `step` is, (batch_size,) int64.
+
+        Here of the whole batch: the examples drawn before it, on average, over all there are.
+        """
+        return np.full(batch_size, int(step * self.mean(batch_size)) // examples)
+
     def check(self, examples: int, batch_size: int) -> None:
         """Raises ConfigError where batches of this size cannot be drawn from so many examples."""
         del examples, batch_size
@@ -60,6 +67,10 @@ class Shuffled(Sampling):
         line = np.concatenate([_page(seed, examples, page) for page in pages])
         start = first - pages[0] * _PAGE
         return line[start : start + batch_size], None
+
+    def epochs(self, step: int, examples: int, batch_size: int) -> np.ndarray:
+        """See `Sampling.epochs`; the rows of one batch may be of two epochs."""
+        return np.arange(step * batch_size, (step + 1) * batch_size) // examples
 
     def mean(self, batch_size: int) -> float:
         """Returns `batch_size`."""
@@ -215,6 +226,23 @@ def _feistel(cells: np.ndarray, rows: int, columns: int, keys: np.ndarray) -> np
 def augmentation(seed: int, step: int) -> np.random.Generator:
     """Returns the random numbers for the augmentation of batch `step`."""
     return np.random.Generator(bits(seed, _AUGMENT, step))
+
+
+def coins(seed: int, examples: np.ndarray) -> np.ndarray:
+    """Returns a fair coin of each example, (n,) bool: a function of seed and example alone.
+
+    The highest bit of SplitMix64's output (Steele, Lea and Flood, 2014), whose state is the example
+    times its odd constant, set off by a key of the seed.
+
+    Args:
+      seed: of the run, at least 0.
+      examples: (n,) integers, numbers of examples.
+    """
+    hashed = examples.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    hashed += np.uint64(bits(seed, _COINS, 0).random_raw())
+    for shift, factor in zip((30, 27), _SPLITMIX, strict=True):
+        hashed = (hashed ^ (hashed >> np.uint64(shift))) * factor
+    return (hashed ^ (hashed >> np.uint64(31))) >> np.uint64(63) == 1
 
 
 def bits(seed: int, stream: int, number: int) -> np.random.Philox:

@@ -10,7 +10,6 @@ pictures as a PNG.
 """
 
 import glob
-import math
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -18,10 +17,10 @@ import numpy as np
 from absl import flags
 
 from lsm import command_line
-from lsm.data import images
 from lsm.data.dataset import Columns, Dataset, PathLike, SplitSource
 from lsm.data.files import Files, places
 from lsm.data.folder import Folder
+from lsm.data.sheet import sheet
 from lsm.data.tfds import Tfds
 from lsm.errors import ConfigError, DataError, listed, shortened
 from lsm.files import atomic_write, expanded
@@ -86,16 +85,7 @@ def grid(dataset: Dataset) -> bytes:
       DataError: no column holds pictures, uint8 (height, width) or with 1 or 3 channels.
     """
     first = dataset.by_example().take(np.arange(min(_PICTURES, len(dataset))))
-    pictures = _pictures(first)
-    height, width = (max(picture.shape[i] for picture in pictures) for i in (0, 1))
-    across = math.ceil(math.sqrt(len(pictures)))
-    # A pixel of white between them.
-    shape = (-(-len(pictures) // across) * (height + 1), across * (width + 1), 3)
-    sheet = np.full(shape, 255, np.uint8)
-    for place, picture in enumerate(pictures):
-        top, left = place // across * (height + 1), place % across * (width + 1)
-        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    return images.encode_png(sheet)
+    return sheet(_pictures(first))
 
 
 def _pictures(columns: Columns) -> list[np.ndarray]:

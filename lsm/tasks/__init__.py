@@ -15,12 +15,14 @@ from lsm.tasks.classification import Classification
 from lsm.tasks.function import Function
 from lsm.tasks.gradient import GradientFn, GradientSum, MeanGradient, Metrics, accumulate
 from lsm.tasks.language import LanguageModelling
+from lsm.tasks.mix import CutMix, Mix, Mixup
 from lsm.tasks.regression import Regression
 
 __all__ = [
     "CONSTANTS",
     "Batch",
     "Classification",
+    "CutMix",
     "Function",
     "GradientFn",
     "GradientSum",
@@ -28,6 +30,8 @@ __all__ = [
     "LossOutput",
     "MeanGradient",
     "Metrics",
+    "Mix",
+    "Mixup",
     "ModelState",
     "Params",
     "Regression",

@@ -91,6 +91,15 @@ class Task(abc.ABC):
         del train
         return batch.get("weight")
 
+    def augment(self, batch: Batch, rngs: Rngs) -> Batch:
+        """Returns a training batch as `forward` and `metrics` see it: here, as it comes.
+
+        For changes across the examples of a batch, which is whole here: on the devices, over all
+        processes (of several micro-batches, each by itself). Rows stay as many as they are.
+        """
+        del rngs
+        return batch
+
     def init(self, key: jax.Array, batch: Batch) -> tuple[Params, ModelState]:
         """Returns float32 parameters and the model state for batches shaped like `batch`."""
         variables = dict(self.model.init(key, self.inputs(batch), **self._train(False)))
@@ -167,6 +176,7 @@ class Task(abc.ABC):
         step: jax.Array | int = 0,
     ) -> tuple[jax.Array, LossOutput]:
         """Returns the *sum* of the training loss, for `jax.grad`, and what goes with it."""
+        batch = self.augment(batch, rngs)
         outputs, changed = pair(
             "forward", self.forward(params, model_state, batch, rngs, True, step)
         )

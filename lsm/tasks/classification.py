@@ -1,4 +1,4 @@
-"""Classification: one integer label an example."""
+"""Classification: one integer label an example, or a share of each class."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,10 @@ import numpy as np
 
 from lsm import losses
 from lsm.checks import require
-from lsm.errors import ConfigError
+from lsm.errors import ConfigError, DataError
 from lsm.metrics import Weighted, accuracy, weigh
-from lsm.tasks.base import Batch, Task, check_labels, check_numeric, column
+from lsm.tasks.base import Batch, Rngs, Task, check_labels, check_numeric, column
+from lsm.tasks.mix import Mix, mixed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,11 +24,12 @@ class Classification(Task):
     Attributes:
       model: maps inputs (B, ...) to logits (B, K).
       input: column with the inputs.
-      label: column with int labels in [0, K).
+      label: column with int labels in [0, K), or float (B, K): of each class the share.
       mean: subtracted from inputs: one number, or one a channel.
       std: divides inputs, after the mean.
       label_smoothing: share of the target spread over all classes, in training only.
       class_weights: one factor a class on its examples' loss; () weighs all alike.
+      mix: how training examples are mixed with each other; of several, one is drawn for each batch.
     """
 
     input: str = "image"
@@ -36,6 +38,7 @@ class Classification(Task):
     std: float | tuple[float, ...] = 1.0
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()
+    mix: tuple[Mix, ...] = ()
 
     def __post_init__(self):
         require(self, label_smoothing="[0, 1)")
@@ -43,13 +46,55 @@ class Classification(Task):
             raise ConfigError(f"Classification.std: {self.std} given; inputs are divided by it.")
         if any(weight < 0 for weight in self.class_weights):
             raise ConfigError(f"Classification.class_weights: {self.class_weights}; none below 0.")
+        if self.class_weights and self.mix:
+            raise ConfigError("Classification.mix: class_weights are of one class an example.")
+
+    @property
+    def outputs(self) -> int | None:
+        """The number of classes that the model tells apart; None where it has no `outputs`."""
+        return getattr(self.model, "outputs", None)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Those of the model, and "mix"."""
+        return (*super().streams, "mix") if self.mix else super().streams
+
+    def augment(self, batch: Batch, rngs: Rngs) -> Batch:
+        """Returns the batch after one of `mix`: float inputs, and labels (B, K) float32.
+
+        Raises:
+          ConfigError: examples are weighed, or the model does not say how many outputs it has.
+        """
+        if not self.mix:
+            return batch
+        if "weight" in batch:
+            raise ConfigError(
+                "task.mix: the examples have weights, and a mixed one has none of them."
+            )
+        x_B, shares_BxK = mixed(rngs["mix"], self.mix, self._scaled(batch), self._shares(batch))
+        return {**batch, self.input: x_B, self.label: shares_BxK}
+
+    def _scaled(self, batch: Batch) -> jax.Array:
+        x = jnp.asarray(column(batch, self.input, "task.input"))
+        # On the device: a batch crosses over in a quarter of the bytes.
+        return x.astype(jnp.float32) / 255 if jnp.issubdtype(x.dtype, jnp.integer) else x
+
+    def _shares(self, batch: Batch) -> jax.Array:
+        """Returns the labels as float32 (B, K); NaN for a number that is no class."""
+        labels_B, outputs = column(batch, self.label, "task.label"), self.outputs
+        if jnp.issubdtype(labels_B.dtype, jnp.floating):
+            return labels_B
+        if outputs is None:
+            raise ConfigError(
+                f"task.mix: {type(self.model).__name__} has no field `outputs`, the number of "
+                "classes; labels (B, K) are needed then."
+            )
+        known_B = (labels_B >= 0) & (labels_B < outputs)
+        return jnp.where(known_B[:, None], jax.nn.one_hot(labels_B, outputs), jnp.nan)
 
     def inputs(self, batch: Batch) -> jax.Array:
         """Returns float32 inputs, scaled and normalised."""
-        x = jnp.asarray(column(batch, self.input, "task.input"))
-        # On the device: a batch crosses over in a quarter of the bytes.
-        if jnp.issubdtype(x.dtype, jnp.integer):
-            x = x.astype(jnp.float32) / 255
+        x = self._scaled(batch)
         if self.mean == 0.0 and self.std == 1.0:
             return x
         return (x - jnp.asarray(self.mean)) / jnp.asarray(self.std)
@@ -66,11 +111,16 @@ class Classification(Task):
     def metrics(
         self, outputs: jax.Array, batch: Batch, train: bool, step: jax.Array
     ) -> dict[str, Weighted]:
-        """Returns "loss" (smoothed and class-weighted in training) and "accuracy"."""
+        """Returns "loss" (smoothed and class-weighted in training) and "accuracy".
+
+        Of labels (B, K) the accuracy is that of the largest share.
+        """
         labels_B = column(batch, self.label, "task.label")
         # Losses of evaluations compare, whatever the smoothing in training.
         smoothing = self.label_smoothing if train else 0.0
         loss_B = losses.softmax_cross_entropy(outputs, labels_B, smoothing)
+        if jnp.issubdtype(labels_B.dtype, jnp.floating):
+            labels_B = labels_B.argmax(-1)
         return {
             "loss": weigh(loss_B, self.weights(batch, train)),
             # A share of examples: class weights are for the loss alone.
@@ -95,13 +145,29 @@ class Classification(Task):
     def check(self, batch: Batch) -> None:
         """Raises DataError for missing columns or labels outside the model's outputs."""
         check_numeric(column(batch, self.input, "task.input"), "task.input")
-        outputs = getattr(self.model, "outputs", None)
+        outputs = self.outputs
         labels_B = column(batch, self.label, "task.label")
         if "weight" in batch:  # what has no weight may hold anything
             labels_B = labels_B[np.asarray(batch["weight"]) != 0]
-        check_labels(labels_B, outputs, "task.label")
+        if labels_B.ndim > 1 and labels_B.dtype.kind == "f":
+            self._check_shares(labels_B)
+        else:
+            check_labels(labels_B, outputs, "task.label")
         if self.class_weights and outputs and len(self.class_weights) != outputs:
             raise ConfigError(
                 f"task.class_weights: {len(self.class_weights)} given; the model has {outputs} "
                 "outputs, one weight each is needed."
             )
+
+    def _check_shares(self, shares_BxK: np.ndarray) -> None:
+        shape, outputs = shares_BxK.shape, self.outputs
+        if len(shape) != 2 or outputs not in (None, shape[1]):
+            raise DataError(
+                f"task.label: shares of classes {shape} where the model has {outputs} outputs."
+            )
+        sums = shares_BxK.sum(1)
+        # All 0 is an example of which only the shape is known yet.
+        if (shares_BxK < 0).any() or (abs(sums - 1) > 1e-3)[sums != 0].any():
+            raise DataError("task.label: shares of classes must be 0 or more, and sum to 1.")
+        if self.class_weights:
+            raise ConfigError("task.class_weights: labels are shares; weights are for one class.")

@@ -2,6 +2,7 @@
 
 from lsm.train.fit import fit
 from lsm.train.predictions import evaluate_run, predict_files, predict_run
+from lsm.train.preview import preview
 from lsm.train.program import Program, build
 from lsm.train.state import TrainState, init_state
 from lsm.train.step import make_step, skip_nonfinite
@@ -23,6 +24,7 @@ __all__ = [
     "make_step",
     "predict_files",
     "predict_run",
+    "preview",
     "skip_nonfinite",
     "state_table",
     "summary",

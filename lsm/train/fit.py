@@ -93,7 +93,8 @@ def fit(
                 return result
             throughput = Throughput.of(trainer)
             _check_and_compile(trainer, throughput, CompileTimes(config), clock)
-            write_records(workdir, records, Inputs.of(trainer.train.dataset), origin)
+            inputs = Inputs.of(trainer.train.dataset, experiment.data.evaluate)
+            write_records(workdir, records, inputs, origin)
             _say_emulated(trainer, config)
             keep, checksums = experiment.checkpoint.keep, trainer.program.checksums
             checkpoints = Checkpoints(workdir / "checkpoints", keep, checksums=checksums)

@@ -214,6 +214,8 @@ def load(
         shardings = flat({"params": shardings["params"], **shardings["model_state"]})
         arrays = nested({**weights.read(shardings), **{path: {} for path in weights.empties}})
     params, inputs = arrays.pop("params", {}), inputs_of(folder)
+    if inputs is not None:
+        inputs = dataclasses.replace(inputs, evaluate=experiment.data.evaluate)
     return Trained(experiment, found, params, arrays, laid_out, inputs)
 
 

@@ -23,6 +23,7 @@ from lsm.data import (
     doubts,
 )
 from lsm.data.inputs import Inputs
+from lsm.data.transforms import changed
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
 from lsm.evaluate import columns, names
@@ -67,7 +68,7 @@ class Trainer:
         schema.check(experiment)
         data = experiment.data.settled(data_dir)
         experiment = dataclasses.replace(experiment, data=data)
-        batches = _train_batches(experiment, data_dir)
+        batches = train_batches(experiment, data_dir)
         horizon = experiment.horizon(len(batches.dataset))
         sample = _sample(batches)
         _check_vocabulary(experiment, batches.dataset.vocabulary_size)
@@ -92,8 +93,9 @@ class Trainer:
           DataError: an example is not what the task needs, or cannot be read.
         """
         train = split == "train"
-        dataset = (self.train if train else self.evaluation[split]).dataset
-        instead = _augmented(self.train) if train else {}
+        batches = self.train if train else self.evaluation[split]
+        dataset = batches.dataset
+        instead = _augmented(batches) if train else _changed(batches)
         if "weight" in instead:  # then which labels count is only known of a batch
             return
         for part in dataset.held():
@@ -127,8 +129,13 @@ class Trainer:
         return {split: of.dataset.identity for split, of in batches.items()}
 
 
-def _train_batches(experiment: Experiment, data_dir: os.PathLike | str | None) -> TrainBatches:
-    """Opens the training data; the mesh, which says what rows are read here, is not made yet."""
+def train_batches(experiment: Experiment, data_dir: os.PathLike | str | None) -> TrainBatches:
+    """Returns the training batches, of all rows: what is read here, a mesh would say.
+
+    Raises:
+      DataError: the data is not there.
+      ConfigError: a batch is larger than the data.
+    """
     data, train = experiment.data, experiment.train
     dataset = data.source.open(data.train, data_dir)
     if train.batch_size > len(dataset):
@@ -168,7 +175,7 @@ def _evaluation_batches(
         raise MeshError(f"evaluation.batch_size: {size} does not divide over {ways} devices.")
     rows = local_rows(program.batch, size)
     evaluation = {
-        split: EvalBatches(data.source.open(spec, data_dir), size, rows)
+        split: EvalBatches(data.source.open(spec, data_dir), size, rows, data.evaluate)
         for split, spec in (("validation", data.validation), ("test", data.test))
         if spec
     }
@@ -189,6 +196,12 @@ def _augmented(batches: TrainBatches) -> Columns:
         made = transform(made, np.random.default_rng(0))
     # By identity: a label that is changed may be too rare for the sample.
     return {name: sample[name] for name in made if made[name] is not raw.get(name)}
+
+
+def _changed(batches: EvalBatches) -> Columns:
+    """Returns the columns that `Data.evaluate` changes, of one example."""
+    raw = batches.dataset.by_example().take(np.arange(1)) if batches.change else {}
+    return {name: x for name, x in changed(raw, batches.change).items() if x is not raw[name]}
 
 
 def abstract_batch(

@@ -1,19 +1,46 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from lsm.data import Cutout, RandomCrop, RandomFlip, RandomRotate, RandomScale
+from lsm.data import (
+    AlternatingFlip,
+    ArrayDataset,
+    ColorJitter,
+    Cutout,
+    Poisson,
+    RandAugment,
+    RandomCrop,
+    RandomErasing,
+    RandomFlip,
+    RandomResizedCrop,
+    RandomRotate,
+    RandomScale,
+    Shuffled,
+    TrainBatches,
+    TrivialAugment,
+)
+from lsm.data.sampling import coins
 from lsm.errors import ConfigError
 
 ALL = [
     RandomFlip(),
+    AlternatingFlip(),
     RandomCrop(2),
     RandomCrop(2, reflect=True),
     Cutout(3),
+    RandomErasing(1.0, (0.1, 0.5)),
     RandomRotate(30),
     RandomScale(0.5, 2.0),
+]
+OF_BYTES = [
+    ColorJitter(0.5, 0.5, 0.5, 0.2),
+    RandAugment(),
+    RandomResizedCrop((6, 5), (0.2, 0.8)),
+    TrivialAugment(),
 ]
 
 
@@ -22,7 +49,7 @@ def pictures(examples: int, height: int = 6, width: int = 5, channels: int = 3) 
     return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 
 
-@pytest.mark.parametrize("transform", ALL, ids=repr)
+@pytest.mark.parametrize("transform", [*ALL, *OF_BYTES], ids=repr)
 def test_pure_uint8_and_other_columns_untouched(transform):
     batch = {"image": pictures(32), "label": np.arange(32, dtype=np.int32)}
     batch["image"].flags.writeable = False
@@ -35,7 +62,7 @@ def test_pure_uint8_and_other_columns_untouched(transform):
     assert first["label"] is batch["label"]
 
 
-@pytest.mark.parametrize("transform", ALL, ids=repr)
+@pytest.mark.parametrize("transform", [*ALL, *OF_BYTES], ids=repr)
 def test_rows_of_a_draw_are_rows_of_the_batch(transform):
     image = pictures(8)
     drawn = transform.draw(np.random.default_rng(3), 8)
@@ -57,6 +84,42 @@ def test_flip_mirrors_the_drawn_ones(channels):
 def test_flip_probability():
     mirror = RandomFlip(0.2).draw(np.random.default_rng(0), 10_000)["mirror"]
     assert abs(mirror.mean() - 0.2) < 0.02  # five standard deviations of 0.004
+
+
+def test_alternating_flip_shows_both_forms_in_any_two_epochs():
+    n, size = 23, 8
+    image = np.tile(np.array([0, 1], np.uint8).reshape(1, 1, 2, 1), (n, 1, 1, 1))
+    numbered = ArrayDataset({"image": image, "number": np.arange(n)})
+    whole = TrainBatches(numbered, size, 3, (RandomCrop(1), AlternatingFlip()))
+    plain = TrainBatches(numbered, size, 3, (AlternatingFlip(),))
+    met: dict[int, list[bool]] = {}
+    for step in range(6 * n // size):  # most batches end one epoch and begin the next
+        batch = plain.batch_at(step)
+        for number, picture in zip(batch["number"].tolist(), batch["image"], strict=True):
+            met.setdefault(number, []).append(bool(picture[0, 0, 0]))
+        rows = np.array([1, 6])
+        for part, of in ((plain, batch), (whole, whole.batch_at(step))):
+            share = dataclasses.replace(part, rows=rows).batch_at(step)
+            np.testing.assert_array_equal(share["image"], of["image"][rows])
+    first = coins(3, np.arange(n))
+    for number, mirrored in met.items():
+        assert mirrored == [bool(first[number]) ^ epoch % 2 for epoch in range(len(mirrored))]
+    assert {len(mirrored) for mirrored in met.values()} == {5, 6}
+
+
+def test_coins_are_fair_and_never_change():
+    tossed = np.array([coins(seed, np.arange(2**14)) for seed in range(3)])
+    # Five standard deviations of 0.004: of heads, and of agreement with the neighbour and the seed.
+    for mean in (*tossed.mean(1), *(tossed[:, 1:] == tossed[:, :-1]).mean(1)):
+        assert abs(mean - 0.5) < 0.02
+    assert abs((tossed[0] == tossed[1]).mean() - 0.5) < 0.02
+    recorded = np.packbits(coins(7, np.arange(10**9, 10**9 + 32))).tolist()
+    assert recorded == [199, 102, 8, 56]
+
+
+def test_epochs_of_rows():
+    assert Shuffled().epochs(2, 10, 7).tolist() == [1, 1, 1, 1, 1, 1, 2]  # places 14 to 20
+    assert Poisson(4.0).epochs(5, 10, 3).tolist() == [2, 2, 2]  # 20 examples drawn before
 
 
 @pytest.mark.parametrize("reflect", [False, True])
@@ -207,6 +270,12 @@ def test_scale_one_changes_nothing():
         (lambda: Cutout(4, 256), "Cutout.value: 256"),
         (lambda: RandomRotate(0), "RandomRotate.degrees: 0"),
         (lambda: RandomScale(1.2, 1.1), "low 1.2 and high 1.1"),
+        (lambda: ColorJitter(hue=0.6), r"ColorJitter.hue: 0.6 given; .*\[0, 0.5\]"),
+        (lambda: RandAugment(magnitude=31), r"RandAugment.magnitude: 31 given; .*\[0, 30\]"),
+        (lambda: TrivialAugment(bins=1), "TrivialAugment.bins: 1"),
+        (lambda: RandomResizedCrop(None), "RandomResizedCrop.size: None"),
+        (lambda: RandomResizedCrop(8, scale=(0.5, 0.2)), "RandomResizedCrop.scale: "),
+        (lambda: RandomErasing(ratio=(0.0, 1.0)), "RandomErasing.ratio: "),
     ],
 )
 def test_settings_out_of_range_are_errors(make, said):

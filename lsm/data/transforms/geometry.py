@@ -1,35 +1,13 @@
-"""Augmentation of pictures: vectorised NumPy on batches of any dtype, which stays.
+"""Flips, crops, rotations and scales: vectorised NumPy on pictures of any dtype, which stays."""
 
-A transform draws its random numbers apart from applying them. The draw is for the whole global
-batch, from a generator keyed by (seed, step); each process applies its own rows of it. So a batch
-does not depend on how many processes share it.
-"""
-
-import abc
 import dataclasses
 
 import numpy as np
 
 from lsm.data.dataset import Columns
+from lsm.data.sampling import coins
+from lsm.data.transforms.base import IMAGE, Places, Transform
 from lsm.errors import ConfigError
-
-_IMAGE = "image"
-
-
-class Transform(abc.ABC):
-    """A random change of a batch; a frozen dataclass, so that a config can hold it."""
-
-    @abc.abstractmethod
-    def draw(self, rng: np.random.Generator, examples: int) -> Columns:
-        """Returns random numbers for `examples` examples, as arrays (examples, ...) by name."""
-
-    @abc.abstractmethod
-    def apply(self, batch: Columns, drawn: Columns) -> Columns:
-        """Returns the changed batch; `drawn` has its rows. Does not write into `batch`."""
-
-    def __call__(self, batch: Columns, rng: np.random.Generator) -> Columns:
-        """Draws for the rows of `batch` and applies."""
-        return self.apply(batch, self.draw(rng, len(next(iter(batch.values())))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +30,29 @@ class RandomFlip(Transform):
 
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
-        # A copy in rows, whatever the order was: the view below needs that.
-        image = np.array(batch[_IMAGE], order="C")
-        # A pixel as one item of C bytes instead of C items: moved at once.
-        pixels = image.view(np.dtype((np.void, image.shape[-1] * image.itemsize)))
-        mirror = drawn["mirror"]
-        pixels[mirror] = pixels[mirror, :, ::-1]
-        return batch | {_IMAGE: image}
+        return batch | {IMAGE: _mirrored(batch[IMAGE], drawn["mirror"])}
+
+
+@dataclasses.dataclass(frozen=True)
+class AlternatingFlip(Transform):
+    """Mirrors column `image` (B, H, W, C) left to right, each picture in every second epoch.
+
+    Which epochs these are is a coin of the picture, so that two epochs together hold each picture
+    in both forms; `RandomFlip` shows half of them twice the same (Jordan 2024, arXiv:2404.00498,
+    section 3.6).
+    """
+
+    def draw(self, rng: np.random.Generator, examples: int) -> Columns:
+        """See `Transform.draw`: coins, as in a first epoch."""
+        return {"mirror": rng.random(examples) < 0.5}
+
+    def draw_at(self, rng: np.random.Generator, places: Places) -> Columns:
+        """See `Transform.draw_at`: coins of seed and example, turned over by every epoch."""
+        return {"mirror": coins(places.seed, places.examples) ^ (places.epochs % 2 == 1)}
+
+    def apply(self, batch: Columns, drawn: Columns) -> Columns:
+        """See `Transform.apply`."""
+        return batch | {IMAGE: _mirrored(batch[IMAGE], drawn["mirror"])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +79,7 @@ class RandomCrop(Transform):
 
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
-        image = batch[_IMAGE]
+        image = batch[IMAGE]
         b, h, w, c = image.shape
         if self.reflect and self.padding >= min(h, w):
             raise ConfigError(
@@ -98,48 +92,7 @@ class RandomCrop(Transform):
         windows = np.lib.stride_tricks.sliding_window_view(lines, (h, w * c), axis=(1, 2))
         # (B, 2p + 1, 2pC + 1, H, W * C); of the third axis every C-th place begins a pixel.
         y, x = drawn["corner"].T
-        return batch | {_IMAGE: windows[np.arange(b), y, x * c].reshape(b, h, w, c)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Cutout(Transform):
-    """Sets a square of column `image` (B, H, W, C) to one value (DeVries and Taylor, 2017).
-
-    As in the paper, the centre is anywhere in the picture, so that part of the square may be
-    outside.
-
-    Attributes:
-      size: side of the square in pixels, at least 1.
-      value: what it is filled with, in the units of the pictures, 0 to 255.
-    """
-
-    size: int = 16
-    value: int | float = 0
-
-    def __post_init__(self):
-        if self.size < 1:
-            raise ConfigError(f"Cutout.size: {self.size} is below 1.")
-        if not 0 <= self.value <= 255:
-            raise ConfigError(f"Cutout.value: {self.value} is not in 0 to 255.")
-
-    def draw(self, rng: np.random.Generator, examples: int) -> Columns:
-        """See `Transform.draw`."""
-        return {"centre": rng.random((examples, 2))}
-
-    def apply(self, batch: Columns, drawn: Columns) -> Columns:
-        """See `Transform.apply`."""
-        image = batch[_IMAGE].copy()
-        if image.dtype.kind != "f" and np.array(self.value).astype(image.dtype) != self.value:
-            raise ConfigError(
-                f"Cutout.value: {self.value} cannot be held by pictures of {image.dtype}."
-            )
-        sides = np.array(image.shape[1:3])
-        top_left = (drawn["centre"] * sides).astype(int) - self.size // 2
-        starts = np.maximum(top_left, 0).tolist()  # slices of Python's ints are faster
-        stops = np.minimum(top_left + self.size, sides).tolist()
-        for picture, (y0, x0), (y1, x1) in zip(image, starts, stops, strict=True):
-            picture[y0:y1, x0:x1] = self.value
-        return batch | {_IMAGE: image}
+        return batch | {IMAGE: windows[np.arange(b), y, x * c].reshape(b, h, w, c)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +118,7 @@ class RandomRotate(Transform):
         cos, sin = np.cos(drawn["angle"]), np.sin(drawn["angle"])
         # Which way it turns is left open: the angles are symmetric.
         matrix_Bx2x2 = np.stack([cos, -sin, sin, cos], axis=-1).reshape(-1, 2, 2)
-        return batch | {_IMAGE: _warp(batch[_IMAGE], matrix_Bx2x2)}
+        return batch | {IMAGE: _warp(batch[IMAGE], matrix_Bx2x2)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +147,17 @@ class RandomScale(Transform):
         """See `Transform.apply`."""
         # Divided: an output pixel asks where it comes from, and that is nearer when enlarged.
         matrix_Bx2x2 = np.eye(2) / drawn["factor"][:, None, None]
-        return batch | {_IMAGE: _warp(batch[_IMAGE], matrix_Bx2x2)}
+        return batch | {IMAGE: _warp(batch[IMAGE], matrix_Bx2x2)}
+
+
+def _mirrored(image: np.ndarray, mirror: np.ndarray) -> np.ndarray:
+    """Returns a copy of `image` (B, H, W, C) with those of `mirror` (B,) bool left to right."""
+    # A copy in rows, whatever the order was: the view below needs that.
+    image = np.array(image, order="C")
+    # A pixel as one item of C bytes instead of C items: moved at once.
+    pixels = image.view(np.dtype((np.void, image.shape[-1] * image.itemsize)))
+    pixels[mirror] = pixels[mirror, :, ::-1]
+    return image
 
 
 def _pad(image: np.ndarray, p: int, reflect: bool) -> np.ndarray:
