@@ -8,12 +8,13 @@ import pytest
 
 import lsm
 from lsm import Data, Experiment, Mesh, Train
-from lsm.data import Tokens
+from lsm.data import RandomResizedCrop, Tfds, Tokens
 from lsm.errors import DataError, MeshError
+from lsm.models import CNN
 from lsm.models.experts import Experts
 from lsm.models.families import llama, mixtral
 from lsm.optim import Adam
-from lsm.tasks import LanguageModelling
+from lsm.tasks import Classification, LanguageModelling
 from lsm.train import abstract_batch, state_table
 
 SIZES = {"vocabulary": 64, "layers": 2, "heads": 4, "kv_heads": 2, "width": 32, "context": 16}
@@ -68,6 +69,20 @@ def test_shapes_come_without_data_where_the_source_knows_them():
     assert horizon.steps == 10
     with pytest.raises(DataError):
         abstract_batch(experiment(train=Train(epochs=1, batch_size=8)))
+
+
+def test_shapes_of_pictures_that_are_not_there_are_those_that_augmentations_make(tmp_path):
+    task = Classification(model=CNN(outputs=1000))
+    data = Data(source=Tfds("imagenet2012"), augment=(RandomResizedCrop((24, 32)),))
+    pictures = experiment(task=task, data=data)
+    batch, _ = abstract_batch(pictures, tmp_path)
+    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+        "image": ((8, 24, 32, 3), np.uint8),
+        "label": ((8,), np.int32),
+    }
+    ragged = dataclasses.replace(pictures, data=dataclasses.replace(data, augment=()))
+    with pytest.raises(DataError, match="'image' has no one shape; set data.source.size"):
+        abstract_batch(ragged, tmp_path)
 
 
 def test_with_experts_the_parameters_that_a_token_meets_are_told():
