@@ -24,7 +24,7 @@ from lsm.data import (
     doubts,
 )
 from lsm.data.inputs import Inputs
-from lsm.data.transforms import changed
+from lsm.data.transforms import IMAGE, changed
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
 from lsm.evaluate import columns, names
@@ -220,10 +220,11 @@ def abstract_batch(
     known: Mapping = {}
     if train.epochs is None and data.sampling == Shuffled():
         known = data.source.spec(data.train, data_dir)
-    ragged = any(one.dtype == object for one in known.values())
-    if known and not (ragged and data.augment):
+    if known:
         # One example, of zeros, for augmentations to change the shapes of.
         zeros = {name: np.zeros((1, *one.shape), one.dtype) for name, one in known.items()}
+        if data.augment and IMAGE in known and known[IMAGE].dtype == object:
+            zeros[IMAGE][0] = np.zeros((256, 256, 3), np.uint8)  # of any size: it will be cut
         opened: Dataset = ArrayDataset(zeros)
         examples = train.examples or train.steps * train.batch_size  # an epoch: not known
     else:
