@@ -81,6 +81,25 @@ CASES = {
     "cifar_airbench": Case(
         "CIFAR-10, airbench94 with Muon, 8 epochs", "cifar/airbench.py", claimed="94.01 %", seeds=1
     ),
+    "cats_dogs": Case(
+        "Cats and dogs of CIFAR-10, 1000 pictures, logistic loss",
+        "cifar/cats_dogs.py:scratch",
+        best="cats_dogs_tuned",
+    ),
+    "cats_dogs_tuned": Case(
+        "begun with a network of the other eight classes", "cifar/cats_dogs.py:tuned"
+    ),
+    "cats_dogs_eight": Case("CIFAR-10's other eight classes", "cifar/cats_dogs.py:eight", seeds=1),
+    "folder_simple_cnn": Case(
+        "Folder of pictures (hymenoptera), SimpleCNN of 205 M parameters",
+        "folder/simple_cnn.py",
+        metric="validation/accuracy",
+        claimed="89.3 %",
+        best="folder_transfer",
+    ),
+    "folder_transfer": Case(
+        "begun with a network of CIFAR-10", "folder/transfer.py", metric="validation/accuracy"
+    ),
     "shakespeare_nanogpt": Case(
         "Tiny Shakespeare GPT, 2000 steps",
         "shakespeare/gpt.py:nanogpt",

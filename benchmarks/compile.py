@@ -7,7 +7,7 @@
 The step is what a start compiles anew where oneDNN computes its products; the other programs are
 kept. It is compiled for one device, whatever the mesh; those of configs/gpt and
 configs/imagenet, which are for many chips, are lowered only. No data is read: the shapes of MNIST,
-CIFAR-10 and tiny Shakespeare stand below.
+CIFAR-10, hymenoptera and tiny Shakespeare stand below.
 
 Seconds are those of the CPU, of all threads: other work on the machine hardly adds to them. Of
 each the shortest of a few turns counts. Beside them stands what they are spent on, which is the
@@ -43,7 +43,7 @@ from benchmarks import cases, sources
 from benchmarks.documents import write_or_check
 from lsm import Experiment, Mesh, command_line
 from lsm.config import flags as config_flags
-from lsm.data import CharText, Tfds
+from lsm.data import CharText, Folder, Select, Tfds
 from lsm.durations import Horizon
 from lsm.errors import DataError
 from lsm.files import atomic_write
@@ -77,8 +77,13 @@ def shapes(experiment: Experiment) -> tuple[dict[str, jax.ShapeDtypeStruct], Hor
     if isinstance(source, CharText):
         batch = {"tokens": jax.ShapeDtypeStruct((size, source.length + 1), np.int32)}
         return batch, experiment.train.horizon(size)
-    if isinstance(source, Tfds) and source.name in _PICTURES:
-        examples, shape = _PICTURES[source.name]
+    if isinstance(source, Select):
+        source = source.source
+    if isinstance(source, Folder) or (isinstance(source, Tfds) and source.name in _PICTURES):
+        if isinstance(source, Folder):
+            examples, shape = 244, (source.size, source.size, 3)
+        else:
+            examples, shape = _PICTURES[source.name]
         picture = jax.ShapeDtypeStruct((size, *shape), np.uint8)
         batch = {"image": picture, "label": jax.ShapeDtypeStruct((size,), np.int32)}
         return batch, experiment.horizon(examples)

@@ -190,8 +190,13 @@ def _join() -> None:
 
 
 def summary(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns "test loss 0.0712, test accuracy 0.9810, ..." for the last of the splits."""
-    parts = [f"{split} {name} {v:.4f}" for split, row in figures.items() for name, v in row.items()]
+    """Returns "test loss 0.0712, test accuracy 0.9810, ..." of every split, without each class."""
+    parts = [
+        f"{split} {name} {value:.4f}"
+        for split, row in figures.items()
+        for name, value in row.items()
+        if "/" not in name
+    ]
     return ", ".join(parts) or "nothing to evaluate"
 
 

@@ -17,6 +17,7 @@ from lsm.data.files import Files
 from lsm.data.folder import Folder
 from lsm.data.prefetch import Prefetcher
 from lsm.data.sampling import Poisson, Sampling, Shuffled
+from lsm.data.select import Select
 from lsm.data.text import CharText, CharWindows
 from lsm.data.tfds import Tfds
 from lsm.data.tokens import Tokens, TokenWindows
@@ -65,6 +66,7 @@ __all__ = [
     "RandomScale",
     "Read",
     "Sampling",
+    "Select",
     "Shuffled",
     "Source",
     "Spec",

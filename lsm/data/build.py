@@ -186,12 +186,13 @@ def _check_tree_name(name: str) -> None:
 
 
 def _as_rgb(file: pathlib.Path) -> bytes:
-    """The file as it is where it is an RGB JPEG or PNG, else as an RGB PNG."""
-    from PIL import Image
+    """The file as it is where it is an upright RGB JPEG or PNG, else as an RGB PNG."""
+    from PIL import ExifTags, Image
 
     pixels = folder.read(file, None)  # also tells of a damaged file before it is stored
     with Image.open(file) as image:
-        if image.mode == "RGB" and image.format in ("JPEG", "PNG"):
+        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        if image.mode == "RGB" and image.format in ("JPEG", "PNG") and upright:
             return file.read_bytes()
     return images.encode_png(pixels)
 

@@ -13,6 +13,7 @@ from lsm.cpu import cores
 from lsm.data.dataset import Columns, Dataset
 
 _BYTES = 2**22  # of decoded examples in a chunk: bounds the memory, and evens out the work
+_MOST = 1024  # examples in a chunk: what is small may take long to make
 
 
 def chunks(name: str, dataset: Dataset) -> Iterator[Columns]:
@@ -32,7 +33,7 @@ def chunks(name: str, dataset: Dataset) -> Iterator[Columns]:
 
 def _parts(dataset: Dataset) -> Iterator[Columns]:
     each = sum(one.dtype.itemsize * int(np.prod(one.shape)) for one in dataset.spec.values())
-    some = max(1, _BYTES // max(1, each))
+    some = max(1, min(_BYTES // max(1, each), _MOST))
     with ThreadPoolExecutor(cores()) as pool:
         ahead = collections.deque()
         for start in range(0, len(dataset), some):

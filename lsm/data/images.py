@@ -1,8 +1,9 @@
 """Pictures from bytes or files to uint8 arrays, with Pillow."""
 
+import contextlib
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 CHANNELS = tuple(_MODES)
 """How many channels a picture may have."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 """Endings, in lower case, of the files that count as pictures in a folder."""
 
 
@@ -24,7 +25,8 @@ def decode(
     """Returns a picture (height, width, channels) uint8, resized to `size` if given.
 
     Resizing changes the aspect ratio where it must, and is bilinear over the area that becomes one
-    pixel (antialiased).
+    pixel (antialiased). Of an animation it is the first picture. A file is turned as its EXIF says,
+    so that it stands as a viewer shows it; bytes are as they are stored.
 
     Args:
       picture: an encoded picture, or the path of one.
@@ -34,23 +36,40 @@ def decode(
     Raises:
       ValueError: it is damaged, no picture, too large, or of 32 bits a pixel; one line.
     """
+    from PIL import Image, ImageOps
+
+    with _opened(picture) as image:
+        if isinstance(picture, pathlib.Path):
+            ImageOps.exif_transpose(image, in_place=True)
+        image = _of_8_bits(image)
+        # Before resizing: Pillow does not interpolate pictures with a palette.
+        if image.mode != _MODES[channels]:
+            image = image.convert(_MODES[channels])
+        # Pillow says (width, height).
+        if size is not None and image.size != (size[1], size[0]):
+            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image)
+    return pixels[..., None] if channels == 1 else pixels
+
+
+def check(picture: pathlib.Path) -> None:
+    """Raises the ValueError of `decode`, as far as the beginning of the file tells."""
+    with _opened(picture) as image:
+        _check_bits(image)
+
+
+@contextlib.contextmanager
+def _opened(picture: bytes | pathlib.Path) -> Iterator[Any]:
+    """Opens a picture; what fails here, and in the block, becomes a ValueError of one line."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
-            image = _of_8_bits(image)
-            # Before resizing: Pillow does not interpolate pictures with a palette.
-            if image.mode != _MODES[channels]:
-                image = image.convert(_MODES[channels])
-            # Pillow says (width, height).
-            if size is not None and image.size != (size[1], size[0]):
-                image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-            pixels = np.asarray(image)
+            yield image
     except UnidentifiedImageError as error:  # its text names an object in memory
         raise ValueError("it is no picture of a known kind") from error
     except Exception as error:  # Pillow raises any kind for a damaged file, and for a bomb
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
-    return pixels[..., None] if channels == 1 else pixels
 
 
 def decode_all(
@@ -65,16 +84,20 @@ def _of_8_bits(image: Any) -> Any:
     """Returns a Pillow image in a mode that it converts to others without loss or warning."""
     from PIL import Image
 
-    if image.mode in ("I", "F"):
-        raise ValueError(
-            f"its pixels are of 32 bits ({image.mode}), of which nobody says which is white; "
-            "store it with 8 or 16"
-        )
+    _check_bits(image)
     if image.mode.startswith("I;16"):
         # The upper 8 of 16 bits, as Pillow takes of colours; of greys it would clip at 255.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     # Pillow warns of a palette with grades of transparency unless they are asked for.
     return image.convert("RGBA") if "transparency" in image.info and image.mode == "P" else image
+
+
+def _check_bits(image: Any) -> None:
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are of 32 bits ({image.mode}), of which nobody says which is white; "
+            "store it with 8 or 16"
+        )
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

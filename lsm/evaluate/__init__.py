@@ -1,7 +1,23 @@
 """Figures that are no means: computed on the host, from the predictions for each example."""
 
-from lsm.evaluate.base import Metric, columns, compute, init, names, update
-from lsm.evaluate.classification import F1, RocAuc
+from lsm.evaluate.base import Metric, columns, compute, init, names, pictures, update
+from lsm.evaluate.classification import F1, CalibrationError, RocAuc, TopK
+from lsm.evaluate.drawing import Confusion, Mistakes
 from lsm.evaluate.regression import R2
 
-__all__ = ["F1", "R2", "Metric", "RocAuc", "columns", "compute", "init", "names", "update"]
+__all__ = [
+    "F1",
+    "R2",
+    "CalibrationError",
+    "Confusion",
+    "Metric",
+    "Mistakes",
+    "RocAuc",
+    "TopK",
+    "columns",
+    "compute",
+    "init",
+    "names",
+    "pictures",
+    "update",
+]

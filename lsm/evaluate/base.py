@@ -26,6 +26,14 @@ class Metric(abc.ABC):
     def columns(self) -> tuple[str, ...]:
         """Columns of the batch that `update` reads, beside the predictions and "weight"."""
 
+    def told(self, classes: Sequence[str]) -> "Metric":
+        """Returns this metric for data with classes of these names: itself, unless it needs them.
+
+        The names of its figures may depend on them. Where the data names none, they are numbers.
+        """
+        del classes
+        return self
+
     @abc.abstractmethod
     def init(self) -> Any:
         """Returns the accumulator that has seen nothing."""
@@ -47,6 +55,11 @@ class Metric(abc.ABC):
     @abc.abstractmethod
     def compute(self, accumulator: Any) -> dict[str, float]:
         """Returns the figures by name; NaN where they are not defined, so always all names."""
+
+    def pictures(self, accumulator: Any) -> dict[str, bytes]:
+        """Returns PNGs by file name, for the workdir at the end of a run: here none."""
+        del accumulator
+        return {}
 
 
 def names(metrics: Sequence[Metric]) -> tuple[str, ...]:
@@ -124,6 +137,14 @@ def _figures(metric: Metric, accumulator: Any) -> dict[str, float]:
             "the names must stay."
         )
     return {name: float(x) for name, x in found.items()}
+
+
+def pictures(metrics: Sequence[Metric], accumulators: Sequence[Any]) -> dict[str, bytes]:
+    """Returns the pictures of all metrics, by file name."""
+    drawn: dict[str, bytes] = {}
+    for metric, accumulator in zip(metrics, accumulators, strict=True):
+        drawn |= metric.pictures(accumulator)
+    return drawn
 
 
 def take(arrays: Arrays, name: str, field: str) -> np.ndarray:

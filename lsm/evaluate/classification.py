@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from lsm.errors import DataError
+from lsm.checks import require
+from lsm.errors import ConfigError, DataError
 from lsm.evaluate.base import Arrays, Metric, take
 
 
@@ -77,10 +80,126 @@ class F1(Metric):
     Attributes:
       label: column with int labels (N,), 0 or more.
       prediction: predicted int labels (N,).
+      by_class: adds the three of each class, "f1/cat", and over all examples, "f1_micro": of one
+        label an example these are all the accuracy.
+      classes: names for `by_class`; () takes those that the data has.
     """
 
     label: str = "label"
     prediction: str = "label"
+    by_class: bool = False
+    classes: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See `Metric.columns`."""
+        return (self.label,)
+
+    def told(self, classes: Sequence[str]) -> "F1":
+        """See `Metric.told`."""
+        return named(self, classes) if self.by_class else self
+
+    def init(self) -> np.ndarray:
+        """Returns the empty confusion matrix: weights of examples, by (label, prediction)."""
+        return np.zeros((len(named(self, ()).classes) if self.by_class else 0,) * 2)
+
+    def update(self, accumulator: np.ndarray, predictions: Arrays, batch: Arrays) -> np.ndarray:
+        """See `Metric.update`."""
+        most = len(self.classes) if self.by_class else None
+        pairs = (self.label, self.prediction)
+        return confused(accumulator, predictions, batch, *pairs, field="F1", classes=most)
+
+    def compute(self, accumulator: np.ndarray) -> dict[str, float]:
+        """Returns "f1", "precision" and "recall", and with `by_class` those of each class."""
+        hits_K, labels_K = accumulator.diagonal(), accumulator.sum(1)
+        predicted_K = accumulator.sum(0)
+        occurs_K = labels_K + predicted_K > 0
+        # 2 p r / (p + r) is hits / mean(labels, predicted): each figure is hits over a total.
+        totals = {"f1": (labels_K + predicted_K) / 2, "precision": predicted_K, "recall": labels_K}
+        shares = {
+            name: hits_K / np.where(total_K == 0, 1, total_K) if occurs_K.any() else hits_K + np.nan
+            for name, total_K in totals.items()
+        }
+        found = {
+            name: float(share_K[occurs_K].mean()) if occurs_K.any() else math.nan
+            for name, share_K in shares.items()
+        }
+        if self.by_class:
+            whole = accumulator.sum()
+            micro = float(hits_K.sum() / whole) if whole else math.nan
+            found |= {f"{name}_micro": micro for name in shares}
+            found |= {
+                f"{name}/{kind}": float(share)
+                for name, share_K in shares.items()
+                for kind, share in zip(self.classes, share_K, strict=True)
+            }
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class TopK(Metric):
+    """Share of the examples whose label is among the `k` likeliest classes, "top_5" for 5.
+
+    Of classes with one score the later counts as likelier, as in scikit-learn. NaN where a score
+    is.
+
+    Attributes:
+      k: how many, at least 1.
+      prediction: predictions (N, K), one score a class.
+      label: column with int labels (N,) in [0, K).
+    """
+
+    k: int = 5
+    prediction: str = "probability"
+    label: str = "label"
+
+    def __post_init__(self):
+        require(self, k="[1, inf)")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See `Metric.columns`."""
+        return (self.label,)
+
+    def init(self) -> tuple[float, float]:
+        """Returns no hits of no weight."""
+        return 0.0, 0.0
+
+    def update(self, accumulator: tuple, predictions: Arrays, batch: Arrays) -> tuple:
+        """See `Metric.update`."""
+        scores_MxK, labels_M, weights_M = _scored(self, predictions, batch)
+        own_Mx1 = np.take_along_axis(scores_MxK, labels_M[:, None], axis=1)
+        later_MxK = np.arange(scores_MxK.shape[1]) > labels_M[:, None]
+        before_M = ((scores_MxK > own_Mx1) | (scores_MxK == own_Mx1) & later_MxK).sum(1)
+        hits_M = np.where(np.isnan(scores_MxK).any(1), math.nan, before_M < self.k)
+        hits, weight = accumulator
+        return hits + float((weights_M * hits_M).sum()), weight + float(weights_M.sum())
+
+    def compute(self, accumulator: tuple) -> dict[str, float]:
+        """Returns "top_K"."""
+        hits, weight = accumulator
+        return {f"top_{self.k}": hits / weight if weight else math.nan}
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationError(Metric):
+    """Expected calibration error, "calibration_error" (Guo et al. 2017, arXiv:1706.04599).
+
+    Examples stand in bins of equal width by the probability of the likeliest class; the figure is
+    the mean over the examples of |accuracy - mean probability| of their bin. 0 is perfect.
+
+    Attributes:
+      bins: how many, at least 1; the upper edge belongs to a bin.
+      prediction: probabilities (N, K), or (N,), that of class 1.
+      label: column with int labels (N,) in [0, K).
+    """
+
+    bins: int = 15
+    prediction: str = "probability"
+    label: str = "label"
+
+    def __post_init__(self):
+        require(self, bins="[1, inf)")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -88,39 +207,90 @@ class F1(Metric):
         return (self.label,)
 
     def init(self) -> np.ndarray:
-        """Returns the empty confusion matrix: weights of examples, by (label, prediction)."""
-        return np.zeros((0, 0))
+        """Returns weights, hits and sums of probabilities of each bin, (3, bins) in float64."""
+        return np.zeros((3, self.bins))
 
     def update(self, accumulator: np.ndarray, predictions: Arrays, batch: Arrays) -> np.ndarray:
         """See `Metric.update`."""
-        labels = take(batch, self.label, "F1.label")
-        weights_M, labels_M = _flat(batch, labels)
-        predicted_M = take(predictions, self.prediction, "F1.prediction").reshape(-1)
-        kept_M = weights_M != 0
-        weights_M, labels_M, predicted_M = weights_M[kept_M], labels_M[kept_M], predicted_M[kept_M]
-        _check_labels(labels_M, "F1.label")
-        _check_labels(predicted_M, "F1.prediction")
-        # It grows with the largest class seen, so nobody has to say how many there are.
-        old, size = len(accumulator), np.concatenate([labels_M, predicted_M]).max(initial=-1) + 1
-        confusion_KxK = np.zeros((max(old, size),) * 2)
-        confusion_KxK[:old, :old] = accumulator
-        # Not `+=`, which counts a pair that occurs several times once.
-        np.add.at(confusion_KxK, (labels_M, predicted_M), weights_M)
-        return confusion_KxK
+        scores_MxK, labels_M, weights_M = _scored(self, predictions, batch)
+        sure_M = scores_MxK.max(1).astype(np.float64)
+        hits_M = scores_MxK.argmax(1) == labels_M
+        bins_M = np.searchsorted(np.linspace(0, 1, self.bins + 1), sure_M) - 1
+        bins_M = bins_M.clip(0, self.bins - 1)
+        added = [np.bincount(bins_M, weights_M * x_M, self.bins) for x_M in (1.0, hits_M, sure_M)]
+        return accumulator + added
 
     def compute(self, accumulator: np.ndarray) -> dict[str, float]:
-        """Returns "f1", "precision" and "recall"."""
-        hits_K, labels_K = accumulator.diagonal(), accumulator.sum(1)
-        predicted_K = accumulator.sum(0)
-        occurs_K = labels_K + predicted_K > 0
-        if not occurs_K.any():
-            return dict.fromkeys(("f1", "precision", "recall"), math.nan)
-        # 2 p r / (p + r) is hits / mean(labels, predicted): each figure is hits over a total.
-        totals = {"f1": (labels_K + predicted_K) / 2, "precision": predicted_K, "recall": labels_K}
-        return {
-            name: float((hits_K / np.where(total_K == 0, 1, total_K))[occurs_K].mean())
-            for name, total_K in totals.items()
-        }
+        """Returns "calibration_error"."""
+        weights, hits, sure = accumulator
+        apart = float(np.abs(hits - sure).sum())
+        return {"calibration_error": apart / weights.sum() if weights.any() else math.nan}
+
+
+def named(metric: Any, classes: Sequence[str]) -> Any:
+    """Returns a metric with the names of the classes in its field `classes`, where that is empty.
+
+    Raises:
+      ConfigError: there are none.
+    """
+    if metric.classes:
+        return metric
+    if not classes:
+        raise ConfigError(
+            f"{type(metric).__name__}.classes: neither the data nor the model says which classes "
+            "there are; give their names."
+        )
+    return dataclasses.replace(metric, classes=tuple(classes))
+
+
+def confused(
+    confusion_KxK: np.ndarray,
+    predictions: Arrays,
+    batch: Arrays,
+    label: str,
+    prediction: str,
+    field: str,
+    classes: int | None = None,
+) -> np.ndarray:
+    """Returns a confusion matrix, by (label, prediction), that has seen one batch more.
+
+    Args:
+      confusion_KxK: weights of the examples before.
+      predictions: they have `prediction`, int labels.
+      batch: it has `label`.
+      label: its column.
+      prediction: its name.
+      field: what to name in an error.
+      classes: how many there are; None makes the matrix as large as the largest seen.
+    """
+    labels = take(batch, label, f"{field}.label")
+    weights_M, labels_M = _flat(batch, labels)
+    predicted_M = take(predictions, prediction, f"{field}.prediction").reshape(-1)
+    kept_M = weights_M != 0
+    weights_M, labels_M, predicted_M = weights_M[kept_M], labels_M[kept_M], predicted_M[kept_M]
+    _check_labels(labels_M, f"{field}.label", classes)
+    _check_labels(predicted_M, f"{field}.prediction", classes)
+    # It grows with the largest class seen, so nobody has to say how many there are.
+    old, size = len(confusion_KxK), np.concatenate([labels_M, predicted_M]).max(initial=-1) + 1
+    grown_KxK = np.zeros((max(old, size),) * 2)
+    grown_KxK[:old, :old] = confusion_KxK
+    # Not `+=`, which counts a pair that occurs several times once.
+    np.add.at(grown_KxK, (labels_M, predicted_M), weights_M)
+    return grown_KxK
+
+
+def _scored(metric: Any, predictions: Arrays, batch: Arrays) -> tuple[np.ndarray, ...]:
+    """Returns scores (M, K), labels (M,) and weights (M,) of the examples that count."""
+    name = type(metric).__name__
+    scores = take(predictions, metric.prediction, f"{name}.prediction")
+    labels = take(batch, metric.label, f"{name}.label")
+    if scores.ndim == labels.ndim:
+        scores = np.stack([1 - scores, scores], axis=-1)
+    weights_M, labels_M = _flat(batch, labels)
+    kept_M = weights_M != 0
+    scores_MxK = scores.reshape(-1, scores.shape[-1])[kept_M]
+    _check_labels(labels_M[kept_M], f"{name}.label", scores.shape[-1])
+    return scores_MxK, labels_M[kept_M], weights_M[kept_M]
 
 
 def _area(positive_M: np.ndarray, scores_M: np.ndarray, weights_M: np.ndarray) -> float:

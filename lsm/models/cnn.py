@@ -28,6 +28,7 @@ class CNN(nn.Module):
     Attributes:
       widths: filters of each stage; 2x2 max-pooling stands between stages.
       convs: convolutions in each stage.
+      pool_last: pool after the last stage as well.
       padding: "SAME" keeps the size of the picture, "VALID" loses a pixel at every edge.
       batch_norm: normalise after every convolution (Ioffe & Szegedy 2015, arXiv:1502.03167).
       head: how the last stage becomes a vector: "mean" over the picture, or "flatten".
@@ -52,6 +53,7 @@ class CNN(nn.Module):
 
     widths: tuple[int, ...] = (64, 128, 256)
     convs: int = 2
+    pool_last: bool = False
     padding: Literal["SAME", "VALID"] = "SAME"
     batch_norm: bool = True
     head: Literal["mean", "flatten"] = "mean"
@@ -73,7 +75,7 @@ class CNN(nn.Module):
         x = x_BxHxWxC
         for stage, width in enumerate(self.widths, 1):
             for conv in range(1, self.convs + 1):
-                pool = conv == self.convs and stage < len(self.widths)
+                pool = conv == self.convs and (self.pool_last or stage < len(self.widths))
                 x = self._convolve(x, width, pool, train)
         x_BxD = x.mean(axis=(1, 2)) if self.head == "mean" else x.reshape(x.shape[0], -1)
         x_BxD = nn.Dropout(self.dropout, deterministic=not train)(x_BxD)

@@ -50,11 +50,13 @@ def plot_curves(workdir: Path) -> Path:
 
 
 def _panels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns loss, accuracy, then what evaluations report, each where a row has it."""
+    """Returns loss, accuracy, then what evaluations report of all classes, where a row has it."""
     evaluated = [k for row in rows if row["split"] in _SPLITS[1:] for k in row]
     trained = {k for row in rows if row["split"] == "train" for k in row}
     known = [k for k in ("loss", "accuracy") if k in evaluated or k in trained]
-    names = dict.fromkeys(known + [k for k in evaluated if k not in ("step", "split")])
+    names = dict.fromkeys(
+        known + [k for k in evaluated if k not in ("step", "split") and "/" not in k]
+    )
     return list(names)[:_MOST_PANELS]
 
 

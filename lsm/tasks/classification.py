@@ -19,10 +19,13 @@ from lsm.tasks.mix import Mix, mixed
 class Classification(Task):
     """Softmax cross-entropy on logits, with accuracy.
 
+    A model of one output gives the logit of class 1 against class 0, and the loss is the logistic
+    one: a logit of 0 stands for class 0.
+
     Integer inputs (pictures in uint8) become floats by 1/255, then (x - mean) / std.
 
     Attributes:
-      model: maps inputs (B, ...) to logits (B, K).
+      model: maps inputs (B, ...) to logits (B, K), or (B, 1) for two classes.
       input: column with the inputs.
       label: column with int labels in [0, K), or float (B, K): of each class the share.
       mean: subtracted from inputs: one number, or one a channel.
@@ -48,11 +51,6 @@ class Classification(Task):
             raise ConfigError(f"Classification.class_weights: {self.class_weights}; none below 0.")
         if self.class_weights and self.mix:
             raise ConfigError("Classification.mix: class_weights are of one class an example.")
-
-    @property
-    def outputs(self) -> int | None:
-        """The number of classes that the model tells apart; None where it has no `outputs`."""
-        return getattr(self.model, "outputs", None)
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -92,6 +90,12 @@ class Classification(Task):
         known_B = (labels_B >= 0) & (labels_B < outputs)
         return jnp.where(known_B[:, None], jax.nn.one_hot(labels_B, outputs), jnp.nan)
 
+    @property
+    def outputs(self) -> int | None:
+        """The number of classes that the model tells apart; None where it has no `outputs`."""
+        outputs = getattr(self.model, "outputs", None)
+        return 2 if outputs == 1 else outputs
+
     def inputs(self, batch: Batch) -> jax.Array:
         """Returns float32 inputs, scaled and normalised."""
         x = self._scaled(batch)
@@ -117,7 +121,7 @@ class Classification(Task):
         """
         labels_B = column(batch, self.label, "task.label")
         # Losses of evaluations compare, whatever the smoothing in training.
-        smoothing = self.label_smoothing if train else 0.0
+        smoothing, outputs = self.label_smoothing if train else 0.0, _logits(outputs)
         loss_B = losses.softmax_cross_entropy(outputs, labels_B, smoothing)
         if jnp.issubdtype(labels_B.dtype, jnp.floating):
             labels_B = labels_B.argmax(-1)
@@ -129,6 +133,7 @@ class Classification(Task):
 
     def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """Returns "label" (B,) int32, the likeliest class, and "probability" (B, K) float32."""
+        outputs = _logits(outputs)
         return {
             "label": outputs.argmax(-1).astype(jnp.int32),
             # In float32: bfloat16 would make ties, which ROC AUC counts as halves.
@@ -171,3 +176,10 @@ class Classification(Task):
             raise DataError("task.label: shares of classes must be 0 or more, and sum to 1.")
         if self.class_weights:
             raise ConfigError("task.class_weights: labels are shares; weights are for one class.")
+
+
+def _logits(outputs: jax.Array) -> jax.Array:
+    """Returns logits (B, K) as they are, and of one (B, 1) those of both classes, (B, 2)."""
+    if outputs.shape[-1] != 1:
+        return outputs
+    return jnp.concatenate([jnp.zeros_like(outputs), outputs], axis=-1)

@@ -1,13 +1,16 @@
 """Evaluation and prediction: every example of a split once."""
 
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from lsm import processes
 from lsm.data import Prefetcher
-from lsm.evaluate import compute, init, update
+from lsm.evaluate import compute, init, pictures, update
+from lsm.files import atomic_write
 from lsm.mesh import place
 from lsm.metrics import Weighted
 from lsm.train.goodput import Clock
@@ -19,7 +22,13 @@ _IN_FLIGHT = 4
 """Batches dispatched and not read yet: this many are held on the devices."""
 
 
-def evaluate(trainer: Trainer, state: TrainState, split: str, clock: Clock) -> dict[str, float]:
+def evaluate(
+    trainer: Trainer,
+    state: TrainState,
+    split: str,
+    clock: Clock,
+    workdir: pathlib.Path | None = None,
+) -> dict[str, float]:
     """Returns the task's figures over all of a split; the padding of its last batch weighs 0.
 
     Args:
@@ -28,8 +37,12 @@ def evaluate(trainer: Trainer, state: TrainState, split: str, clock: Clock) -> d
       state: what to evaluate: its parameters and model state, or their moving averages.
       split: "validation" or "test".
       clock: books the first dispatch as "compile", the rest as "evaluation".
+      workdir: where the pictures of the metrics are written; None draws none.
+
+    Raises:
+      TrainingError: a picture cannot be written.
     """
-    metrics = trainer.experiment.evaluation.metrics
+    metrics = trainer.metrics
     totals: dict[str, Weighted] = {}
     accumulators = init(metrics)
     with clock("evaluation"):
@@ -37,12 +50,21 @@ def evaluate(trainer: Trainer, state: TrainState, split: str, clock: Clock) -> d
             totals = total([totals, part])
             if metrics:
                 accumulators = update(metrics, accumulators, seen["predictions"], seen["batch"])
+        if workdir is not None and processes.is_first():
+            for name, picture in pictures(metrics, accumulators).items():
+                atomic_write(workdir / name, picture)
         return trainer.experiment.task.summary(totals) | compute(metrics, accumulators)
 
 
-def evaluate_all(trainer: Trainer, state: TrainState, clock: Clock) -> dict[str, dict[str, float]]:
-    """Returns the figures of every split, by split."""
-    return {split: evaluate(trainer, state, split, clock) for split in trainer.evaluation}
+def evaluate_all(
+    trainer: Trainer, state: TrainState, clock: Clock, workdir: pathlib.Path
+) -> dict[str, dict[str, float]]:
+    """Returns the figures of every split, by split; the pictures in `workdir` are of the last."""
+    last = [*trainer.evaluation][-1:]
+    return {
+        split: evaluate(trainer, state, split, clock, workdir if split in last else None)
+        for split in trainer.evaluation
+    }
 
 
 def predict(trainer: Trainer, state: TrainState, split: str) -> Iterator[dict[str, np.ndarray]]:

@@ -52,9 +52,9 @@ def fit(
     experiment; `workdir` must be on a disk that they share.
 
     Writes `config.json`, `origin.json`, `data.json`, `inputs.json`, `checkpoints/`, what the
-    writers write (`metrics.jsonl`, ...), and at the end `result.json` and `curves.png`. Killed at
-    any moment and called again with the same experiment, it ends with the same parameters, to the
-    last bit. A run that is done is left as it is.
+    writers write (`metrics.jsonl`, ...), and at the end `result.json`, `curves.png` and the
+    pictures of its metrics. Killed at any moment and called again with the same experiment, it ends
+    with the same parameters, to the last bit. A run that is done is left as it is.
 
     Args:
       experiment: what to run.
@@ -191,7 +191,7 @@ def _finished(loop: Loop, state: TrainState, ending: Ending, workdir: pathlib.Pa
         loop.checkpoints.wait()
     if ending != "interrupted":
         state = _chosen(loop, state)
-        metrics = evaluate_all(loop.trainer, state, loop.clock)
+        metrics = evaluate_all(loop.trainer, state, loop.clock, workdir)
     progress = loop.progress
     goodput = loop.throughput.summary(loop.clock.spent, progress.replayed, last)
     if ending != "interrupted":

@@ -42,13 +42,14 @@ def evaluate_run(
     """Evaluates the best checkpoint of a run, or its last where none was chosen as best.
 
     Returns:
-      The checkpoint's step, and its figures by split ("validation", "test"). Writes nothing.
+      The checkpoint's step, and its figures by split ("validation", "test"). Writes nothing but
+      the pictures of the metrics.
 
     Raises:
       CheckpointError: there is no checkpoint, or it is damaged or of another model.
     """
     trainer, state, step = _restored(experiment, workdir, data_dir)
-    return step, evaluate_all(trainer, state, Clock())
+    return step, evaluate_all(trainer, state, Clock(), expanded(workdir, "--workdir"))
 
 
 def predict_run(

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,13 +26,13 @@ from lsm.data import (
 from lsm.data.inputs import Inputs
 from lsm.data.transforms import IMAGE, changed
 from lsm.durations import Horizon
-from lsm.errors import ConfigError, DataError, MeshError, listed, nearest
-from lsm.evaluate import columns, names
+from lsm.errors import ConfigError, DataError, LsmError, MeshError, listed, nearest
+from lsm.evaluate import Metric, columns, init, names, update
 from lsm.mesh import batch_ways, local_rows
 from lsm.metrics import Weighted
 from lsm.rng import streams
 from lsm.tasks import Classification, column
-from lsm.train.program import Program, build
+from lsm.train.program import Program, build, make_predict
 
 _log = logging.getLogger("lsm.train")
 
@@ -47,6 +47,7 @@ class Trainer:
       train: training batches by step; of each, the rows of this process.
       evaluation: evaluation batches by split, of the splits that the experiment names; likewise.
       program: the compiled pieces.
+      metrics: those of the experiment, told the names of the classes.
     """
 
     experiment: Experiment
@@ -54,6 +55,7 @@ class Trainer:
     train: TrainBatches
     evaluation: dict[str, EvalBatches]
     program: Program
+    metrics: tuple[Metric, ...]
 
     @classmethod
     def of(cls, experiment: Experiment, data_dir: os.PathLike | str | None) -> "Trainer":
@@ -75,14 +77,16 @@ class Trainer:
         _check_vocabulary(experiment, batches.dataset.vocabulary_size)
         _check_texts(batches.dataset, sample)
         experiment.task.check(sample)
-        _say_other_outputs(experiment, batches.dataset)
+        classes = Inputs.of(batches.dataset).called(experiment.task)
+        _check_outputs(experiment, classes)
         _check_shapes({name: jax.ShapeDtypeStruct((), x.dtype) for name, x in sample.items()})
         program = build(experiment, horizon, sample)
         evaluation = _evaluation_batches(experiment, program, data_dir)
-        _check_monitor(experiment, program)
+        metrics = _told(experiment, classes)
+        _check_monitor(experiment, metrics, program)
         rows = local_rows(program.batch, batches.batch_size)
         batches = dataclasses.replace(batches, rows=rows)
-        return cls(experiment, horizon, batches, evaluation, program)
+        return cls(experiment, horizon, batches, evaluation, program, metrics)
 
     def check_examples(self, split: str) -> None:
         """Checks all examples of "train", "validation" or "test" that are in memory.
@@ -280,34 +284,61 @@ def _check_vocabulary(experiment: Experiment, ids: int | None) -> None:
         )
 
 
-def _say_other_outputs(experiment: Experiment, dataset: Dataset) -> None:
-    """Warns where a classifier's outputs are not as many as the classes: both have defaults."""
-    if not isinstance(experiment.task, Classification):
+def _check_outputs(experiment: Experiment, classes: Sequence[str] | None) -> None:
+    """Warns where a classifier's outputs are not as many as the classes: both have defaults.
+
+    Raises:
+      DataError: there is one class.
+    """
+    task, source = experiment.task, experiment.data.source
+    if not (isinstance(task, Classification) and classes):
         return
-    outputs = getattr(experiment.task.model, "outputs", None)
-    classes = Inputs.of(dataset).called(experiment.task)
-    if classes and outputs and outputs != len(classes) and processes.is_first():
+    if len(classes) == 1:
+        raise DataError(f"data: {source} has one class, {classes[0]!r}; two or more are needed.")
+    if task.outputs not in (None, len(classes)) and processes.is_first():
         told = "task.model.outputs: %d, and %s has %d classes."
-        _log.warning(told, outputs, experiment.data.source, len(classes))
+        _log.warning(told, task.model.outputs, source, len(classes))
 
 
-def _check_monitor(experiment: Experiment, program: Program) -> None:
+def _told(experiment: Experiment, classes: Sequence[str] | None) -> tuple[Metric, ...]:
+    """Returns the metrics, told the classes: a name, or a number for an output without one."""
+    task = experiment.task
+    outputs = getattr(task if isinstance(task, Classification) else task.model, "outputs", None)
+    names = [*(classes or ()), *map(str, range(len(classes or ()), outputs or 0))]
+    return tuple(metric.told(names) for metric in experiment.evaluation.metrics)
+
+
+def _check_monitor(experiment: Experiment, metrics: tuple[Metric, ...], program: Program) -> None:
     """Raises ConfigError where the monitored metric is not one of the task's."""
     state, batch, task = program.abstract_state, program.abstract_batch, experiment.task
     rngs = jax.eval_shape(lambda: streams(task.streams, experiment.train.seed, 0))
-    metrics = jax.eval_shape(
-        task.evaluate, state.params, state.model_state, batch, rngs, state.step
-    )
-    figures = task.summary({name: Weighted(1.0, 1.0) for name in metrics})
-    for name in names(experiment.evaluation.metrics):
+    means = jax.eval_shape(task.evaluate, state.params, state.model_state, batch, rngs, state.step)
+    figures = task.summary({name: Weighted(1.0, 1.0) for name in means})
+    for name in names(metrics):
         if name in figures:
             raise ConfigError(f"evaluation.metrics: {name!r} is a metric of the task's own.")
         figures[name] = 1.0
-    for name in columns(experiment.evaluation.metrics):
+    for name in columns(metrics):
         column(batch, name, "evaluation.metrics")
+    if metrics:
+        _let_see_nothing(experiment, metrics, program)
     monitor = experiment.evaluation.monitor
     if monitor not in figures:
         raise ConfigError(
             f"evaluation.monitor: no metric {monitor!r}; this task has {listed(figures)}."
             + nearest(monitor, figures)
         )
+
+
+def _let_see_nothing(experiment: Experiment, metrics: tuple[Metric, ...], program: Program) -> None:
+    """Hands the metrics a batch of no example: what they miss in it is told now."""
+    state, batch = program.abstract_state, program.abstract_batch
+    predict = make_predict(experiment.task, experiment.train.seed)
+    seen = jax.eval_shape(predict, state.params, state.model_state, batch, 0, state.step), batch
+    empty = [{name: np.zeros((0, *x.shape[1:]), x.dtype) for name, x in of.items()} for of in seen]
+    try:
+        update(metrics, init(metrics), *empty)
+    except LsmError:
+        raise
+    except Exception as error:  # somebody's own, which may need one
+        _log.debug("evaluation.metrics, of no example: %s", error)

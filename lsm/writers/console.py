@@ -165,8 +165,9 @@ class _Bar:
 
 
 def _figures(split: str, metrics: Mapping[str, float]) -> str:
-    """Returns "loss 0.4321  accuracy 0.8700": all figures of an evaluation, two of training."""
-    shown = ("loss", "accuracy") if split == "train" else metrics
+    """Returns "loss 0.4321  accuracy 0.8700": two figures of training, of an evaluation those of
+    all examples: what is said of each class, "f1/cat", is in the files."""
+    shown = ("loss", "accuracy") if split == "train" else (k for k in metrics if "/" not in k)
     return "  ".join(f"{name} {_short(metrics[name])}" for name in shown if name in metrics)
 
 

@@ -1,6 +1,7 @@
-"""ROC AUC and F1 against scikit-learn; and that no split into batches changes them."""
+"""Figures of classes against scikit-learn; and that no split into batches changes them."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from sklearn import metrics as sk
 
 from lsm import evaluate
 from lsm.errors import ConfigError, DataError
-from lsm.evaluate import F1, RocAuc
+from lsm.evaluate import F1, CalibrationError, Confusion, RocAuc, TopK
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -245,3 +246,82 @@ def test_what_does_not_fit_is_one_line(metric, change, match):
     batch["weight"][:] = 1
     with pytest.raises(DataError, match=match):
         figures((metric,), predictions, batch | change)
+
+
+NAMES = ("cat", "dog", "a/b", "3", "4")
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_figures_of_each_class_equal_scikit_learn(weights):
+    predictions, batch = data(4, seed=5, weights=weights)
+    labels, predicted, weight = batch["label"], predictions["label"], batch.get("weight")
+    metrics = [metric.told(NAMES) for metric in (F1(by_class=True), Confusion())]
+    found = figures(metrics, predictions, batch, cuts=(17, 300))
+    options = {"labels": range(5), "zero_division": 0, "sample_weight": weight}
+    columns = sk.precision_recall_fscore_support(labels, predicted, **options)[:3]
+    expected = sk_f1(labels, predicted, weight)
+    for name, values in zip(("precision", "recall", "f1"), columns, strict=True):
+        expected |= {f"{name}/{kind}": x for kind, x in zip(NAMES, values, strict=True)}
+        expected[f"{name}_micro"] = sk.f1_score(labels, predicted, average="micro", sample_weight=weight)  # fmt: skip
+    matrix = sk.confusion_matrix(labels, predicted, labels=range(5), sample_weight=weight)
+    for (i, j), x in np.ndenumerate(matrix):
+        expected[f"confusion/{NAMES[i]}/{NAMES[j]}"] = x
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert found.keys() == set(evaluate.names(metrics))
+
+
+def guo(labels, probabilities, weight, bins=15):
+    """Guo et al. 2017, equations 2, 3 and 5, bin by bin."""
+    sure, hits = probabilities.max(1).astype(float), probabilities.argmax(1) == labels
+    error, edges = 0.0, np.linspace(0, 1, bins + 1)
+    for low, high in itertools.pairwise(edges):
+        inside = (sure > low) & (sure <= high) & (weight > 0)
+        if inside.any():
+            accuracy = np.average(hits[inside], weights=weight[inside])
+            confidence = np.average(sure[inside], weights=weight[inside])
+            error += weight[inside].sum() / weight.sum() * abs(accuracy - confidence)
+    return error
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_top_k_equals_scikit_learn_and_the_calibration_error_its_definition(classes):
+    """Scores have ties, and 1/8, 1/4, ... of 8 bins are edges."""
+    predictions, batch = data(classes, seed=classes)
+    scores, labels, weight = predictions["probability"], batch["label"], batch["weight"]
+    metrics = (TopK(1), TopK(2), TopK(3), CalibrationError(), CalibrationError(bins=8))
+    with pytest.raises(ConfigError, match="both give 'calibration_error'"):
+        evaluate.names(metrics)
+    for metric in metrics:
+        (found,) = figures((metric,), predictions, batch, cuts=(17, 17, 300)).values()
+        if isinstance(metric, CalibrationError):
+            expected = guo(labels, scores, weight, metric.bins)
+        elif metric.k >= classes:
+            expected = 1
+        else:
+            # A class more that nobody is in: of two, scikit-learn wants one score.
+            own = np.pad(scores, ((0, 0), (0, 1)), constant_values=-1)
+            options = {"k": metric.k, "sample_weight": weight, "labels": range(classes + 1)}
+            expected = sk.top_k_accuracy_score(labels, own, **options)
+        assert found == pytest.approx(expected, abs=1e-6)
+    scores[batch["weight"] > 0, 0] = np.nan
+    assert all(math.isnan(x) for m in metrics for x in figures((m,), predictions, batch).values())
+
+
+def test_a_probability_of_one_number_is_that_of_class_1():
+    predictions, batch = data(2)
+    one = {"probability": predictions["probability"][:, 1]}
+    whole = {"probability": np.stack([1 - one["probability"], one["probability"]], axis=1)}
+    for metric in (CalibrationError(), TopK(1)):
+        assert figures((metric,), one, batch) == figures((metric,), whole, batch)
+
+
+def test_classes_that_nobody_knows_are_asked_for():
+    for metric in (F1(by_class=True), Confusion()):
+        with pytest.raises(ConfigError, match=r"^\w+\.classes: neither the data nor the model"):
+            evaluate.names((metric.told(()),))
+        kinds = dataclasses.replace(metric, classes=("a", "b", "c")).told(NAMES)
+        assert kinds.classes == ("a", "b", "c")
+        predictions, batch = data(4)
+        with pytest.raises(DataError, match="a label of 3; labels must be 0 to 2"):
+            figures((kinds,), predictions, batch)
+    assert F1().told(()) == F1()

@@ -1,6 +1,7 @@
 """Trained models in Python: loaded, asked, measured by figures that are not means."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import shutil
@@ -8,15 +9,15 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 from user_tasks import experiment, pictures
 
 import lsm
 from lsm import Data, Evaluation, Mesh
 from lsm.config import flags
-from lsm.data import Arrays
+from lsm.data import Arrays, images
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError
-from lsm.evaluate import F1, Metric, RocAuc, compute
+from lsm.evaluate import F1, CalibrationError, Confusion, Metric, Mistakes, RocAuc, compute
 from lsm.models import MLP
 from lsm.tasks import Classification
 from lsm.writers import Jsonl
@@ -112,7 +113,8 @@ def test_host_metrics_equal_scikit_learn_whatever_the_batch(base, tmp_path):
     test = pictures(45, seed=3)
     found = []
     for batch_size in (8, 64):
-        evaluation = Evaluation(every=2, batch_size=batch_size, metrics=(RocAuc(), F1()))
+        metrics = (RocAuc(), F1(by_class=True), CalibrationError(), Confusion())
+        evaluation = Evaluation(every=2, batch_size=batch_size, metrics=metrics)
         case = experiment(
             data=Data(source=Arrays(train=pictures(), test=test)), evaluation=evaluation
         )
@@ -128,6 +130,11 @@ def test_host_metrics_equal_scikit_learn_whatever_the_batch(base, tmp_path):
         np.testing.assert_allclose(
             figures["f1"], f1_score(test["label"], predicted["label"], average="macro"), rtol=1e-6
         )
+        confusion = confusion_matrix(test["label"], predicted["label"], labels=range(4)).ravel()
+        pairs = itertools.product(range(4), range(4))
+        assert [figures[f"confusion/{i}/{j}"] for i, j in pairs] == confusion.tolist()
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert images.decode(base / "confusion.png").shape[2] == 3
 
 
 def test_the_best_checkpoint_by_a_host_metric(tmp_path):
@@ -156,9 +163,11 @@ def test_the_best_checkpoint_by_a_host_metric(tmp_path):
     [
         ((F1(label="lable"),), DataError, "no column 'lable'.*Did you mean 'label'"),
         ((F1(), F1()), ConfigError, "both give 'f1'"),
+        ((Mistakes(),), DataError, "Mistakes.image: .0, 12. given"),
+        ((F1(prediction="lable"),), DataError, "F1.prediction: there is no 'lable'"),
         ((Clash(),), ConfigError, "'loss' is a metric of the task's own"),
     ],
-    ids=["column", "twice", "clash"],
+    ids=["column", "twice", "image", "prediction", "clash"],
 )
 def test_metrics_that_do_not_fit_are_refused_at_the_start(tmp_path, metrics, error, line):
     with pytest.raises(error, match=line):

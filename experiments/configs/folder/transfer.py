@@ -1,0 +1,53 @@
+"""Any folder of pictures, one folder a class, by a network that has learnt from CIFAR-10.
+
+It begins as the best of `cifar/modern.py` does, in runs/modern unless --config.start.path says
+another, with a new last layer. Its features are means over the picture, so it can take pictures of
+64 x 64 where that one had 32 x 32. PATH is as for simple_cnn.py; without it, hymenoptera.
+
+    python -m experiments.cifar --config=experiments/configs/cifar/modern.py --workdir=runs/modern
+    python -m experiments.folder --config=experiments/configs/folder/transfer.py --data_dir=DIR
+
+Measured (folder_transfer): not run yet.
+"""
+
+from lsm import Data, Evaluation, Experiment, Start, Train
+from lsm.data import Folder, RandomCrop, RandomFlip
+from lsm.evaluate import F1, Confusion, Mistakes
+from lsm.models import CNN
+from lsm.optim import Cosine, Group, Momentum, WarmUp
+from lsm.tasks import Classification
+
+
+def get_config(path=None):
+    source = Folder(path or "hymenoptera", size=64)
+    divided, outputs = True, 2
+    if path:
+        divided, outputs = "val" in source.splits(), len(source.open("all").classes)
+    return Experiment(
+        name="folder_transfer",
+        task=Classification(
+            model=CNN(widths=(32, 64, 128, 256), convs=1, dropout=0.2, outputs=outputs),
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+            label_smoothing=0.1,
+        ),
+        data=Data(
+            source=source,
+            train="train" if divided else "train[:80%]",
+            validation="val" if divided else "train[80%:]",
+            augment=(RandomFlip(), RandomCrop(padding=8)),
+        ),
+        optimizer=Momentum(
+            learning_rate=0.02,
+            nesterov=True,
+            weight_decay=5e-4,
+            # What is there already is to change little.
+            groups=(Group("Conv|BatchNorm", 0.1),),
+            schedule=WarmUp("5%", then=Cosine()),
+        ),
+        train=Train(epochs=40, batch_size=32),
+        evaluation=Evaluation(
+            monitor="accuracy", metrics=(F1(by_class=True), Confusion(), Mistakes())
+        ),
+        start=Start(path="runs/modern", fresh="^params/Dense_0/"),
+    )
