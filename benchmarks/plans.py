@@ -105,6 +105,7 @@ _LLAMA_2_7B = {
 }
 CASES = {
     "imagenet_resnet50": Case("ResNet-50, data parallel", "resnet50", "v5e:4x4", folder="imagenet"),
+    "imagenet_vit_s16": Case("ViT-S/16, data parallel", "vit_s16", "v5e:4x4", folder="imagenet"),
     "gpt2_124m": Case("GPT-2 124M, data parallel", "gpt2_124m", "v5e:4x4"),
     "llama_1b": Case("1B, FSDP", "llama_1b", "v5e:4x4"),
     "llama_8b": Case("8B, FSDP 256", "llama_8b", "v6e:16x16"),
