@@ -53,7 +53,7 @@ _PUBLISHED = (
     "planned",
     "middle off by",
 )
-_COLUMNS = ("plan", "chips", "memory a chip", "sent a chip", "step", "MFU", "tokens/s", "USD")
+_COLUMNS = ("plan", "chips", "memory a chip", "sent a chip", "step", "MFU", "speed", "USD")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,10 +258,9 @@ def _effort(name: str) -> Iterator[str]:
 def line(name: str) -> str:
     """Returns the two lines of a plan for the header of a config."""
     _, chips, memory, _, step, mfu, rate, _ = _row(name)
-    plan = _read(name)
-    unit, libtpu = _rates(plan)[0], plan["topology"]["versions"]["libtpu"]
+    libtpu = _read(name)["topology"]["versions"]["libtpu"]
     what = f"Planned ({name}): on {chips} chips {memory} each, a step of {step},"
-    return f"{what}\n  {mfu} MFU, {rate} {unit}, by libtpu {libtpu}; not trained here.\n"
+    return f"{what}\n  {mfu} MFU, {rate}, by libtpu {libtpu}; not trained here.\n"
 
 
 def _row(name: str) -> list[str]:
@@ -279,7 +278,8 @@ def _row(name: str) -> list[str]:
     sent = sum(one["total"] for one in plan["collectives"])
     fast, slow = projection["step_seconds"]
     mfu = [f"{100 * value:.0f}" for value in projection["mfu"]]
-    rate = [f"{value:,.0f}" for value in _rates(plan)[1]]
+    unit = "tokens" if projection["tokens_per_second"] else "examples"
+    rate = [f"{value:,.0f}" for value in projection[f"{unit}_per_second"]]
     usd = [f"{value:,.0f}" for value in projection["usd"] or ()]
     return [
         title,
@@ -288,17 +288,9 @@ def _row(name: str) -> list[str]:
         _bytes(sent),
         f"{fast:.3g} to {slow:.3g} s",
         f"{mfu[1]} to {mfu[0]} %",
-        f"{rate[1]} to {rate[0]}",
+        f"{rate[1]} to {rate[0]} {unit}/s",
         f"{usd[0]} to {usd[1]}" if usd else "-",
     ]
-
-
-def _rates(plan: Mapping[str, Any]) -> tuple[str, list[float]]:
-    """Returns what is counted, tokens or examples, and the slow and the fast end."""
-    projection = plan["projection"]
-    if projection["tokens_per_second"]:
-        return "tokens/s", projection["tokens_per_second"]
-    return "examples/s", projection["examples_per_second"]
 
 
 def _bytes(count: float) -> str:
