@@ -20,7 +20,7 @@ from lsm.data.dataset import (
     SplitSource,
     digest,
 )
-from lsm.errors import ConfigError, DataError, listed
+from lsm.errors import DataError, listed
 from lsm.files import expanded
 
 _DEEPEST = 5  # parts of a path in the tree that are looked for; a loop of links ends there
@@ -44,18 +44,18 @@ class Folder(SplitSource):
     Attributes:
       path: the tree; a relative path is looked for in the data directory, or where none is given
         in the working directory.
-      size: pictures are resized to this, N or (height, width).
+      size: pictures are resized to this, N or (height, width); None leaves each its own, for
+        `Data.augment` and `Data.evaluate` to bring all to one.
       skip_bad: leaves out what cannot be read, and says how many and which. For this each file is
         decoded once, when the tree is first opened.
     """
 
     path: str
-    size: int | tuple[int, int] = 224
+    size: int | tuple[int, int] | None = 224
     skip_bad: bool = False
 
     def __post_init__(self):
-        if images.as_size(self.size, "Folder.size") is None:
-            raise ConfigError("Folder.size: None is not a size; give N or (height, width).")
+        images.as_size(self.size, "Folder.size")
 
     def __str__(self) -> str:
         return f"folder {self.path}"
@@ -87,7 +87,9 @@ class Folder(SplitSource):
 class _Pictures(Dataset):
     """Files read and decoded when they are taken."""
 
-    def __init__(self, files: list[pathlib.Path], classes: tuple[str, ...], size: tuple[int, int]):
+    def __init__(
+        self, files: list[pathlib.Path], classes: tuple[str, ...], size: tuple[int, int] | None
+    ):
         self._files, self._classes, self._size = files, classes, size
         numbers = {name: number for number, name in enumerate(classes)}
         self._label = np.array([numbers[file.parent.name] for file in files], np.int32)
@@ -97,12 +99,14 @@ class _Pictures(Dataset):
 
     def take(self, indices: np.ndarray) -> Columns:
         pictures = [read(self._files[i], self._size) for i in np.asarray(indices).tolist()]
-        return {"image": np.stack(pictures), "label": self._label[indices]}
+        image = np.stack(pictures) if self._size else images.ragged(pictures)
+        return {"image": image, "label": self._label[indices]}
 
     @property
     def spec(self) -> Spec:
+        image = ((*self._size, 3), np.uint8) if self._size else ((), object)
         return {
-            "image": jax.ShapeDtypeStruct((*self._size, 3), np.uint8),
+            "image": jax.ShapeDtypeStruct(*image),
             "label": jax.ShapeDtypeStruct((), np.int32),
         }
 

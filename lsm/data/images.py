@@ -100,6 +100,14 @@ def _check_bits(image: Any) -> None:
         )
 
 
+def ragged(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns pictures of any sizes as an object array (N,), of one size by chance too."""
+    column = np.empty(len(pictures), object)
+    for row, picture in enumerate(pictures):
+        column[row] = picture
+    return column
+
+
 def encode_png(pixels: np.ndarray) -> bytes:
     """Returns a uint8 picture (height, width, 1 or 3) as PNG."""
     from PIL import Image

@@ -148,9 +148,7 @@ class Inputs:
         return np.array([numbers[value] for value in values], np.int32)
 
     def _pictures(self, column: str, paths: Sequence[pathlib.Path]) -> np.ndarray:
-        pictures = np.empty(len(paths), object)
-        for row, path in enumerate(paths):
-            pictures[row] = self._picture(column, path)
+        pictures = images.ragged([self._picture(column, path) for path in paths])
         return np.stack(changed({IMAGE: pictures}, self.evaluate)[IMAGE])
 
     def _picture(self, column: str, path: pathlib.Path) -> np.ndarray:

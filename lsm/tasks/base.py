@@ -380,7 +380,7 @@ def check_numeric(values: np.ndarray, field: str) -> None:
         kind = type(values.flat[0]).__name__
         raise DataError(
             f"{field}: the examples are {kind} of different shapes; numbers of one shape are "
-            "needed (for pictures, set data.source.size)."
+            "needed (of pictures by data.source.size, or data.augment and data.evaluate)."
         )
 
 

@@ -215,7 +215,8 @@ def abstract_batch(
     """Returns the shapes of a training batch, and the run's length.
 
     The data itself is opened only where the length is in epochs, where examples are not simply
-    shuffled, or where the source knows its shapes no other way.
+    shuffled, or where the source knows its shapes no other way. Pictures of different sizes that
+    augmentations bring to one are taken for RGB where the data is not there.
 
     Raises:
       DataError: the data is needed and is not there, or has no one shape.
@@ -227,8 +228,8 @@ def abstract_batch(
     if known:
         # One example, of zeros, for augmentations to change the shapes of.
         zeros = {name: np.zeros((1, *one.shape), one.dtype) for name, one in known.items()}
-        if data.augment and IMAGE in known and known[IMAGE].dtype == object:
-            zeros[IMAGE][0] = np.zeros((256, 256, 3), np.uint8)  # of any size: it will be cut
+        if IMAGE in known and known[IMAGE].dtype == object and data.augment:
+            zeros[IMAGE][0] = _some_picture(experiment, data_dir)
         opened: Dataset = ArrayDataset(zeros)
         examples = train.examples or train.steps * train.batch_size  # an epoch: not known
     else:
@@ -245,6 +246,16 @@ def abstract_batch(
         for name, one in spec.items()
     }
     return shapes, experiment.horizon(examples)
+
+
+def _some_picture(experiment: Experiment, data_dir: os.PathLike | str | None) -> np.ndarray:
+    """Returns a picture of a source whose pictures differ in size; of one that is not here, RGB."""
+    data = experiment.data
+    try:
+        dataset = data.source.open(data.train, data_dir).by_example()
+    except DataError:
+        return np.zeros((256, 256, 3), np.uint8)
+    return dataset.take(np.arange(1))[IMAGE][0]
 
 
 def _check_shapes(spec: Mapping[str, jax.ShapeDtypeStruct]) -> None:

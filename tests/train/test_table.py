@@ -8,12 +8,13 @@ import pytest
 
 import lsm
 from lsm import Data, Experiment, Mesh, Train
-from lsm.data import Tokens
+from lsm.data import RandomFlip, RandomResizedCrop, Source, Tokens
 from lsm.errors import DataError, MeshError
+from lsm.models import MLP
 from lsm.models.experts import Experts
 from lsm.models.families import llama, mixtral
 from lsm.optim import Adam
-from lsm.tasks import LanguageModelling
+from lsm.tasks import Classification, LanguageModelling
 from lsm.train import abstract_batch, state_table
 
 SIZES = {"vocabulary": 64, "layers": 2, "heads": 4, "kv_heads": 2, "width": 32, "context": 16}
@@ -68,6 +69,27 @@ def test_shapes_come_without_data_where_the_source_knows_them():
     assert horizon.steps == 10
     with pytest.raises(DataError):
         abstract_batch(experiment(train=Train(epochs=1, batch_size=8)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Absent(Source):
+    """Pictures of any size, which are somewhere else."""
+
+    def open(self, split, data_dir=None):
+        raise DataError("not here")
+
+    def spec(self, split, data_dir=None):
+        label = jax.ShapeDtypeStruct((), np.int32)
+        return {"image": jax.ShapeDtypeStruct((), object), "label": label}
+
+
+def test_pictures_of_any_size_have_the_one_that_augmentation_gives_them():
+    data = Data(source=Absent(), augment=(RandomResizedCrop(48), RandomFlip()))
+    task = Classification(model=MLP())
+    batch, _ = abstract_batch(experiment(data=data, task=task))
+    assert batch["image"].shape == (8, 48, 48, 3) and batch["image"].dtype == np.uint8
+    with pytest.raises(DataError, match="column 'image' has no one shape"):
+        abstract_batch(experiment(data=dataclasses.replace(data, augment=()), task=task))
 
 
 def test_with_experts_the_parameters_that_a_token_meets_are_told():

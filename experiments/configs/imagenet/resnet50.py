@@ -9,7 +9,7 @@ Planned (imagenet_resnet50): not yet; not trained here.
 """
 
 from lsm import Data, Evaluation, Experiment, Train
-from lsm.data import RandomFlip, Tfds
+from lsm.data import CenterCrop, RandomFlip, RandomResizedCrop, Tfds
 from lsm.models.resnet import resnet50
 from lsm.optim import Cosine, Momentum, WarmUp
 from lsm.tasks import Classification
@@ -25,9 +25,11 @@ def get_config(arg=None):
             label_smoothing=0.1,
         ),
         data=Data(
-            source=Tfds("imagenet2012", size=224),
+            source=Tfds("imagenet2012"),
             test="validation",  # the labels of its test split are secret
-            augment=(RandomFlip(),),
+            augment=(RandomResizedCrop(224), RandomFlip()),
+            evaluate=(CenterCrop(224, resize=256),),
+            workers=16,
         ),
         optimizer=Momentum(
             learning_rate=0.4,  # 0.1 for each 256 examples

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lsm.data import images
 from lsm.data.dataset import Columns
 from lsm.data.transforms.base import IMAGE
 from lsm.errors import DataError
@@ -48,10 +49,7 @@ def each(
         changed.append(np.asarray(picture)[..., None] if grey else np.asarray(picture))
     if batch[IMAGE].dtype != object:
         return batch | {IMAGE: np.stack(changed) if changed else batch[IMAGE].copy()}
-    ragged = np.empty(len(changed), object)
-    for row, pixels in enumerate(changed):  # of one shape by chance, they would be stacked
-        ragged[row] = pixels
-    return batch | {IMAGE: ragged}
+    return batch | {IMAGE: images.ragged(changed)}
 
 
 def brightness(picture: Picture, factor: float) -> Picture:
