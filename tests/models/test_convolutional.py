@@ -185,7 +185,8 @@ def experiment(model, **more):
 
 def first_state(case):
     batch = case.data.source.train
-    return begin(build(case, case.horizon(2), batch, jax.devices()[:1]), case.start)
+    program = build(case, case.horizon(2), batch, jax.devices()[:1])
+    return begin(program, case.start, case.task, None)
 
 
 def perturbed(reference):
