@@ -81,6 +81,9 @@ CASES = {
     "cifar_airbench": Case(
         "CIFAR-10, airbench94 with Muon, 8 epochs", "cifar/airbench.py", claimed="94.01 %", seeds=1
     ),
+    "cifar_cct": Case(
+        "CIFAR-10, CCT of 0.62 M parameters", "cifar/cct.py", claimed="89.2 %, 200 epochs", seeds=1
+    ),
     "cats_dogs": Case(
         "Cats and dogs of CIFAR-10, 1000 pictures, logistic loss",
         "cifar/cats_dogs.py:scratch",

@@ -6,8 +6,8 @@
 
 The step is what a start compiles anew where oneDNN computes its products; the other programs are
 kept. It is compiled for one device, whatever the mesh; those of configs/gpt and
-configs/imagenet, which are for many chips, are lowered only. No data is read: the shapes of MNIST,
-CIFAR-10, hymenoptera and tiny Shakespeare stand below.
+configs/imagenet, which are for many chips, are lowered only. No data is read: the shapes of MNIST and
+its relative, CIFAR-10, hymenoptera and tiny Shakespeare stand below.
 
 Seconds are those of the CPU, of all threads: other work on the machine hardly adds to them. Of
 each the shortest of a few turns counts. Beside them stands what they are spent on, which is the
@@ -56,7 +56,11 @@ STAGES = {"trace": "equations", "lower": "operations", "compile": "instructions"
 GROWTH = 1.5
 _TURNS = 2
 _SMALL = 0.5  # seconds too few to warn of: their noise is as large
-_PICTURES = {"mnist": (60_000, (28, 28, 1)), "cifar10": (50_000, (32, 32, 3))}
+_PICTURES = {
+    "mnist": (60_000, (28, 28, 1)),
+    "fashion_mnist": (60_000, (28, 28, 1)),
+    "cifar10": (50_000, (32, 32, 3)),
+}
 """Training examples, and the shape of one."""
 _RESULT = re.compile(r"^\s*(?:ROOT )?%\S+ = ", re.MULTILINE)
 _TABLE = re.compile(r"^(<!-- compile -->\n).*?^(<!-- /compile -->)$", re.DOTALL | re.MULTILINE)

@@ -53,7 +53,7 @@ _PUBLISHED = (
     "planned",
     "middle off by",
 )
-_COLUMNS = ("plan", "chips", "memory a chip", "sent a chip", "step", "MFU", "tokens/s", "USD")
+_COLUMNS = ("plan", "chips", "memory a chip", "sent a chip", "step", "MFU", "speed", "USD")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +105,7 @@ _LLAMA_2_7B = {
 }
 CASES = {
     "imagenet_resnet50": Case("ResNet-50, data parallel", "resnet50", "v5e:4x4", folder="imagenet"),
+    "imagenet_vit_s16": Case("ViT-S/16, data parallel", "vit_s16", "v5e:4x4", folder="imagenet"),
     "gpt2_124m": Case("GPT-2 124M, data parallel", "gpt2_124m", "v5e:4x4"),
     "llama_1b": Case("1B, FSDP", "llama_1b", "v5e:4x4"),
     "llama_8b": Case("8B, FSDP 256", "llama_8b", "v6e:16x16"),
@@ -257,10 +258,9 @@ def _effort(name: str) -> Iterator[str]:
 def line(name: str) -> str:
     """Returns the two lines of a plan for the header of a config."""
     _, chips, memory, _, step, mfu, rate, _ = _row(name)
-    plan = _read(name)
-    unit, libtpu = _rates(plan)[0], plan["topology"]["versions"]["libtpu"]
+    libtpu = _read(name)["topology"]["versions"]["libtpu"]
     what = f"Planned ({name}): on {chips} chips {memory} each, a step of {step},"
-    return f"{what}\n  {mfu} MFU, {rate} {unit}, by libtpu {libtpu}; not trained here.\n"
+    return f"{what}\n  {mfu} MFU, {rate}, by libtpu {libtpu}; not trained here.\n"
 
 
 def _row(name: str) -> list[str]:
@@ -278,7 +278,8 @@ def _row(name: str) -> list[str]:
     sent = sum(one["total"] for one in plan["collectives"])
     fast, slow = projection["step_seconds"]
     mfu = [f"{100 * value:.0f}" for value in projection["mfu"]]
-    rate = [f"{value:,.0f}" for value in _rates(plan)[1]]
+    unit = "tokens" if projection["tokens_per_second"] else "examples"
+    rate = [f"{value:,.0f}" for value in projection[f"{unit}_per_second"]]
     usd = [f"{value:,.0f}" for value in projection["usd"] or ()]
     return [
         title,
@@ -287,17 +288,9 @@ def _row(name: str) -> list[str]:
         _bytes(sent),
         f"{fast:.3g} to {slow:.3g} s",
         f"{mfu[1]} to {mfu[0]} %",
-        f"{rate[1]} to {rate[0]}",
+        f"{rate[1]} to {rate[0]} {unit}/s",
         f"{usd[0]} to {usd[1]}" if usd else "-",
     ]
-
-
-def _rates(plan: Mapping[str, Any]) -> tuple[str, list[float]]:
-    """Returns what is counted, tokens or examples, and the slow and the fast end."""
-    projection = plan["projection"]
-    if projection["tokens_per_second"]:
-        return "tokens/s", projection["tokens_per_second"]
-    return "examples/s", projection["examples_per_second"]
 
 
 def _bytes(count: float) -> str:

@@ -1,6 +1,5 @@
 """Fixtures of all tests: eight simulated CPU devices, and the real datasets where they are."""
 
-import importlib.util
 import os
 import pathlib
 
@@ -31,18 +30,5 @@ def tfds_dir() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def torchvision():
     """The package, for its models and transforms; skips where it or PyTorch is absent."""
-    torch = pytest.importorskip("torch", reason="PyTorch runs the reference")
-    found = importlib.util.find_spec("torchvision")
-    if found is None:
-        pytest.skip("torchvision is the reference")
-    try:
-        torch.ops.load_library(pathlib.Path(found.origin).parent / "_C.so")
-    except OSError:
-        # Built for another PyTorch, CUDA's: the operators of detection are missing, and torchvision
-        # asks for these by name when it is imported. Nothing here calls them.
-        operators = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            operators.define(f"{name}(Tensor dets, Tensor scores, float iou) -> Tensor")
-    import torchvision
-
-    yield torchvision  # and `operators` stay as long
+    pytest.importorskip("torch", reason="PyTorch runs the reference")
+    return pytest.importorskip("benchmarks.peer", reason="torchvision is the reference").torchvision

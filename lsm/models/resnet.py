@@ -14,10 +14,11 @@ from lsm.models.batch_norm import BatchNorm
 from lsm.models.initializers import Gaussian, Scaled
 from lsm.models.layers import Dtype, Initializer
 
+_FILTERS = (None, None, None, ("fsdp", "tensor"))
 LAYOUT = Layout(
     rules=(
         # Filters are split over devices, as in `CNN`.
-        Rule(r"(conv|cut)(_\d)?/kernel$", (None, None, None, ("fsdp", "tensor")), otherwise=Fsdp()),
+        Rule(r"(conv(_\d)?|shortcut)/kernel$", _FILTERS, otherwise=Fsdp()),
         Rule(r"head/kernel$", ("fsdp", "tensor"), otherwise=Fsdp()),
         Rule(".*", Fsdp()),
     ),

@@ -96,7 +96,7 @@ def match(start: Start, here: Spec, weights: Weights) -> dict[str, str]:
     if told:
         raise CheckpointError(
             f"start: {weights.where} does not fit this model; {'; '.join(told)}. See Start.take, "
-            "Start.rename and Start.fresh."
+            "Start.rename, Start.fresh and Start.names."
         )
     return found
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import lsm
 from lsm import Data, Experiment, Train
-from lsm.data import Folder, folder, images
+from lsm.data import Folder, build, folder, images
 from lsm.errors import DataError
 from lsm.models import MLP
 from lsm.optim import SGD
@@ -163,6 +163,9 @@ def test_a_photo_stands_as_its_exif_says(tree):
         # Bytes stay as they are stored, as TFDS has them.
         of_bytes = images.decode((tree / "cat/photo.png").read_bytes())
         np.testing.assert_array_equal(of_bytes, np.asarray(stored))
+        # So a dataset that is prepared of the tree gets them upright.
+        prepared = images.decode(build._as_rgb(tree / "cat/photo.png"))
+        np.testing.assert_array_equal(prepared, np.asarray(image))
 
 
 def test_of_an_animation_the_first_picture_is_taken(tree):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lsm.data import Arrays, Select
+from lsm.data import Arrays, Files, Select
 from lsm.errors import ConfigError, DataError
 
 NAMES = ("bird", "cat", "dog", "frog")
@@ -54,6 +54,14 @@ def test_the_draw_is_a_function_of_the_seed():
     raw = np.random.Philox(key=3).random_raw(40)
     cats = np.arange(1, 40, 4)
     assert set(cats[np.argsort(raw[cats])][:5]) <= set(drawn(3)[0])
+
+
+def test_of_several_columns_with_names_one_is_chosen_by(tmp_path):
+    (tmp_path / "a.csv").write_text("x,kind,colour\n1,b,red\n2,a,red\n3,c,blue\n4,b,blue\n")
+    files = Files(str(tmp_path / "a.csv"), labels=("kind", "colour"))
+    dataset = Select(files, ("c", "b"), label="kind").open("train")
+    assert dataset.column("kind").tolist() == [1, 0, 1]
+    assert dataset.names == {"kind": ("c", "b"), "colour": ("blue", "red")}
 
 
 def test_errors():

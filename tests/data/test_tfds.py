@@ -106,7 +106,9 @@ ALL_FEATURES = {
 def test_every_feature_is_that_of_tfds(tfds_dir, name, monkeypatch):
     monkeypatch.setattr(cache, "MAX_BYTES", 0)
     for split in tfds.builder(name, data_dir=str(tfds_dir)).info.splits:
-        dataset = Tfds(name, columns=ALL_FEATURES[name]).open(split, tfds_dir)
+        source = Tfds(name, columns=ALL_FEATURES[name])
+        dataset = source.open(split, tfds_dir)
+        assert source.spec(split, tfds_dir) == dataset.spec
         indices = list(range(0, len(dataset), max(1, len(dataset) // 100)))
         columns = dataset.take(np.array(indices))
         for i, example in enumerate(reference(name, split, tfds_dir, indices)):

@@ -39,7 +39,8 @@ def started(model, size, path, **start):
         train=Train(steps=1, batch_size=2),
         start=Start(path=str(path), **start),
     )
-    return begin(build(case, case.horizon(2), columns, jax.devices()[:1]), case.start).params
+    program = build(case, case.horizon(2), columns, jax.devices()[:1])
+    return begin(program, case.start, case.task, None).params
 
 
 def assert_equal_logits(model, names, reference, size, path, std=0.1):

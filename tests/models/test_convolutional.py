@@ -76,9 +76,14 @@ def test_sizes_that_do_not_exist_are_refused(make, line):
 
 
 def drawn(model, x_BxHxWxC):
-    """Variables by NumPy: `init` takes a second to compile."""
+    """Variables by NumPy, for `init` takes a second to compile: vectors above 0, as variances are."""
     random, shapes = np.random.default_rng(0), jax.eval_shape(model.init, KEY, x_BxHxWxC)
-    return jax.tree.map(lambda leaf: random.uniform(0.1, 0.3, leaf.shape).astype("f"), shapes)
+
+    def draw(leaf):
+        low = -0.3 if leaf.ndim > 1 else 0.1
+        return random.uniform(low, 0.3, leaf.shape).astype(np.float32)
+
+    return jax.tree.map(draw, shapes)
 
 
 def test_batch_norm_takes_the_whole_batch_on_any_mesh():
@@ -120,6 +125,49 @@ def test_stochastic_depth_drops_whole_examples_and_more_in_later_blocks():
         assert abs(kept_B.mean() - share) < 0.15
 
 
+def test_the_forms_for_small_pictures_equal_pytorch():
+    """As in the functional forms of their authors; `bn` and `conv` with the same arrays."""
+    torch = pytest.importorskip("torch", reason="PyTorch is the reference")
+
+    def conv(w, x, stride=1):
+        kernel = torch.tensor(w["kernel"]).permute(3, 2, 0, 1)
+        return torch.conv2d(x, kernel, None, stride, kernel.shape[-1] // 2)
+
+    def bn(name, at, x):
+        (w, seen) = ({k: torch.tensor(v) for k, v in of[name].items()} for of in at)
+        return torch.batch_norm(
+            x, w["scale"], w["bias"], seen["mean"], seen["var"], False, 0.1, 1e-5, False
+        )
+
+    def wide(at, x, stride):
+        w = at[0]
+        y = bn("norm_1", at, x).relu()
+        x = conv(w["shortcut"], y, stride) if "shortcut" in w else x
+        y = bn("norm_2", at, conv(w["conv_1"], y, stride)).relu()
+        return x + conv(w["conv_2"], y)
+
+    def plain(at, x, stride):
+        w = at[0]
+        y = bn("norm_1", at, conv(w["conv_1"], x, stride)).relu()
+        y = bn("norm_2", at, conv(w["conv_2"], y))
+        x = x[:, :, ::stride, ::stride]
+        return (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, y.shape[1] - x.shape[1])) + y).relu()
+
+    x_BxHxWxC = np.random.default_rng(1).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    for model, block in [(WideResNet(depth=10, factor=2), wide), (resnet_cifar(8), plain)]:
+        variables = drawn(model, x_BxHxWxC)
+        params, seen = variables["params"], variables["batch_stats"]
+        x = conv(params["conv"], torch.tensor(x_BxHxWxC).permute(0, 3, 1, 2))
+        x = x if block is wide else bn("norm", (params, seen), x).relu()
+        for stage in (1, 2, 3):
+            name = f"stage_{stage}_block_0"
+            x = block((params[name], seen[name]), x, 1 if stage == 1 else 2)
+        x = bn("norm", (params, seen), x).relu() if block is wide else x
+        expected = x.mean((2, 3)).numpy() @ params["head"]["kernel"] + params["head"]["bias"]
+        logits = jax.jit(model.apply)(variables, x_BxHxWxC)
+        np.testing.assert_allclose(logits, expected, rtol=1e-4)
+
+
 def experiment(model, **more):
     columns = {
         "image": np.zeros((2, 64, 64, 3), np.float32),
@@ -137,7 +185,8 @@ def experiment(model, **more):
 
 def first_state(case):
     batch = case.data.source.train
-    return begin(build(case, case.horizon(2), batch, jax.devices()[:1]), case.start)
+    program = build(case, case.horizon(2), batch, jax.devices()[:1])
+    return begin(program, case.start, case.task, None)
 
 
 def perturbed(reference):

@@ -12,9 +12,9 @@ from lsm import Data, Experiment, Mesh, Train
 from lsm.cost import CHIPS
 from lsm.data import Arrays
 from lsm.errors import MeshError
-from lsm.models import CNN, MLP, ConvNeXt, ResNet
+from lsm.models import CNN, MLP, ConvNeXt, Mixer, ResNet
 from lsm.models.experts import Experts
-from lsm.models.families import gemma2, gpt2, llama
+from lsm.models.families import gemma2, gpt2, llama, vit_ti
 from lsm.optim import SGD
 from lsm.tasks import Classification, LanguageModelling
 from lsm.train import build
@@ -141,6 +141,13 @@ def test_every_layout_equals_one_device(model, layout, capfd):
         ),
         pytest.param(
             ConvNeXt(depths=(1, 1), widths=(8, 16), patch=2, outputs=10), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            vit_ti(layers=2, heads=2, width=16, stem=4, outputs=10), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            Mixer(layers=2, width=16, tokens=8, channels=32, patch=2, outputs=10),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=lambda model: type(model).__name__,

@@ -1,6 +1,7 @@
 """Systems on pictures: SimpleCNN on a folder, cats and dogs by one logit."""
 
 import dataclasses
+import pathlib
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from lsm.models import MLP
 from lsm.tasks import Classification
 from lsm.train import build
 
+ROOT = pathlib.Path(__file__).parents[2]
 SIMPLE = "experiments/configs/folder/simple_cnn.py"
 CATS = "experiments/configs/cifar/cats_dogs.py"
 
@@ -79,6 +81,22 @@ def tree(tmp_path):
     return tmp_path / "tree"
 
 
+def test_the_configs_of_folders_know_splits_and_classes(tree, monkeypatch):
+    monkeypatch.chdir(tree.parent)
+    (tree.parent / "both").mkdir()
+    for split in ("train", "valid"):
+        (tree.parent / "both" / split).symlink_to(tree)
+    for config in (SIMPLE, SIMPLE.replace("simple_cnn", "transfer")):
+        for path, expected in {
+            "tree": ("train[:80%]", "train[80%:]"),
+            "both": ("train", "valid"),
+        }.items():
+            experiment = flags.load(f"{ROOT / config}:{path}")
+            assert (experiment.data.train, experiment.data.validation) == expected
+            assert experiment.task.model.outputs == 2
+            assert experiment.data.source.path == str(tree.parent / path)
+
+
 @pytest.mark.slow
 def test_simple_cnn_learns_a_folder_sharded_over_eight_devices(tree, tmp_path):
     changes = {
@@ -97,7 +115,6 @@ def test_simple_cnn_learns_a_folder_sharded_over_eight_devices(tree, tmp_path):
         held.append(shards / sum(x.size for x in leaves))
 
     experiment = flags.load(f"{SIMPLE}:{tree}", changes)
-    assert experiment.data.train == "train[:80%]" and experiment.task.model.outputs == 2
     experiment = dataclasses.replace(experiment, callbacks=(Callback(after_evaluation=look),))
     assert lsm.fit(experiment, tmp_path / "run").metrics["validation"]["accuracy"] > 0.7
     assert held[-1] == pytest.approx(1 / 8, rel=0.05)

@@ -2,6 +2,10 @@
 
     python -m experiments.cifar --config=experiments/configs/cifar/airbench.py \\
         --workdir=runs/airbench
+
+The original reaches 94.01 % (mean of 200 runs, of which the deviation is about 0.15).
+
+Measured (cifar_airbench): not run yet.
 """
 
 from lsm import Data, Evaluation, Experiment, Train

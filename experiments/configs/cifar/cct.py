@@ -6,7 +6,7 @@ batch norm, so that the blocks have 16 tokens instead of 64, and two blocks more
 
     python -m experiments.cifar --config=experiments/configs/cifar/cct.py --workdir=runs/cct
 
-Not yet measured: about 50 minutes a run on 2 cores by the time of a step (0.34 s), 85 % expected.
+Measured (cifar_cct): not run yet.
 """
 
 from lsm import Data, Evaluation, Experiment, Train

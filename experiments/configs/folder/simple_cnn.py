@@ -14,8 +14,8 @@ Parameters and Adam's moments take 2.5 GB, gradients 0.8 GB more; --config.mesh.
 Measured (folder_simple_cnn): not run yet.
 """
 
-from lsm import Checkpoint, Data, Evaluation, Experiment, Train
-from lsm.data import Folder
+from experiments.folder import pictures
+from lsm import Checkpoint, Evaluation, Experiment, Train
 from lsm.models import CNN
 from lsm.models.initializers import TORCH
 from lsm.optim import Adam
@@ -23,10 +23,7 @@ from lsm.tasks import Classification
 
 
 def get_config(path=None):
-    source = Folder(path or "hymenoptera", size=224)
-    divided, outputs = True, 2
-    if path:
-        divided, outputs = "val" in source.splits(), len(source.open("all").classes)
+    data, outputs = pictures(path, size=224, workers=2)
     model = CNN(
         widths=(64, 128),
         convs=1,
@@ -40,12 +37,7 @@ def get_config(path=None):
     return Experiment(
         name="simple_cnn",
         task=Classification(model=model),
-        data=Data(
-            source=source,
-            train="train" if divided else "train[:80%]",
-            validation="val" if divided else "train[80%:]",
-            workers=2,
-        ),
+        data=data,
         optimizer=Adam(learning_rate=1e-3),
         train=Train(epochs=10, batch_size=64),
         evaluation=Evaluation(monitor="accuracy"),

@@ -10,8 +10,9 @@ another, with a new last layer. Its features are means over the picture, so it c
 Measured (folder_transfer): not run yet.
 """
 
-from lsm import Data, Evaluation, Experiment, Start, Train
-from lsm.data import Folder, RandomCrop, RandomFlip
+from experiments.folder import pictures
+from lsm import Evaluation, Experiment, Start, Train
+from lsm.data import RandomCrop, RandomFlip
 from lsm.evaluate import F1, Confusion, Mistakes
 from lsm.models import CNN
 from lsm.optim import Cosine, Group, Momentum, WarmUp
@@ -19,10 +20,8 @@ from lsm.tasks import Classification
 
 
 def get_config(path=None):
-    source = Folder(path or "hymenoptera", size=64)
-    divided, outputs = True, 2
-    if path:
-        divided, outputs = "val" in source.splits(), len(source.open("all").classes)
+    augment = (RandomFlip(), RandomCrop(padding=8))
+    data, outputs = pictures(path, size=64, augment=augment)
     return Experiment(
         name="folder_transfer",
         task=Classification(
@@ -31,18 +30,13 @@ def get_config(path=None):
             std=(0.2470, 0.2435, 0.2616),
             label_smoothing=0.1,
         ),
-        data=Data(
-            source=source,
-            train="train" if divided else "train[:80%]",
-            validation="val" if divided else "train[80%:]",
-            augment=(RandomFlip(), RandomCrop(padding=8)),
-        ),
+        data=data,
         optimizer=Momentum(
-            learning_rate=0.02,
+            learning_rate=0.03,
             nesterov=True,
             weight_decay=5e-4,
             # What is there already is to change little.
-            groups=(Group("Conv|BatchNorm", 0.1),),
+            groups=(Group("Conv|BatchNorm", 0.3),),
             schedule=WarmUp("5%", then=Cosine()),
         ),
         train=Train(epochs=40, batch_size=32),
