@@ -34,7 +34,7 @@ def get_config(arg=None):
             augment=(
                 RandomResizedCrop(224, scale=(0.05, 1.0)),
                 RandomFlip(),
-                RandAugment(num_ops=2, magnitude=10),
+                RandAugment(num_ops=2, magnitude=10, bins=11),  # the strongest
             ),
             evaluate=(CenterCrop(224, resize=256),),
         ),
