@@ -5,9 +5,9 @@
     python -m benchmarks.compile check
 
 The step is what a start compiles anew where oneDNN computes its products; the other programs are
-kept. It is compiled for one device, whatever the mesh; those of configs/gpt and
-configs/imagenet, which are for many chips, are lowered only. No data is read: the shapes of MNIST and
-its relative, CIFAR-10, hymenoptera and tiny Shakespeare stand below.
+kept. It is compiled for one device, whatever the mesh; those of configs/gpt and configs/imagenet,
+which are for many chips, are lowered only. No data is read: the shapes of MNIST and its relative,
+CIFAR-10, hymenoptera and tiny Shakespeare stand below.
 
 Seconds are those of the CPU, of all threads: other work on the machine hardly adds to them. Of
 each the shortest of a few turns counts. Beside them stands what they are spent on, which is the

@@ -430,6 +430,7 @@ lsm.cli.main("experiments/configs/digits/cnn.py")
 '''
 
 
+@pytest.mark.slow
 def test_an_experiment_may_have_flags_of_its_own(tmp_path):
     (tmp_path / "mine.py").write_text(EXPERIMENT)
 

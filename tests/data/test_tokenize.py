@@ -383,6 +383,7 @@ def test_packing_checks_its_fields(bpe):
             Packing(bpe, **wrong)
 
 
+@pytest.mark.slow
 def test_the_command_writes_every_split_of_a_dataset(bpe, tfds_dir, tmp_path):
     words = [f"--tokenizer={bpe}", f"--out={tmp_path}", f"--data_dir={tfds_dir}", "--workers=1"]
     done = subprocess.run(

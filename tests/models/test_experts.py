@@ -153,6 +153,7 @@ def test_gradients_are_those_of_finite_differences():
 SIZES = {"vocabulary": 11, "layers": 2, "heads": 2, "width": 8, "context": T, "hidden": 12}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capacity", [None, 0.5, 1.25])
 def test_no_token_depends_on_later_ones_or_on_padding(capacity):
     """Else the loss in training is not that of a model which writes token by token."""
@@ -216,6 +217,7 @@ def test_a_mixture_of_one_expert_is_the_dense_mlp(mlp):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_balance_loss_is_sown_with_its_weight_and_reaches_the_router():
     model = gpt2(**SIZES, experts=Experts(count=E, top_k=2, balance=0.5))
     tokens_BxT = np.random.default_rng(0).integers(0, 11, (2, T))

@@ -184,6 +184,7 @@ def test_packed_segments_are_separate_documents(style):
             np.testing.assert_allclose(piece, alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_bidirectional_stack_does_not_see_padding():
     stack = Stack(Transformer(layers=2, heads=H, width=D, theta=100.0, window=4))
     (x,) = arrays((B, T, D))
