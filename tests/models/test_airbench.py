@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lsm
 from experiments.configs.cifar import airbench
 from lsm.config import PatchWhitening
-from lsm.data import ArrayDataset
+from lsm.data import ArrayDataset, Arrays
 from lsm.errors import ConfigError
+from lsm.mesh import Mesh
 from lsm.models import MLP, Airbench, BatchNorm, Views
 from lsm.models.initializers import Dirac
 from lsm.train.program import build
@@ -167,3 +169,26 @@ def test_its_steps_are_the_original_s(monkeypatch):
         state, metrics = program.step(state, batch)
         loss = metrics["loss"]
         np.testing.assert_allclose(loss.sum / loss.weight, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_runs_on_eight_devices_and_goes_on_to_the_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(airbench, "BATCH", 16)
+    config = airbench.get_config()
+    columns = {"image": pictures(32, 32, 32, 3), "label": pictures(32).astype(np.int32) % 10}
+    source = Arrays(train=columns, test=columns)
+
+    def run(name, mesh):
+        task = dataclasses.replace(config.task, model=Views(Airbench((8, 16, 16))))
+        data = dataclasses.replace(config.data, source=source)
+        changes = {"task": task, "data": data, "mesh": mesh, "writers": ()}
+        experiment = dataclasses.replace(config, **changes)
+        result = lsm.fit(experiment, tmp_path / name)
+        return result, lsm.load(tmp_path / name, experiment=experiment, step="last").params
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lsm.train.interrupt.Interrupt.stops_after", lambda self, step: step == 5)
+        assert run("parts", Mesh(fsdp=8))[0].stopped == "interrupted"
+    (whole, straight), (again, resumed) = run("whole", Mesh(fsdp=8)), run("parts", Mesh(fsdp=8))
+    assert again.metrics == whole.metrics
+    jax.tree.map(np.testing.assert_array_equal, straight, resumed)
