@@ -81,6 +81,9 @@ CASES = {
     "cifar_airbench": Case(
         "CIFAR-10, airbench94 with Muon, 8 epochs", "cifar/airbench.py", claimed="94.01 %", seeds=1
     ),
+    "cifar_airbench_wide": Case(
+        "CIFAR-10, the same wider, 16 epochs", "cifar/airbench_wide.py", seeds=1
+    ),
     "cifar_cct": Case(
         "CIFAR-10, CCT of 0.62 M parameters", "cifar/cct.py", claimed="89.2 %, 200 epochs", seeds=1
     ),

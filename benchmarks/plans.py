@@ -106,6 +106,21 @@ _LLAMA_2_7B = {
 CASES = {
     "imagenet_resnet50": Case("ResNet-50, data parallel", "resnet50", "v5e:4x4", folder="imagenet"),
     "imagenet_vit_s16": Case("ViT-S/16, data parallel", "vit_s16", "v5e:4x4", folder="imagenet"),
+    # In steps: an epoch is known where the data is.
+    "cifar_airbench": Case(
+        "CIFAR-10 in 8 epochs, one chip",
+        "airbench",
+        "v5e:1x1",
+        {"train.steps": 200, "task.model.model.dtype": "bfloat16"},
+        folder="cifar",
+    ),
+    "cifar_airbench_wide": Case(
+        "CIFAR-10 in 16 epochs, one chip",
+        "airbench_wide",
+        "v5e:1x1",
+        {"train.steps": 400, "task.model.model.dtype": "bfloat16"},
+        folder="cifar",
+    ),
     "gpt2_124m": Case("GPT-2 124M, data parallel", "gpt2_124m", "v5e:4x4"),
     "llama_1b": Case("1B, FSDP", "llama_1b", "v5e:4x4"),
     "llama_8b": Case("8B, FSDP 256", "llama_8b", "v6e:16x16"),

@@ -6,6 +6,7 @@
 The original reaches 94.01 % (mean of 200 runs, of which the deviation is about 0.15).
 
 Measured (cifar_airbench): not run yet.
+Planned (cifar_airbench): not yet.
 """
 
 from lsm import Data, Evaluation, Experiment, Train
