@@ -275,7 +275,7 @@ def line(name: str) -> str:
     _, chips, memory, _, step, mfu, rate, _ = _row(name)
     libtpu = _read(name)["topology"]["versions"]["libtpu"]
     what = f"Planned ({name}): on {chips} chips {memory} each, a step of {step},"
-    return f"{what}\n  {mfu} MFU, {rate}, by libtpu {libtpu}; not trained here.\n"
+    return f"{what}\n  {mfu} MFU, {rate}, by libtpu {libtpu}; not run on them here.\n"
 
 
 def _row(name: str) -> list[str]:

@@ -7,7 +7,7 @@ Published (nanoGPT's README, OpenWebText): validation loss about 2.85 after 4 da
     python -m experiments.gpt --config=experiments/configs/gpt/gpt2_124m.py --data_dir=DATA
 
 Planned (gpt2_124m): on 16 v5e chips 9.6 GiB of 15.8 GiB each, a step of 0.178 to 0.65 s,
-  80 to 22 % MFU, 2,944,571 to 806,076 tokens/s, by libtpu 0.0.52; not trained here.
+  80 to 22 % MFU, 2,944,571 to 806,076 tokens/s, by libtpu 0.0.52; not run on them here.
 """
 
 from lsm import Data, Evaluation, Experiment, Mesh, Train

@@ -4,7 +4,7 @@
     python -m experiments.gpt --config=experiments/configs/gpt/llama_1b.py --data_dir=DATA
 
 Planned (llama_1b): on 16 v5e chips 8.5 GiB of 15.8 GiB each, a step of 7.65 to 23.7 s,
-  79 to 25 % MFU, 274,168 to 88,537 tokens/s, by libtpu 0.0.52; not trained here.
+  79 to 25 % MFU, 274,168 to 88,537 tokens/s, by libtpu 0.0.52; not run on them here.
 """
 
 from lsm import Data, Evaluation, Experiment, Mesh, Train

@@ -4,7 +4,7 @@
     python -m experiments.gpt --config=experiments/configs/gpt/llama_70b.py --data_dir=DATA
 
 Planned (llama_70b): on 512 v5p chips 30.6 GiB of 95.7 GiB each, a step of 19.8 to 28.7 s,
-  80 to 55 % MFU, 423,381 to 291,926 tokens/s, by libtpu 0.0.52; not trained here.
+  80 to 55 % MFU, 423,381 to 291,926 tokens/s, by libtpu 0.0.52; not run on them here.
 """
 
 from lsm import Data, Evaluation, Experiment, Mesh, Train

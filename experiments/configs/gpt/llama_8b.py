@@ -4,7 +4,7 @@
     python -m experiments.gpt --config=experiments/configs/gpt/llama_8b.py --data_dir=DATA
 
 Planned (llama_8b): on 256 v6e chips 7.9 GiB of 31.2 GiB each, a step of 1.31 to 3.19 s,
-  79 to 32 % MFU, 3,199,171 to 1,316,843 tokens/s, by libtpu 0.0.52; not trained here.
+  79 to 32 % MFU, 3,199,171 to 1,316,843 tokens/s, by libtpu 0.0.52; not run on them here.
 """
 
 from lsm import Data, Evaluation, Experiment, Mesh, Train

@@ -4,7 +4,7 @@
     python -m experiments.gpt --config=experiments/configs/gpt/mixtral_8x7b.py --data_dir=DATA
 
 Planned (mixtral_8x7b): on 128 v5p chips 29.5 GiB of 95.7 GiB each, a step of 9.5 to 17.5 s,
-  62 to 34 % MFU, 441,317 to 239,630 tokens/s, by libtpu 0.0.52; not trained here.
+  62 to 34 % MFU, 441,317 to 239,630 tokens/s, by libtpu 0.0.52; not run on them here.
 """
 
 from lsm import Data, Evaluation, Experiment, Mesh, Train

@@ -6,7 +6,7 @@ Published (arXiv:1706.02677, where the rate falls in three steps): test/accuracy
     python -m experiments.imagenet --config=experiments/configs/imagenet/resnet50.py --data_dir=DATA
 
 Planned (imagenet_resnet50): on 16 v5e chips 3.1 GiB of 15.8 GiB each, a step of 0.0171 to 0.0515 s,
-  44 to 15 % MFU, 59,711 to 19,867 examples/s, by libtpu 0.0.52; not trained here.
+  44 to 15 % MFU, 59,711 to 19,867 examples/s, by libtpu 0.0.52; not run on them here.
 """
 
 from lsm import Data, Evaluation, Experiment, Train

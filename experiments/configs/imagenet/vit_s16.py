@@ -7,7 +7,7 @@ to 7 hours on a TPU v3-8; 80 % after 300 epochs.
     python -m experiments.imagenet --config=experiments/configs/imagenet/vit_s16.py --data_dir=DATA
 
 Planned (imagenet_vit_s16): on 16 v5e chips 5.7 GiB of 15.8 GiB each, a step of 0.0224 to 0.0778 s,
-  40 to 11 % MFU, 45,703 to 13,155 examples/s, by libtpu 0.0.52; not trained here.
+  40 to 11 % MFU, 45,703 to 13,155 examples/s, by libtpu 0.0.52; not run on them here.
 """
 
 from lsm import Data, Evaluation, Experiment, Train
