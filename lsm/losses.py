@@ -30,8 +30,9 @@ def softmax_cross_entropy(
         return optax.softmax_cross_entropy(logits_BxK.astype(jnp.float32), shares_BxK)
     if jnp.shape(labels_B) != logits_BxK.shape[:-1]:
         raise DataError(
-            f"labels {jnp.shape(labels_B)} for logits {logits_BxK.shape}: one integer label an "
-            f"example, {logits_BxK.shape[:-1]}, is needed; or a float share of each class."
+            f"labels {jnp.shape(labels_B)} for logits {logits_BxK.shape}: one integer label for "
+            "each row of logits, or a float share of each class, is needed; the last dimension of "
+            "logits are the classes."
         )
     logits_BxK = logits_BxK.astype(jnp.float32)
     log_normalizer_B = jax.nn.logsumexp(logits_BxK, axis=-1)

@@ -96,7 +96,7 @@ def test_targets_of_another_shape_are_refused_and_not_broadcast(loss):
 @pytest.mark.parametrize("shape", [(3, 1), (1,), (), (3, 3)])
 def test_labels_are_one_for_each_row_of_logits(shape):
     """(B, 1) would give (B, B) losses, and so would several labels an example where B is K."""
-    with pytest.raises(DataError, match=r"one integer label an example, \(3,\)"):
+    with pytest.raises(DataError, match="one integer label for each row of logits"):
         losses.softmax_cross_entropy(jnp.ones((3, 3)), jnp.zeros(shape, int))
 
 

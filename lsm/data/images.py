@@ -67,7 +67,8 @@ def _opened(picture: bytes | pathlib.Path) -> Iterator[Any]:
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
             yield image
     except UnidentifiedImageError as error:  # its text names an object in memory
-        raise ValueError("it is no picture of a known kind") from error
+        empty = isinstance(picture, pathlib.Path) and not picture.stat().st_size
+        raise ValueError("it is empty" if empty else "it is no picture of a known kind") from error
     except Exception as error:  # Pillow raises any kind for a damaged file, and for a bomb
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 

@@ -45,10 +45,18 @@ class Select(SplitSource):
     seed: int = 0
 
     def __post_init__(self):
-        if not self.classes or len(set(self.classes)) < len(self.classes):
-            raise ConfigError(f"Select.classes: {self.classes} given; different names are needed.")
-        if any(count < 1 for count in self.per_class.values()):
-            raise ConfigError(f"Select.per_class: {dict(self.per_class)} given; none below 1.")
+        given = self.classes if isinstance(self.classes, tuple | list) else ()
+        if not given or len({*given}) < len(given) or not all(isinstance(x, str) for x in given):
+            raise ConfigError(
+                f"Select.classes: {self.classes!r} given; different names are needed, as in "
+                '("cat", "dog").'
+            )
+        counts = self.per_class.values() if isinstance(self.per_class, Mapping) else (None,)
+        if any(type(count) is not int or count < 1 for count in counts):
+            raise ConfigError(
+                f"Select.per_class: {self.per_class!r} given; a whole number above 0 by split is "
+                'needed, as in {"train": 500}.'
+            )
         require(self, seed="[0, inf)")
 
     def __str__(self) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 
 from lsm import command_line
+from lsm.data import images
 from lsm.data.dataset import Columns, Dataset, PathLike, SplitSource
 from lsm.data.files import Files, places
 from lsm.data.folder import Folder
@@ -38,8 +39,13 @@ def source(name: str) -> SplitSource:
     path = expanded(name, "SOURCE")
     if not path.exists() and not glob.has_magic(name) and (":" in name or not path.suffix):
         return Tfds(name)
-    inside = [*path.glob("*"), *path.glob("*/*")] if path.is_dir() else [path]
-    return Files(name) if any(map(places.kind, inside)) or not path.is_dir() else Folder(name)
+    if not path.is_dir():
+        return Files(name)
+    deeper = [*path.glob("*/*"), *path.glob("*/*/*")]
+    pictures = any(file.suffix.lower() in images.SUFFIXES for file in deeper)
+    # Beside pictures a text tells of them; a table above them names them.
+    found = {places.kind(file) for file in (*path.glob("*"), *([] if pictures else deeper))}
+    return Files(name) if found - {None, *([".txt", ".json"] if pictures else [])} else Folder(name)
 
 
 def shown(

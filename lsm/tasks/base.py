@@ -377,10 +377,12 @@ def asking(batch: Batch, field: str) -> Iterator[None]:
 def check_numeric(values: np.ndarray, field: str) -> None:
     """Raises DataError where a column holds texts, or pictures of different sizes."""
     if values.dtype == object:
-        kind = type(values.flat[0]).__name__
+        first = values.flat[0]
+        kind = "arrays" if isinstance(first, np.ndarray) else type(first).__name__
         raise DataError(
             f"{field}: the examples are {kind} of different shapes; numbers of one shape are "
-            "needed (of pictures by data.source.size, or data.augment and data.evaluate)."
+            "needed (of pictures, which keep their own size, by data.source.size, or by a crop in "
+            "data.augment and data.evaluate)."
         )
 
 
@@ -394,5 +396,5 @@ def check_labels(labels: np.ndarray, outputs: int | None, field: str) -> None:
     if low < 0 or high >= outputs:
         raise DataError(
             f"{field}: a label of {low if low < 0 else high} where the model has {outputs} "
-            f"outputs; labels must be 0 to {outputs - 1}."
+            f"outputs; labels must be 0 to {outputs - 1}, or the outputs more."
         )

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lsm.errors import ConfigError, DataError, calling
 from lsm.metrics import Weighted, weigh
@@ -81,6 +82,8 @@ def _weighed(
         values = function(outputs, batch)
     if isinstance(values, tuple):
         return values
+    if not isinstance(values, jax.Array | np.ndarray | float | int):
+        raise DataError(f"{field}: it returns {type(values).__name__}; an array is needed.")
     shape = jnp.shape(values)
     wanted = next(iter(batch.values())).shape[:1] if weights is None else weights.shape
     if shape[: len(wanted)] != wanted:
@@ -89,6 +92,23 @@ def _weighed(
             "(B,) or (B, ...), is needed, or a pair of scalars (sum, weight); a mean would count "
             "the rows that only fill up a batch."
         )
+    _check_pairs(field, shape, outputs, batch)
     if weights is not None:  # (B, 1, ...) for values (B, ...)
         weights = jnp.reshape(weights, (*wanted, *[1] * (len(shape) - len(wanted))))
     return weigh(jnp.asarray(values), weights)
+
+
+def _check_pairs(field: str, shape: tuple[int, ...], outputs: Any, batch: Batch) -> None:
+    """Raises DataError for values (B, B, ...) where nothing given is (B, B, ...).
+
+    So a difference of outputs (B, 1) and a column (B,) is of all pairs of examples: by the rules of
+    broadcasting it is no error, and its mean is a loss of another problem.
+    """
+    given = [x.shape for x in (*jax.tree.leaves(outputs), *batch.values())]
+    square = len(shape) > 1 and shape[0] == shape[1] > 1
+    if square and not any(x[:2] == shape[:2] for x in given):
+        raise DataError(
+            f"{field}: it returns {shape} for {shape[0]} examples, a value for each pair of them; "
+            f"the outputs are {', '.join(str(x.shape) for x in jax.tree.leaves(outputs))}. Outputs "
+            "(B, 1) and a column (B,) do so: take outputs[:, 0]."
+        )

@@ -79,6 +79,7 @@ class Trainer:
         experiment.task.check(sample)
         classes = Inputs.of(batches.dataset).called(experiment.task)
         _check_outputs(experiment, classes)
+        _check_input(experiment, batches.dataset)
         _check_shapes({name: jax.ShapeDtypeStruct((), x.dtype) for name, x in sample.items()})
         program = build(experiment, horizon, sample)
         evaluation = _evaluation_batches(experiment, program, data_dir)
@@ -309,6 +310,18 @@ def _check_outputs(experiment: Experiment, classes: Sequence[str] | None) -> Non
     if task.outputs not in (None, len(classes)) and processes.is_first():
         told = "task.model.outputs: %d, and %s has %d classes."
         _log.warning(told, task.model.outputs, source, len(classes))
+
+
+def _check_input(experiment: Experiment, dataset: Dataset) -> None:
+    """Raises DataError where a classifier would read numbers that stand for names as pixels."""
+    task = experiment.task
+    as_pixels = getattr(type(task), "inputs", None) is Classification.inputs
+    if as_pixels and task.input in dataset.names:
+        raise DataError(
+            f"task.input: column {task.input!r} holds numbers of names, such as "
+            f"{dataset.names[task.input][0]!r}, which would be divided by 255 as pixels are; join "
+            "it with others, or read it by a model of your own and lsm.tasks.Function."
+        )
 
 
 def _told(experiment: Experiment, classes: Sequence[str] | None) -> tuple[Metric, ...]:

@@ -1,5 +1,7 @@
 """Classes that are taken of a source: which examples, how many, under which numbers."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -65,10 +67,14 @@ def test_of_several_columns_with_names_one_is_chosen_by(tmp_path):
 
 
 def test_errors():
-    with pytest.raises(ConfigError, match=r"Select\.classes: \('cat', 'cat'\) given"):
-        Select(source(), ("cat", "cat"))
-    with pytest.raises(ConfigError, match=r"Select\.per_class: \{'train': 0\} given; none below 1"):
-        Select(source(), ("cat",), {"train": 0})
+    for classes in (("cat", "cat"), "cat", (0, 1), ()):
+        with pytest.raises(ConfigError, match=f"Select.classes: {re.escape(repr(classes))} given"):
+            Select(source(), classes)
+    for counts in ({"train": 0}, {"train": 0.5}, 5):
+        with pytest.raises(
+            ConfigError, match=f"per_class: {re.escape(repr(counts))} given; a whole"
+        ):
+            Select(source(), ("cat",), counts)
     with pytest.raises(DataError, match=r"has no class 'cart'; it has bird, .*Did you mean 'cat'"):
         Select(source(), ("cart",)).open("train")
     with pytest.raises(DataError, match="has no class 'cat'; it has none with a name"):

@@ -160,6 +160,12 @@ def test_several_columns_are_a_dict():
             r"task\.input: the examples are bytes of different shapes",
         ),
         (lambda: Function(nn.Dense(2), squares, metric_fns={"loss": right}), "'loss' given"),
+        (
+            lambda: metrics(lambda o, b: (o[:, :1] - b["y"]) ** 2, {"y": np.zeros(4)}),
+            r"task\.loss_fn: it returns \(4, 4\) for 4 examples, a value for each pair of them; the "
+            r"outputs are \(4, 2\)",
+        ),
+        (lambda: metrics(lambda o, b: "loss", {"y": np.zeros(4)}), "it returns str; an array"),
     ],
 )
 def test_a_slip_is_one_line(make, line):

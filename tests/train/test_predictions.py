@@ -16,6 +16,7 @@ from lsm.errors import ConfigError, DataError
 from lsm.models import GPT, MLP, Transformer
 from lsm.optim import Adam
 from lsm.tasks import Classification, LanguageModelling, Task
+from lsm.train.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +208,10 @@ def test_other_data_and_other_outputs_are_said(tmp_path, caplog):
     assert "task.model.outputs: 10, and files" in caplog.text and "has 3 classes" in caplog.text
     lsm.evaluate_run(case, tmp_path / "run")
     assert "not the data of the run" not in caplog.text
+    with pytest.raises(
+        DataError, match="task.input: column 'kind' holds numbers of names, such as 'a'"
+    ):
+        Trainer.of(experiment(dataclasses.replace(task, input="kind"), source), None)
     (tmp_path / "own/test.csv").write_text("x,kind\n" + rows.replace("a", "d"))
     lsm.evaluate_run(case, tmp_path / "run")
     assert "this is not the data of the run: data.t" in caplog.text
