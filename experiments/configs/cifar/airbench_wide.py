@@ -7,7 +7,6 @@ The widths are those of airbench95, which reaches 95.01 % in 15 epochs by anothe
 2024, arXiv:2404.00498). A run is five times that of airbench.py: some three hours of two cores.
 
 Measured (cifar_airbench_wide): not run yet.
-Planned (cifar_airbench_wide): not yet.
 """
 
 from experiments.configs.cifar.airbench import BATCH, make_optimizer
