@@ -71,6 +71,8 @@ def check(value: Any, path: str = "") -> None:
 
 def _require(value: Any, hint: Any, where: str) -> None:
     if not accepts(value, hint):
+        for index, item in enumerate(value if isinstance(value, tuple | list) else ()):
+            _require(item, inside(hint, index), f"{where}.{index}")  # the one that is wrong
         raise ConfigError(
             f"{where}: {shown(value)} given, which is {type(value).__name__}; "
             f"{spelled(hint)} is needed."
