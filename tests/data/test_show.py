@@ -26,6 +26,13 @@ def test_a_table(tmp_path, capsys):
     ]
 
 
+def test_the_word_that_makes_a_column_text(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("age,kind\n1,b\n2,3\nmany,c\n4,4\n5,a\n")
+    assert show.main(["a.csv", "--rows=0"]) == 0
+    told = "  age: text, as a.csv row 3 holds 'many' among numbers\n  kind: text\n"
+    assert told in capsys.readouterr().out
+
+
 def test_pictures_as_a_grid(tmp_path, capsys):
     pixels = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
     np.savez(tmp_path / "a.npz", image=pixels, label=np.arange(5))
