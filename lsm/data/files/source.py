@@ -123,28 +123,17 @@ class Files(SplitSource):
         if not isinstance(wanted, Mapping):
             wanted = {name: name for name in wanted}
         single = {name for name, of in wanted.items() if isinstance(of, str)}
-        beside = {name for of in wanted.values() if not isinstance(of, str) for name in of}
-        for name in self.labels:
-            if name not in single | beside:
-                raise DataError(
-                    f"Files.labels: {name!r} is no column that is delivered, by itself or beside "
-                    f"others; there are {listed(known := sorted(single | beside))}."
-                    f"{nearest(name, known)}"
-                )
-
-        def numbers(name: str, of: str) -> dict[Any, int]:
-            # Another split may have none, such as one that is to be predicted.
-            return numbered(_values([part for part in everywhere if of in part.names], of), name)
-
+        beside = [one for name, of in wanted.items() if name not in single for one in of]
+        _check_labels(self.labels, sorted(single.union(beside)))
         size, columns = images.as_size(self.size, "Files.size"), []
         for name, of in wanted.items():
-            column = Column(name, of if isinstance(of, str) else tuple(of), size=size)
+            column = Column(name, of if name in single else tuple(of), size=size)
             _check_names(own, column.needed)
-            if name in single.intersection(self.labels):
-                column = dataclasses.replace(column, numbers=numbers(name, of))
+            if name in single and name in self.labels:
+                column = dataclasses.replace(column, numbers=_numbers(everywhere, of, name))
             elif name not in single:
                 classes = [one for one in of if one in self.labels and one not in single]
-                one_hot = {one: numbers(one, one) for one in classes}
+                one_hot = {one: _numbers(everywhere, one, one) for one in classes}
                 column = dataclasses.replace(column, one_hot=one_hot)
             columns.append(column)
         # What is in memory costs nothing to look at; of the rest, the first part speaks for all.
@@ -267,6 +256,20 @@ def _values(parts: Sequence[Part], name: str) -> np.ndarray:
         for start in range(0, len(part), _SOME)
     ]
     return np.concatenate(read)
+
+
+def _numbers(parts: Sequence[Part], of: str, name: str) -> dict[Any, int]:
+    """Value -> number, of labels: a split, such as one that is to be predicted, may have none."""
+    return numbered(_values([part for part in parts if of in part.names], of), name)
+
+
+def _check_labels(labels: Sequence[str], allowed: Sequence[str]) -> None:
+    for name in labels:
+        if name not in allowed:
+            raise DataError(
+                f"Files.labels: {name!r} is no column that is delivered, by itself or beside "
+                f"others; there are {listed(allowed)}.{nearest(name, allowed)}"
+            )
 
 
 def _check_names(parts: Sequence[Part], names: Sequence[str]) -> None:
