@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,9 @@ _SOME = 1024  # examples read at a time for one column of all
 
 class Dataset(abc.ABC):
     """Examples by number. Reading has no state: `take` of the same indices gives the same batch."""
+
+    joined: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})
+    """Column -> what stands side by side in it, where classes in `names` are among that."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -185,6 +189,7 @@ class Derived(Dataset):
     spec = property(lambda self: self._dataset.spec)
     classes = property(lambda self: self._dataset.classes)
     names = property(lambda self: self._dataset.names)
+    joined = property(lambda self: self._dataset.joined)
     vocabulary_size = property(lambda self: self._dataset.vocabulary_size)
 
     @property

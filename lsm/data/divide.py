@@ -87,7 +87,8 @@ class Split(_Divided):
       of: split of the source that is divided, in TFDS's slicing syntax ("train", "all"). Others
         stay as they are.
       seed: of the draw, at least 0.
-      stratify: column with the classes that each split has its fraction of.
+      stratify: column with the classes that each split has its fraction of; most of them have more
+        than one example.
       group: column that tells what may not be divided, such as a patient.
     """
 
@@ -128,7 +129,14 @@ class Split(_Divided):
         if self.group is not None:
             split = _grouped(_kinds(dataset.column(self.group)), shares, draws)
         elif self.stratify is not None:
-            split = _stratified(_kinds(dataset.column(self.stratify)), shares, draws)
+            kinds = _kinds(dataset.column(self.stratify))
+            sizes = np.bincount(kinds)
+            if (alone := int((sizes == 1).sum())) > len(sizes) / 2:
+                raise DataError(
+                    f"stratify: {alone:,} of the {len(sizes):,} values of column "
+                    f"{self.stratify!r} have one example; a column of classes is needed."
+                )
+            split = _stratified(kinds, shares, draws)
         else:
             split = _stratified(np.zeros(len(dataset), np.int64), shares, draws)
         return {name: np.flatnonzero(split == i) for i, name in enumerate(self.fractions)}

@@ -8,6 +8,8 @@ from lsm.data.dataset import Dataset
 from lsm.data.values import first_word, not_finite
 from lsm.errors import listed, shortened
 
+_FEW = 256  # examples that tell what a column holds for the most part
+
 
 def text(dataset: Dataset, column: str) -> str | None:
     """Returns that a column is text, with the first of its texts that is no number."""
@@ -16,6 +18,16 @@ def text(dataset: Dataset, column: str) -> str | None:
         return None
     at = first_word(values) or 0  # 0 too where they look like numbers, and a file has them as texts
     return f"column {column!r} is text: {dataset.where(at)} holds {shortened(values[at], 40)!r}"
+
+
+def word(dataset: Dataset, column: str) -> str | None:
+    """Returns which word makes a column text whose first examples are numbers for the most part."""
+    some = dataset.by_example().take(np.arange(min(_FEW, len(dataset))))[column]
+    if 2 * sum(first_word([value]) is None for value in some) <= len(some):
+        return None  # as texts are; they are not read further
+    values = dataset.column(column)
+    at = first_word(values)
+    return at if at is None else f"{dataset.where(at)} holds {shortened(values[at], 40)!r}"
 
 
 def of_values(dataset: Dataset) -> Iterator[tuple[str, str]]:

@@ -11,8 +11,9 @@ import numpy as np
 
 from lsm.data import images
 from lsm.data.dataset import Dataset, Spec
+from lsm.data.files.columns import class_name, one_hot
 from lsm.data.transforms import IMAGE, Transform, changed
-from lsm.errors import DataError, listed, nearest
+from lsm.errors import DataError, listed, nearest, shortened
 
 Lengths = np.ndarray
 """(N,) int, of each row how much of it is not padding."""
@@ -27,6 +28,7 @@ class Inputs:
       classes: names of what the labels number, or None.
       characters: what tokens number, in order; None unless tokens are characters.
       names: of what the numbers of a column stand for, by column.
+      joined: column -> what stands side by side in it, where classes in `names` are among that.
       decoded: size (height, width) of pictures before `evaluate`; None is their own.
       evaluate: what pictures of files go through, as those of an evaluation do; kept with the
         experiment, and not in JSON.
@@ -36,6 +38,7 @@ class Inputs:
     classes: tuple[str, ...] | None = None
     characters: str | None = None
     names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    joined: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     decoded: tuple[int, ...] | None = None
     evaluate: tuple[Transform, ...] = ()
 
@@ -47,13 +50,13 @@ class Inputs:
             decoded = columns[IMAGE].shape[:2] or None
             made = changed(dataset.by_example().take(np.arange(1)), evaluate)[IMAGE]
             columns[IMAGE] = jax.ShapeDtypeStruct(made.shape[1:], made.dtype)
-        known = (dataset.classes, dataset.characters, dataset.names)
+        known = (dataset.classes, dataset.characters, dataset.names, dict(dataset.joined))
         return cls(columns, *known, decoded, evaluate)
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as JSON."""
         columns = {name: [list(x.shape), str(x.dtype)] for name, x in self.columns.items()}
-        fields = ("classes", "characters", "names", "decoded")
+        fields = ("classes", "characters", "names", "joined", "decoded")
         return {"columns": columns} | {name: getattr(self, name) for name in fields}
 
     @classmethod
@@ -65,9 +68,12 @@ class Inputs:
         }
         classes = None if tree["classes"] is None else tuple(tree["classes"])
         # Earlier versions kept neither names nor sizes.
-        names = {name: tuple(known) for name, known in tree.get("names", {}).items()}
+        names, joined = (
+            {name: tuple(of) for name, of in tree.get(field, {}).items()}
+            for field in ("names", "joined")
+        )
         decoded = tree.get("decoded") and tuple(tree["decoded"])
-        return cls(columns, classes, tree["characters"], names, decoded)
+        return cls(columns, classes, tree["characters"], names, joined, decoded)
 
     def called(self, task: Any) -> Sequence[str] | None:
         """Returns the names of what a task predicts by number; None where they are not known.
@@ -95,13 +101,16 @@ class Inputs:
           column: one of `columns`.
           values: numbers (N, ...); or, by `kind`, the path of a picture or several, which become
             of the column's size and colours; or a text or several, which are padded to the longest;
-            or, of a column in `names`, such a name or several, which become its numbers.
+            or, of a column in `names`, such a name or several, which become its numbers; or, of
+            one in `joined`, rows (N, k) of what stands side by side there, in that order.
 
         Raises:
           DataError: they are of another kind or shape, damaged, or hold an unknown character or
             name.
         """
         kind = self.kind(column)
+        if column in self.joined and not self._is_made(column, values):
+            return self._beside(column, values), None
         if isinstance(values, np.ndarray) and values.dtype.kind in "OU":
             values = values.tolist()
         if isinstance(values, str | os.PathLike):
@@ -119,6 +128,44 @@ class Inputs:
             f"predict: {values[0]!r} given for column {column!r}, which holds numbers of shape "
             f"{self.columns[column].shape}; an array (N, ...) of them is needed."
         )
+
+    def _is_made(self, column: str, values: Any) -> bool:
+        try:
+            found = np.asarray(values)
+        except ValueError:  # of rows of different lengths
+            return False
+        shape = self.columns[column].shape
+        # As wide as a row of its parts, each class the only one of its kind: then it is that row.
+        as_row = shape == (len(self.joined[column]),)
+        return found.dtype.kind in "biuf" and found.shape[1:] == shape and not as_row
+
+    def _beside(self, column: str, rows: Any) -> np.ndarray:
+        rows = rows if isinstance(rows, list | tuple) else np.asarray(rows, object).tolist()
+        parts = self.joined[column]
+        for row in rows if isinstance(rows, list | tuple) else [rows]:
+            if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != len(parts):
+                raise DataError(
+                    f"predict: {shortened(repr(row))} given for column {column!r}; a row of "
+                    f"{listed(parts)} is needed."
+                )
+        made = [self._one_of(part, [row[k] for row in rows]) for k, part in enumerate(parts)]
+        return np.concatenate(made, axis=-1)
+
+    def _one_of(self, part: str, values: Sequence[Any]) -> np.ndarray:
+        """What a joined column has of one of its parts: float32 (N, 1), or (N, classes)."""
+        if part in self.names:
+            # NumPy makes 3.0 of a whole number that it has beside a fraction.
+            whole = (int(x) if isinstance(x, float) and x.is_integer() else x for x in values)
+            numbers = self._numbered(part, [class_name(value) for value in whole])
+            return one_hot(numbers, len(self.names[part]))
+        for value in values:
+            try:
+                float(value)
+            except (TypeError, ValueError):
+                raise DataError(
+                    f"predict: column {part!r} holds {value!r}; numbers are needed."
+                ) from None
+        return np.array(values, np.float32)[:, None]
 
     def _numbers(self, column: str, values: Any) -> np.ndarray:
         try:

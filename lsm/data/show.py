@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from lsm import command_line
-from lsm.data import images
+from lsm.data import doubts, images
 from lsm.data.dataset import Columns, Dataset, PathLike, SplitSource
 from lsm.data.files import Files, places
 from lsm.data.folder import Folder
@@ -71,7 +71,9 @@ def shown(
     yield f"{split}:"
     for name, one in dataset.spec.items():
         kind = _kind(first[name][0]) if one.dtype == object else one.dtype
-        yield f"  {name}: {kind}{f' {one.shape}' if one.shape else ''}"
+        word = doubts.word(dataset, name) if kind == "text" else None
+        told = f", as {word} among numbers" if word else ""
+        yield f"  {name}: {kind}{f' {one.shape}' if one.shape else ''}{told}"
     if dataset.classes:
         yield f"  {len(dataset.classes)} classes: {listed(dataset.classes)}"
     for row in range(min(rows, len(dataset))):

@@ -178,17 +178,32 @@ def _examples(
         source = source.source
     own = source.columns if isinstance(source, Files) else None
     labels = source.labels if isinstance(source, Files) else ()
-    columns = {name: own[name] if isinstance(own, Mapping) else name for name in run.columns}
+    inputs = run.inputs_known
+    joined = {name: inputs.joined[name] for name in run.columns if name in inputs.joined}
+    columns = {
+        name: own[name] if isinstance(own, Mapping) else name
+        for name in run.columns
+        if name not in joined
+    }
     for file in files:
-        dataset = Files(str(file), columns).open("train")
-        _check_kinds(run.inputs_known, dataset, labels)
-        for rows in np.array_split(np.arange(len(dataset)), -(-len(dataset) // _AT_A_TIME)):
-            batch, told = dataset.take(rows), [{"file": str(file), "row": int(r) + 1} for r in rows]
+        # Of columns with classes in them the parts, which `inputs` puts together as in the run.
+        parts = {name: Files(str(file), of).open("train") for name, of in joined.items()}
+        alone = [Files(str(file), columns).open("train")] if columns else []
+        for dataset in alone:
+            _check_kinds(inputs, dataset, labels)
+        length = len([*alone, *parts.values()][0])
+        for rows in np.array_split(np.arange(length), -(-length // _AT_A_TIME)):
+            told = [{"file": str(file), "row": int(r) + 1} for r in rows]
+            batch = alone[0].take(rows) if alone else {}
+            for name, dataset in parts.items():
+                taken = dataset.take(rows)
+                beside = (taken[part].tolist() for part in joined[name])
+                batch[name] = list(zip(*beside, strict=True))
             for name, values in batch.items():
-                if name in labels:
+                if name in labels and name not in joined:
                     values = objects([class_name(value) for value in values.tolist()])
-                with _naming(run.inputs_known, name, told, values):
-                    batch[name], _ = run.inputs_known.read(name, values)
+                with _naming(inputs, name, told, values):
+                    batch[name], _ = inputs.read(name, values)
             yield told, batch
 
 

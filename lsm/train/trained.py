@@ -54,8 +54,9 @@ class Trained:
 
         Args:
           given: the columns that the task's inputs need, (B, ...) by name; or, where they are one,
-            that column: an array, the file of a picture or several, or a text or several, as the
-            run's data has them (`Inputs.read`). Names of classes stand for their numbers. Any B;
+            that column: an array, the file of a picture or several, a text or several, or rows of
+            a table with classes in it, as the run's data has them (`Inputs.read`). Names of classes
+            stand for their numbers. Any B;
             each new one compiles once. 64-bit numbers are taken as 32-bit ones. Several processes
             all give the same. Random streams are those of the first batch of an evaluation. Warns
             of numbers that are not finite, as what is said of such rows may mean nothing.
@@ -69,11 +70,13 @@ class Trained:
         if not isinstance(given, Mapping):
             values, lengths = self.inputs_known.read(self.column, given)
             given = {self.column: values}
-        named = self.inputs.names if self.inputs else {}
-        batch = {
-            name: self.inputs.read(name, x)[0] if name in named and _is_text(x) else np.asarray(x)
-            for name, x in given.items()
-        }
+        named, joined = (self.inputs.names, self.inputs.joined) if self.inputs else ({}, {})
+
+        def read(name: str, x: Any) -> np.ndarray:
+            told = name in joined or (name in named and _is_text(x))
+            return self.inputs.read(name, x)[0] if told else np.asarray(x)
+
+        batch = {name: read(name, x) for name, x in given.items()}
         for name, rows in not_finite(batch).items():
             line = "predict: column %r is not finite in %d of %d rows, the first is [%d]."
             _log.warning(line, name, len(rows), len(batch[name]), rows[0])

@@ -20,10 +20,15 @@ PICTURES = Inputs(
 )
 TEXTS = Inputs({"tokens": jax.ShapeDtypeStruct((6,), np.int32)}, ("a", "b", "c"), "abc")
 NUMBERS = Inputs({"x": jax.ShapeDtypeStruct((2,), np.float32)})
+BESIDE = Inputs(
+    {"x": jax.ShapeDtypeStruct((5,), np.float32)},
+    names={"colour": ("blue", "red"), "n": ("9", "10")},
+    joined={"x": ("w", "colour", "n")},
+)
 NAMED = Inputs({"colour": jax.ShapeDtypeStruct((), np.int32)}, names={"colour": ("blue", "red")})
 
 
-@pytest.mark.parametrize("inputs", [PICTURES, TEXTS, NUMBERS, NAMED])
+@pytest.mark.parametrize("inputs", [PICTURES, TEXTS, NUMBERS, NAMED, BESIDE])
 def test_json_and_back(inputs):
     assert Inputs.from_json(json.loads(json.dumps(inputs.to_json()))) == inputs
 
@@ -33,6 +38,23 @@ def test_names_are_the_numbers_of_the_run():
         assert NAMED.read("colour", given)[0].tolist() == [1, 0]
     assert NAMED.read("colour", "red")[0].dtype == np.int32
     assert NAMED.read("colour", np.array([1, 0]))[0].tolist() == [1, 0]
+
+
+def test_rows_of_classes_and_numbers_are_one_hot_as_in_the_run():
+    expected = np.float32([[2.5, 0, 1, 0, 1], [7, 1, 0, 1, 0]])
+    rows = [[2.5, "red", 10], [7, "blue", 9]]
+    for given in (rows, np.array(rows), np.array(rows, object), expected):
+        np.testing.assert_array_equal(BESIDE.read("x", given)[0], expected)
+    wide = Inputs({"x": BESIDE.columns["x"]}, names={"n": tuple("1234")}, joined={"x": ("n", "w")})
+    assert wide.read("x", np.array([[2, 0.5]]))[0].tolist() == [[0, 1, 0, 0, 0.5]]
+    for given, line in {
+        (("1", "rde", 9),): r"column 'colour' holds 'rde', which .*: blue, red. Did you mean 'red'",
+        ((1, "red", 9), ("tall", "red", 9)): "column 'w' holds 'tall'; numbers are needed",
+        ((1, "red"),): r"\(1, 'red'\) given for column 'x'; a row of w, colour, n is needed",
+        ("red", 1, 9): "'red' given for column 'x'; a row of w, colour, n is needed",
+    }.items():
+        with pytest.raises(DataError, match=line):
+            BESIDE.read("x", given)
 
 
 def test_pictures_become_of_the_size_and_colours_of_the_run(tmp_path):

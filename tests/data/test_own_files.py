@@ -160,6 +160,32 @@ def test_labels_are_numbered_over_all_splits():
     assert numbers.classes == ("9", "10")
 
 
+def test_a_class_beside_numbers_is_one_hot():
+    """Numbered over all splits: what another split holds tells, also of what is in the cache."""
+    rows = {"colour": ["red", "blue", "red"], "size": [1, 2, 3], "kind": ["b", "a", "b"]}
+    pathlib.Path("d").mkdir()
+    pq.write_table(pa.table(rows), "d/train.parquet")
+    source = Files("d", {"x": ("size", "colour"), "y": "kind"}, labels=("kind", "colour"))
+    with pytest.raises(DataError, match="'kind' is no column that is delivered, by itself or besi"):
+        source.open("train")
+    source = Files("d", {"x": ("size", "colour"), "y": "kind"}, labels=("y", "colour"))
+    found = []
+    for other in (["red", "pink"], ["red", "white"], ["red", "aqua"]):
+        pq.write_table(pa.table({"colour": other, "size": [4, 5]}), "d/test.parquet")
+        known = sorted({*rows["colour"], *other})
+        one_hot = [[colour == name for name in known] for colour in rows["colour"]]
+        dataset = source.open("train")
+        x = dataset.take(np.arange(3))["x"]
+        np.testing.assert_array_equal(x, np.column_stack([rows["size"], one_hot]))
+        assert x.dtype == np.float32 and dataset.spec["x"].shape == (1 + 3,)
+        assert dataset.names == {"colour": tuple(known), "y": ("a", "b")}
+        assert dataset.classes == ("a", "b") and dataset.rows(0, 1).joined == {
+            "x": ("size", "colour")
+        }
+        found.append(dataset.identity["files"])
+    assert len({*found}) == 3
+
+
 def test_a_split_without_labels_hinders_no_other():
     put("d/train.csv", "x,y\n1,b\n2,a\n")
     put("d/test.csv", "x\n3\n")

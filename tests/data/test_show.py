@@ -26,6 +26,13 @@ def test_a_table(tmp_path, capsys):
     ]
 
 
+def test_the_word_that_makes_a_column_text(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("age,kind\n1,b\n2,3\nmany,c\n4,4\n5,a\n")
+    assert show.main(["a.csv", "--rows=0"]) == 0
+    told = "  age: text, as a.csv row 3 holds 'many' among numbers\n  kind: text\n"
+    assert told in capsys.readouterr().out
+
+
 def test_pictures_as_a_grid(tmp_path, capsys):
     pixels = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
     np.savez(tmp_path / "a.npz", image=pixels, label=np.arange(5))
@@ -43,6 +50,7 @@ def test_class_folders_and_splits(tmp_path, capsys):
         path = tmp_path / "tree" / name
         path.parent.mkdir(parents=True)
         Image.new("RGB", (4, 4)).save(path)
+    (tmp_path / "tree/test/blue/notes.txt").write_text("of the pictures\n")
     assert show.main(["tree", "--split=test"]) == 0
     out = capsys.readouterr().out
     assert "train: 1 examples" in out and "test:" in out and "2 classes: blue, red" in out

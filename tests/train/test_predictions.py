@@ -163,11 +163,14 @@ class OfColour(Classification):
 def test_rows_of_a_table_in_the_columns_and_numbers_of_the_run(tmp_path, caplog):
     new, out, own = tmp_path / "new.csv", tmp_path / "out.jsonl", tmp_path / "own"
     own.mkdir()
-    rows = "".join(f"{i},{i % 3},{'red' if i % 2 else 'blue'},{'ab'[i % 2]}\n" for i in range(16))
-    (own / "train.csv").write_text("a,b,colour,kind\n" + rows)
-    (own / "test.csv").write_text("a,b,colour,kind\n1,1,red,b\n1,nan,red,c\n")
-    columns = {"x": ("a", "b"), "colour": "colour", "kind": "kind"}
-    files = Files(str(own), columns, labels=("colour", "kind"))
+    rows = "".join(
+        f"{i},{i % 3},{'oval' if i % 5 else 'flat'},{'red' if i % 2 else 'blue'},{'ab'[i % 2]}\n"
+        for i in range(16)
+    )
+    (own / "train.csv").write_text("a,b,form,colour,kind\n" + rows)
+    (own / "test.csv").write_text("a,b,form,colour,kind\n1,1,oval,red,b\n1,nan,flat,red,c\n")
+    columns = {"x": ("a", "form", "b"), "colour": "colour", "kind": "kind"}
+    files = Files(str(own), columns, labels=("colour", "kind", "form"))
     source = Split(files, {"train": 0.75, "more": 0.25}, stratify="kind")
     lsm.fit(experiment(OfColour(model=ByColour(), label="kind"), source), tmp_path / "run")
     assert "data.test: column 'kind' holds 'c', which data.train has no example of." in caplog.text
@@ -175,10 +178,13 @@ def test_rows_of_a_table_in_the_columns_and_numbers_of_the_run(tmp_path, caplog)
     assert line in caplog.text
 
     run = lsm.load(tmp_path / "run")
-    x = np.array([[0.25, 0.5], [4, -3], [0, np.nan]], np.float32)
+    x = np.array([[0.25, 0, 1, 0.5], [4, 1, 0, -3], [0, 0, 1, np.nan]], np.float32)
     expected = run.predict({"x": x, "colour": ["red", "blue", "red"]})
+    rows = [(0.25, "oval", 0.5), (4, "flat", -3), (0, "oval", np.nan)]
+    for name, values in run.predict({"x": rows, "colour": ["red", "blue", "red"]}).items():
+        np.testing.assert_array_equal(values, expected[name])
     assert "predict: column 'x' is not finite in 1 of 3 rows, the first is [2]." in caplog.text
-    new.write_text("b,colour,a\n0.5,red,0.25\n-3,blue,4\nnan,red,0\n")
+    new.write_text("b,colour,a,form\n0.5,red,0.25,oval\n-3,blue,4,flat\nnan,red,0,oval\n")
     assert lsm.predict_files(tmp_path / "run", [str(new)], out) == 3
     assert f"column 'x' is not finite in 1 of 3 rows, the first is {new} row 3;" in caplog.text
     found = [json.loads(line) for line in out.read_text().splitlines()]
@@ -188,9 +194,10 @@ def test_rows_of_a_table_in_the_columns_and_numbers_of_the_run(tmp_path, caplog)
     np.testing.assert_allclose(told, expected["probability"][:2], rtol=1e-6)
 
     for text, line in {
-        "a,colour\n1,red\n": "new.csv has no column 'b'; it has a, colour",
-        "a,b,colour\n1,2,red\n3,4,rde\n": r"new.csv row 2: .*'rde', .*: blue, red. Did you mean 'red'",
-        "a,b,colour\n1,2,red\n3,tall,red\n": "new.csv: column 'b' is text: row 2 holds 'tall'; only",
+        "a,form,colour\n1,flat,red\n": "new.csv has no column 'b'; it has a, form, colour",
+        "a,b,colour,form\n1,2,red,flat\n3,4,rde,oval\n": r"new.csv row 2: .*'rde', .*: blue, red. Did you mean 'red'",
+        "a,b,colour,form\n1,2,red,flat\n3,4,red,ovale\n": r"row 2: .*'ovale', .*: flat, oval. Did you mean 'oval'",
+        "a,b,colour,form\n1,2,red,flat\n3,tall,red,flat\n": "new.csv row 2: .* 'b' holds 'tall'; numbers are",
     }.items():
         new.write_text(text)
         with pytest.raises(DataError, match=line):

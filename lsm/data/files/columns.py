@@ -24,6 +24,7 @@ class Column:
     Attributes:
       name: of it.
       sources: columns of the files; several are put side by side, in float32.
+      one_hot: column of several -> value -> its place, where the values are names of classes.
       one: shape and dtype of an example; dtype object for texts, and for what differs in shape.
       numbers: value -> number of its class, where the values are labels.
       channels: of the pictures that the values are when decoded, or None.
@@ -32,6 +33,7 @@ class Column:
 
     name: str
     sources: str | tuple[str, ...]
+    one_hot: Mapping[str, Mapping[Any, int]] = dataclasses.field(default_factory=dict)
     one: jax.ShapeDtypeStruct | None = None
     numbers: Mapping[Any, int] | None = None
     channels: int | None = None
@@ -84,24 +86,25 @@ class Column:
     def _joined(self, stored: Mapping[str, np.ndarray], part: Part, rows: np.ndarray) -> np.ndarray:
         if isinstance(self.sources, str):
             values = stored[self.sources]
-            return values if self.numbers is None else self._numbered(values, part, rows)
-        for name in self.sources:
-            if stored[name].dtype == object or stored[name].ndim > 1:
-                raise DataError(
-                    f"{part.file}: column {name!r} is {_kind(stored[name])}{_word(part, name)}; "
-                    f"only single numbers can be joined in {self.name!r}."
-                )
-        return np.stack([stored[name].astype(np.float32) for name in self.sources], axis=-1)
-
-    def _numbered(self, values: np.ndarray, part: Part, rows: np.ndarray) -> np.ndarray:
-        found = [self.numbers.get(value, -1) for value in values.tolist()]
-        if -1 in found:
-            at = found.index(-1)
-            raise DataError(
-                f"{part.row(rows[at])}: {values[at]!r} is none of the classes of {self.name!r}; "
-                "the file has changed."
+            return (
+                values
+                if self.numbers is None
+                else _places(values, self.numbers, self.name, part, rows)
             )
-        return np.array(found, np.int32)
+        beside = [self._beside(name, stored[name], part, rows) for name in self.sources]
+        return np.concatenate(beside, axis=-1)
+
+    def _beside(self, name: str, values: np.ndarray, part: Part, rows: np.ndarray) -> np.ndarray:
+        """What is put side by side of a column `name`: float32 (N, 1), or (N, classes)."""
+        if name in self.one_hot:
+            numbers = self.one_hot[name]
+            return one_hot(_places(values, numbers, name, part, rows), len(numbers))
+        if values.dtype == object or values.ndim > 1:
+            raise DataError(
+                f"{part.file}: column {name!r} is {_kind(values)}{_word(part, name)}; only single "
+                f"numbers can be joined in {self.name!r}, and what is in labels."
+            )
+        return values.astype(np.float32)[:, None]
 
     def _decoded(self, values: np.ndarray, part: Part, rows: np.ndarray) -> np.ndarray:
         try:
@@ -172,9 +175,30 @@ def numbered(values: np.ndarray, name: str) -> dict[Any, int]:
     return {value: number for number, value in enumerate(sorted(kinds))}
 
 
+def one_hot(numbers_N: np.ndarray, classes: int) -> np.ndarray:
+    """Returns float32 (N, classes): 1 at the number of each, else 0."""
+    made = np.zeros((len(numbers_N), classes), np.float32)
+    made[np.arange(len(numbers_N)), numbers_N] = 1
+    return made
+
+
 def class_name(value: Any) -> str:
     """Returns the name of a class whose label is `value`."""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _places(
+    values: np.ndarray, numbers: Mapping[Any, int], name: str, part: Part, rows: np.ndarray
+) -> np.ndarray:
+    """The numbers (N,) of labels."""
+    found = [numbers.get(value, -1) for value in values.tolist()]
+    if -1 in found:
+        at = found.index(-1)
+        raise DataError(
+            f"{part.row(rows[at])}: {values[at]!r} is none of the classes of {name!r}; the file "
+            "has changed."
+        )
+    return np.array(found, np.int32)
 
 
 def _kind(values: np.ndarray) -> str:

@@ -57,8 +57,9 @@ class Files(SplitSource):
       columns: names to deliver; or what is delivered by its name: a column, or several of numbers
         side by side in float32 (N, k), as in {"x": ("width", "height"), "label": "species"}. None
         is all.
-      labels: delivered columns whose values are names of classes: they become their places in the
-        sorted values of all splits, int32.
+      labels: columns whose values are names of classes: delivered ones become their places in the
+        sorted values of all splits, int32; one that is put side by side with others becomes a
+        column for each of these values, 1 where it is that and else 0.
       size: pictures are resized to this, N or (height, width); None keeps their size.
     """
 
@@ -106,7 +107,8 @@ class Files(SplitSource):
         if not cache.fits(examples.spec, len(examples)):
             return examples
         paths = [file.as_posix() for file in found[name]]
-        settings = (self.columns, self.labels, self.size, examples.classes or examples.names)
+        known = examples.names if examples.joined else examples.classes or examples.names
+        settings = (self.columns, self.labels, self.size, known)
         key = cache.fingerprint(found[name], paths, *settings)
         return cache.cached(f"{pathlib.Path(self.path).name}-{name}", key, examples)
 
@@ -120,20 +122,19 @@ class Files(SplitSource):
         wanted = self.columns if self.columns is not None else tuple(own[0].names)
         if not isinstance(wanted, Mapping):
             wanted = {name: name for name in wanted}
-        for name in self.labels:
-            if not isinstance(wanted.get(name), str):
-                raise DataError(
-                    f"Files.labels: {name!r} is no column that is delivered; there are "
-                    f"{listed(wanted)}.{nearest(name, wanted)}"
-                )
+        single = {name for name, of in wanted.items() if isinstance(of, str)}
+        beside = [one for name, of in wanted.items() if name not in single for one in of]
+        _check_labels(self.labels, sorted(single.union(beside)))
         size, columns = images.as_size(self.size, "Files.size"), []
         for name, of in wanted.items():
-            column = Column(name, of if isinstance(of, str) else tuple(of), size=size)
+            column = Column(name, of if name in single else tuple(of), size=size)
             _check_names(own, column.needed)
-            if name in self.labels:
-                # Another split may have none, such as one that is to be predicted.
-                values = _values([part for part in everywhere if of in part.names], of)
-                column = dataclasses.replace(column, numbers=numbered(values, name))
+            if name in single and name in self.labels:
+                column = dataclasses.replace(column, numbers=_numbers(everywhere, of, name))
+            elif name not in single:
+                classes = [one for one in of if one in self.labels and one not in single]
+                one_hot = {one: _numbers(everywhere, one, one) for one in classes}
+                column = dataclasses.replace(column, one_hot=one_hot)
             columns.append(column)
         # What is in memory costs nothing to look at; of the rest, the first part speaks for all.
         return probed(columns, own if all(part.held for part in own) else own[:1])
@@ -181,24 +182,32 @@ class _Examples(Dataset):
         labels = [column.name for column in self._columns if column.numbers is not None]
         if labels:
             return self.names[labels[0]] if len(labels) == 1 else None
-        return next(iter(self.names.values()), None)
+        named = self._parts[0].classes
+        return next((named[c.sources] for c in self._columns if c.sources in named), None)
 
     @property
     def names(self) -> dict[str, tuple[str, ...]]:
         """See `Dataset.names`: of the columns of `labels`, and of those that a file names."""
         named = self._parts[0].classes
-        return {
+        one_hot = {name: of for c in self._columns for name, of in c.one_hot.items()}
+        return {name: tuple(map(class_name, of)) for name, of in one_hot.items()} | {
             c.name: named[c.sources] if c.numbers is None else tuple(map(class_name, c.numbers))
             for c in self._columns
             if c.numbers is not None or c.sources in named
         }
 
     @property
+    def joined(self) -> dict[str, tuple[str, ...]]:
+        """See `Dataset.joined`."""
+        return {c.name: c.needed for c in self._columns if c.one_hot}
+
+    @property
     def identity(self) -> dict[str, Any]:
         """See `Dataset.identity`: names and sizes of the files, and how they are read."""
         files = [(file.name, size) for file, size in self._files.items()]
         made = [(c.name, c.sources, c.one.shape, str(c.one.dtype)) for c in self._columns]
-        return super().identity | {"files": digest(files, made, self.classes or self.names or None)}
+        known = self.names if self.joined else self.classes or self.names or None
+        return super().identity | {"files": digest(files, made, known)}
 
     def where(self, number: int) -> str:
         """See `Dataset.where`."""
@@ -247,6 +256,20 @@ def _values(parts: Sequence[Part], name: str) -> np.ndarray:
         for start in range(0, len(part), _SOME)
     ]
     return np.concatenate(read)
+
+
+def _numbers(parts: Sequence[Part], of: str, name: str) -> dict[Any, int]:
+    """Value -> number, of labels: a split, such as one that is to be predicted, may have none."""
+    return numbered(_values([part for part in parts if of in part.names], of), name)
+
+
+def _check_labels(labels: Sequence[str], allowed: Sequence[str]) -> None:
+    for name in labels:
+        if name not in allowed:
+            raise DataError(
+                f"Files.labels: {name!r} is no column that is delivered, by itself or beside "
+                f"others; there are {listed(allowed)}.{nearest(name, allowed)}"
+            )
 
 
 def _check_names(parts: Sequence[Part], names: Sequence[str]) -> None:
