@@ -166,10 +166,7 @@ def warnings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     """Yields a line for each figure of `new` that is half as large again as in `old`."""
     slower = _seconds(new["yardstick"]) / _seconds(old["yardstick"])
     for config, figures in new["configs"].items():
-        before = old["configs"].get(config)
-        if before is None:
-            yield f"{config}: not in the record."
-            continue
+        before = old["configs"][config]
         for stage, size in STAGES.items():
             if stage not in figures or stage not in before:
                 continue
@@ -220,12 +217,13 @@ def _act(_: flags.FlagValues, words: list[str]) -> None:
     if verb == "write":
         write_or_check(verb, documents, filled)
         return
-    old = _read() if verb == "check" else None
-    new = measured(configs())
     if verb == "run":
-        atomic_write(RECORD, f"{json.dumps(new, indent=1)}\n".encode())
+        atomic_write(RECORD, f"{json.dumps(measured(configs()), indent=1)}\n".encode())
         return
-    for told in warnings(old, new):
+    old, names = _read(), configs()
+    if missing := [name for name in names if name not in old["configs"]]:
+        print(f"warning: not in the record, nor measured: {', '.join(missing)}.")
+    for told in warnings(old, measured([name for name in names if name in old["configs"]])):
         print(f"warning: {told}")
 
 
