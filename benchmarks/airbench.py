@@ -11,15 +11,16 @@ another interpreter (`--peer_python`).
 import dataclasses
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 from absl import flags
 
+from benchmarks import step_time
 from benchmarks.compare import print_doubts, torch_version
 from benchmarks.step_time import Torch, TorchEndedError
+from benchmarks.step_time_cases import BATCHES
 from benchmarks.step_time_tables import markdown
 from experiments.configs.cifar import airbench
 from lsm import command_line
@@ -31,8 +32,8 @@ from lsm.train.program import build
 FORMS = [(mode, form) for mode in ("eager", "compiled") for form in ("contiguous", "channels_last")]
 
 
-class Step:
-    """lsm's step of the config. `parameters` are those that are trained."""
+class Step(step_time.Step):
+    """lsm's step of the config, on one batch again and again."""
 
     def __init__(self, batch_size: int):
         config = airbench.get_config()
@@ -45,16 +46,8 @@ class Step:
         }
         program = build(config, train.horizon(25 * batch_size), batch)
         self._step, self._state = program.step, program.init()
-        self._batch = place(batch, program.batch)
+        self._batches = [place(batch, program.batch)] * BATCHES
         self.parameters = sum(x.size for x in jax.tree.leaves(self._state.params))
-
-    def run(self, steps: int) -> float:
-        """Trains for `steps` steps; returns the seconds that one took."""
-        start = time.perf_counter()
-        for _ in range(steps):
-            self._state, metrics = self._step(self._state, self._batch)
-        jax.block_until_ready((self._state, metrics))
-        return (time.perf_counter() - start) / steps
 
 
 def measure(python: str | None, batch_size: int, turns: int) -> dict[str, list[float]]:

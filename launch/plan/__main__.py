@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from launch import command
-from lsm import command_line
-from lsm.command_line import waiting
+from lsm.command_line import status, waiting
 from lsm.config import flags
+from lsm.cpu.libtpu import ask_for_plans
 from lsm.errors import ConfigError
 
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 0 where the plan fits, 2 where it does not, and 1 after one line on stderr for anything
     that the user can mend.
     """
-    return command_line.status(lambda: _plan(sys.argv[1:] if argv is None else argv))
+    return status(lambda: _plan(sys.argv[1:] if argv is None else argv))
 
 
 def _plan(argv: Sequence[str]) -> int:
@@ -55,7 +55,7 @@ def _plan(argv: Sequence[str]) -> int:
     given = command.parse(Flags, rest, __doc__, flags.ADVICE)
     from launch.plan import compiled, html, search, text, topology
 
-    topology.trace_on_cpu()
+    ask_for_plans()
     experiment = flags.load(given.config, overrides)
     machine = topology.load(given.topology, given.slices)
     request = compiled.Request(experiment, given.config, overrides, given.data_dir, given.price)

@@ -3,7 +3,6 @@
 Only this module touches libtpu, and only when a plan is asked for.
 """
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import math
@@ -17,7 +16,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from lsm.cost import CHIPS, Chip
-from lsm.cpu.libtpu import heed_again
+from lsm.cpu.libtpu import ask_for_plans
 from lsm.errors import ConfigError, LsmError, nearest
 from lsm.files import silent_stderr
 
@@ -89,7 +88,7 @@ def load(name: str, slices: int = 1) -> Topology:
             "--topology: libtpu, which holds the TPU's compiler, is not installed: "
             "pip install 'lsm[plan]' (Linux; no TPU is needed)."
         ) from error
-    trace_on_cpu()
+    ask_for_plans()
     if chip.clock:
         tpus = _tpus(name, slices, chip)
         return Topology(name, slices, chip, tpus, tpus, "tpu", available(tpus[0], chip), versions)
@@ -100,12 +99,6 @@ def load(name: str, slices: int = 1) -> Topology:
         raise ConfigError(f"{_SHARE}: {share!r} given; a number such as 0.75 is needed.")
     room = min(int(chip.memory * float(share)), available(tpus[0], _CHIPS[STAND_IN]))
     return Topology(name, 1, chip, gpus, tpus, "cuda", room, versions)
-
-
-def trace_on_cpu() -> None:
-    """Has the constants of a trace made on the CPU, and those of a config, if it comes first."""
-    with contextlib.suppress(RuntimeError):  # there are devices already
-        jax.config.update("jax_platforms", "cpu")
 
 
 def _stand_ins(count: int) -> tuple[jax.Device, ...]:
@@ -119,10 +112,6 @@ def _stand_ins(count: int) -> tuple[jax.Device, ...]:
 
 def _tpus(name: str, slices: int, chip: Chip) -> tuple[jax.Device, ...]:
     options = _OPTIONS.get(chip.name, {}) | ({"num_slices": slices} if slices > 1 else {})
-    heed_again()
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # do not ask the cloud which machine this is
-    os.environ["TPU_LOG_DIR"] = "disabled"  # else it leaves files in /tmp
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU is taken, so none need be locked
     try:
         with silent_stderr():  # its C++ tells there of looking for a TPU
             return tuple(topologies.get_topology_desc(name, "tpu", **options).devices)

@@ -1,5 +1,6 @@
 """The TPU's library on a machine that has no TPU, where it is installed for `launch.plan` alone."""
 
+import contextlib
 import glob
 import os
 
@@ -20,9 +21,18 @@ def ignore_without_tpu() -> None:
         os.environ["TPU_LIBRARY_PATH"] = __file__
 
 
-def heed_again() -> None:
-    """Undoes `ignore_without_tpu`, for who asks the library for a plan afterwards."""
+def ask_for_plans() -> None:
+    """Makes jax ready to ask the library for plans: undoes `ignore_without_tpu`.
+
+    The constants of a trace are made on the CPU, and those of a config that is loaded after this;
+    the library asks no cloud, writes no logs, and takes no lock.
+    """
+    with contextlib.suppress(RuntimeError):  # there are devices already
+        jax.config.update("jax_platforms", "cpu")
     if os.environ.get("TPU_LIBRARY_PATH") == __file__:
         import libtpu
 
         os.environ["TPU_LIBRARY_PATH"] = libtpu.get_library_path()
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # do not ask the cloud which machine this is
+    os.environ["TPU_LOG_DIR"] = "disabled"  # else it leaves files in /tmp
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU is taken, so none need be locked

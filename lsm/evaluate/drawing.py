@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,8 @@ class Confusion(Metric):
     def pictures(self, accumulator: np.ndarray) -> dict[str, bytes]:
         """Returns "confusion.png"."""
         count = len(self.classes)
-        figure = _figure(side=min(4 + 0.4 * count, 24))
+        side = min(4 + 0.4 * count, 24)
+        figure = figure_of(side, side, "tight")
         axes = figure.add_subplot()
         total_Kx1 = accumulator.sum(1, keepdims=True)
         share_KxK = accumulator / np.where(total_Kx1 == 0, 1, total_Kx1)
@@ -73,7 +75,7 @@ class Confusion(Metric):
             color = "white" if share_KxK[i, j] > 0.5 else "black"
             told = {"ha": "center", "va": "center", "fontsize": 8, "color": color}
             axes.text(j, i, f"{accumulator[i, j]:.6g}", **told)
-        return {"confusion.png": _png(figure)}
+        return {"confusion.png": png(figure)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +142,8 @@ class Mistakes(Metric):
     def pictures(self, accumulator: tuple) -> dict[str, bytes]:
         """Returns "mistakes.png", each picture under "LABEL as PREDICTION" and the probability."""
         across = max(1, int(np.ceil(np.sqrt(len(accumulator)))))
-        figure = _figure(side=1.8 * max(across, 2))
+        side = 1.8 * max(across, 2)
+        figure = figure_of(side, side, "tight")
         if not accumulator:
             figure.suptitle("no mistakes")
         for place, (sure, label, predicted, picture) in enumerate(accumulator, 1):
@@ -149,7 +152,7 @@ class Mistakes(Metric):
             axes.axis("off")
             names = " as ".join(_plain(self.classes[k]) for k in (label, predicted))
             axes.set_title(f"{names}\n{sure:.3f}", fontsize=7)
-        return {"mistakes.png": _png(figure)}
+        return {"mistakes.png": png(figure)}
 
 
 _CHANNELS = ((1,), (3,), (4,))
@@ -171,17 +174,19 @@ def _plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _figure(side: float):
+def figure_of(width: float, height: float, layout: str) -> Any:
+    """Returns an empty figure of matplotlib, in inches, whose axes are placed by `layout`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(side, side), layout="tight")
+    figure = Figure(figsize=(width, height), layout=layout)
     # Without pyplot, which looks for a screen and holds on to its figures.
     FigureCanvasAgg(figure)
     return figure
 
 
-def _png(figure) -> bytes:
+def png(figure: Any) -> bytes:
+    """Returns a figure as PNG."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130)
     return picture.getvalue()

@@ -1,6 +1,5 @@
 """A picture of a run's curves."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lsm.errors import TrainingError
+from lsm.evaluate.drawing import figure_of, png
 from lsm.files import atomic_write
 from lsm.writers import read_metrics
 
@@ -26,9 +26,6 @@ def plot_curves(workdir: Path) -> Path:
     Raises:
       TrainingError: there are no rows, or the picture cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     workdir = Path(workdir)
     rows = read_metrics(workdir)
     names = _panels(rows)
@@ -37,15 +34,11 @@ def plot_curves(workdir: Path) -> Path:
     # Four make a square, 2 x 2.
     columns = min(len(names), 3 if len(names) != 4 else 2)
     lines = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(5.2 * columns, 3.9 * lines), layout="constrained")
-    # Without pyplot, which looks for a screen and holds on to its figures.
-    FigureCanvasAgg(figure)
+    figure = figure_of(5.2 * columns, 3.9 * lines, "constrained")
     figure.suptitle(workdir.resolve().name, fontsize=12, fontweight="bold")
     for place, name in enumerate(names, start=1):
         _draw_panel(figure.add_subplot(lines, columns, place), name, rows)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
-    atomic_write(workdir / "curves.png", picture.getvalue())
+    atomic_write(workdir / "curves.png", png(figure))
     return workdir / "curves.png"
 
 

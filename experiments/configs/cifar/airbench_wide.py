@@ -1,4 +1,4 @@
-"""CIFAR-10 above 95 %: airbench's network, wider, for twice as long, with erased squares.
+"""CIFAR-10, aimed above 95 %: airbench's network, wider, for twice as long, with erased squares.
 
     python -m experiments.cifar --config=experiments/configs/cifar/airbench_wide.py \\
         --workdir=runs/airbench_wide

@@ -1,4 +1,4 @@
-"""Fashion-MNIST at 94 %: airbench's network and recipe, wider and longer.
+"""Fashion-MNIST, aimed at 94 %: airbench's network and recipe, wider and longer.
 
 python -m experiments.mnist --config=experiments/configs/mnist/fashion.py --workdir=runs/fashion
 
