@@ -13,6 +13,7 @@ from lsm.models.mixer import Mixer
 from lsm.models.mlp import MLP
 from lsm.models.pipeline import run_layers
 from lsm.models.resnet import ResNet, WideResNet
+from lsm.models.sequences import Sequences
 from lsm.models.stack import Stack
 from lsm.models.transformer import Attention, Block, CrossAttention, Mlp, Transformer
 from lsm.models.views import Views
@@ -34,6 +35,7 @@ __all__ = [
     "Mixer",
     "Mlp",
     "ResNet",
+    "Sequences",
     "Stack",
     "Transformer",
     "ViT",

@@ -1,0 +1,35 @@
+"""What tasks of texts share: columns of tokens as a model reads them."""
+
+import numpy as np
+
+from lsm.errors import DataError
+from lsm.models.sequences import Sequences
+from lsm.tasks.base import Batch, check_labels, column
+
+LENGTH, TYPES = "_length", "_types"
+"""What stands behind the name of a column of tokens (B, T) in the names of those of its lengths (B,)
+and, where there are several texts in a row, of its types (B, T)."""
+
+
+def sequences(batch: Batch, name: str, field: str = "task.tokens") -> Sequences:
+    """Returns a column of tokens with its lengths, and its types where there are any.
+
+    Raises:
+      DataError: there is no such column, or none of its lengths.
+    """
+    tokens_BxT, lengths_B = (column(batch, of, field) for of in (name, name + LENGTH))
+    return Sequences(tokens_BxT, lengths_B, batch.get(name + TYPES))
+
+
+def check_sequences(
+    batch: Batch, name: str, vocabulary: int | None, field: str = "task.tokens"
+) -> None:
+    """Raises DataError for missing columns, ids outside a vocabulary, or lengths that are none."""
+    tokens_BxT, lengths_B = sequences(batch, name, field)[:2]
+    check_labels(np.asarray(tokens_BxT), vocabulary, field)
+    low, high, room = lengths_B.min(), lengths_B.max(), tokens_BxT.shape[1]
+    if low < 0 or high > room:
+        raise DataError(
+            f"{field}: a length of {low if low < 0 else high} in column {name + LENGTH!r}, where "
+            f"{name!r} has room for {room}."
+        )
