@@ -7,8 +7,8 @@ from lsm.models.sequences import Sequences
 from lsm.tasks.base import Batch, check_labels, column
 
 LENGTH, TYPES = "_length", "_types"
-"""What stands behind the name of a column of tokens (B, T) in the names of those of its lengths (B,)
-and, where there are several texts in a row, of its types (B, T)."""
+"""A column of tokens NAME (B, T) has its lengths in NAME_length (B,), and where there are several
+texts in a row, their types in NAME_types (B, T)."""
 
 
 def sequences(batch: Batch, name: str, field: str = "task.tokens") -> Sequences:
