@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lsm.errors import ConfigError, LsmError, TrainingError, shortened
+from lsm.errors import ConfigError, LsmError, TrainingError, nearest, shortened
 
 _held: set[Path] = set()
 _holding = threading.Lock()
@@ -106,6 +106,12 @@ def expanded(path: os.PathLike | str, field: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # a name has no NUL; no such user
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{field}: {shortened(text)!r} is no path: {reason}.") from error
+
+
+def nothing_at(path: Path) -> str:
+    """Returns "PATH: no such file or folder.", and the nearest name beside it, where one is near."""
+    near = os.listdir(path.parent) if os.access(path.parent, os.R_OK | os.X_OK) else []
+    return f"{path}: no such file or folder.{nearest(path.name, near)}"
 
 
 def atomic_write(path: Path, content: bytes) -> None:

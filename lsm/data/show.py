@@ -24,7 +24,7 @@ from lsm.data.folder import Folder
 from lsm.data.sheet import sheet
 from lsm.data.tfds import Tfds
 from lsm.errors import ConfigError, DataError, listed, shortened
-from lsm.files import atomic_write, expanded
+from lsm.files import atomic_write, expanded, nothing_at
 
 _WIDTH = 40  # characters of a value
 _PICTURES = 64  # of a grid
@@ -35,8 +35,11 @@ def source(name: str) -> SplitSource:
 
     Raises:
       ConfigError: it is empty, or no path can be made of it.
+      DataError: there is nothing at what can only be a path.
     """
     path = expanded(name, "SOURCE")
+    if name.startswith((".", "/", "~")) and not path.exists() and not path.suffix:
+        raise DataError(nothing_at(path))
     if not path.exists() and not glob.has_magic(name) and (":" in name or not path.suffix):
         return Tfds(name)
     if not path.is_dir():

@@ -22,7 +22,7 @@ from lsm.data.files.parts import objects
 from lsm.data.inputs import Inputs
 from lsm.data.values import not_finite
 from lsm.errors import CheckpointError, ConfigError, DataError
-from lsm.files import expanded, plain_json, readable_disk_errors
+from lsm.files import expanded, nothing_at, plain_json, readable_disk_errors
 from lsm.run.checkpoint import Checkpoints
 from lsm.tasks import Task
 from lsm.train.evaluation import evaluate_all, predict
@@ -251,8 +251,10 @@ def _files(given: Sequence[str], suffixes: Sequence[str] = ("",)) -> list[pathli
             continue
         inside = path.rglob("*") if path.is_dir() else map(pathlib.Path, glob.iglob(str(path)))
         files = sorted(f for f in inside if f.is_file() and f.suffix.lower().endswith(suffixes))
+        if not files and path.is_dir():
+            raise DataError(f"--input: {path} holds nothing that could be read.")
         if not files:
-            raise DataError(f"--input: there is no {path}, or nothing in it that could be read.")
+            raise DataError(f"--input: {nothing_at(path)}")
         found += files
     return found
 

@@ -66,6 +66,7 @@ def test_class_folders_and_splits(tmp_path, capsys):
         (["a.csv", "--grid=x.png"], "--grid: no column of width, kind holds pictures"),
         (["mnst", "--data_dir=."], "dataset 'mnst' is neither in TFDS's catalogue"),
         (["a.csv", "--row=3"], "--row: there is no such flag"),
+        (["./acsv"], "acsv: no such file or folder. Did you mean 'a.csv'?"),
     ],
 )
 def test_errors_are_one_line(words, said, tmp_path, capsys):

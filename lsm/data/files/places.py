@@ -2,12 +2,11 @@
 
 import collections
 import glob
-import os
 import pathlib
 import re
 
-from lsm.errors import DataError, listed, nearest
-from lsm.files import parsed_json
+from lsm.errors import DataError, listed
+from lsm.files import nothing_at, parsed_json
 
 ENDINGS = (
     *(".csv", ".tsv", ".parquet", ".arrow", ".feather", ".jsonl", ".ndjson", ".json"),
@@ -108,8 +107,7 @@ def _matches(path: pathlib.Path) -> tuple[pathlib.Path, list[pathlib.Path]]:
     found = sorted(map(pathlib.Path, glob.glob(str(path), recursive=True)))
     files = [file for file in found if file.is_file()]
     if not files:
-        near = os.listdir(path.parent) if path.parent.is_dir() else []
-        raise DataError(f"{path}: no such file or folder.{nearest(path.name, near)}")
+        raise DataError(nothing_at(path))
     if strange := [file.name for file in files if kind(file) is None]:
         raise DataError(f"{path}: {listed(strange, 3)}: none of the endings {', '.join(ENDINGS)}.")
     fixed = [part for part in path.parts if not glob.has_magic(part)]
