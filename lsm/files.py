@@ -109,7 +109,7 @@ def expanded(path: os.PathLike | str, field: str) -> Path:
 
 
 def nothing_at(path: Path) -> str:
-    """Returns "PATH: no such file or folder.", and the nearest name beside it, where one is near."""
+    """Returns "PATH: no such file or folder.", and the nearest name beside it, if one is."""
     near = os.listdir(path.parent) if os.access(path.parent, os.R_OK | os.X_OK) else []
     return f"{path}: no such file or folder.{nearest(path.name, near)}"
 
