@@ -29,7 +29,7 @@ def get_config(arg=None):
             augment=(RandomRotate(10), RandomScale(0.9, 1.1), RandomCrop(padding=2)),
         ),
         optimizer=make_optimizer(1000),
-        train=Train(epochs=12, batch_size=1000),
+        train=Train(epochs=8, batch_size=1000),
         start=PatchWhitening("constants/whiten/kernel"),
-        evaluation=Evaluation(every="12 epochs", monitor="accuracy"),
+        evaluation=Evaluation(every="8 epochs", monitor="accuracy"),
     )
