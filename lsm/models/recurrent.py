@@ -91,7 +91,7 @@ class _Direction(nn.Module):
         """Maps (T, B, D) to states (T, B, H)."""
         d, h, g = x_TxBxD.shape[-1], self.units, GATES[self.cell]
         kernel_DxG = self.param("kernel", XAVIER, (d, g * h), jnp.float32)
-        recurrent_HxG = self.param("recurrent", nn.initializers.orthogonal(), (h, g * h))
+        recurrent_HxG = self.param("recurrent_kernel", nn.initializers.orthogonal(), (h, g * h))
         bias_G = self.param("bias", _bias, (self.cell, h))
         # Of all steps at once: in the loop is only what needs the step before.
         kernel_DxG, recurrent_HxG, x_TxBxD = (
