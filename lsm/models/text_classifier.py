@@ -114,8 +114,8 @@ class TextClassifier(nn.Module):
             highest_BxD = jnp.where(real_BxTx1, x_BxTxD, -jnp.inf).max(1)
             return jnp.where(lengths_B[:, None] > 0, highest_BxD, 0)
         dense = functools.partial(nn.Dense, dtype=self.dtype, dot_general=dot_rows)
-        scores_BxTx1 = dense(1, use_bias=False)(nn.tanh(dense(x_BxTxD.shape[-1])(x_BxTxD)))
-        scores_BxTx1 = scores_BxTx1.astype(jnp.float32)
+        seen_BxTxD = nn.tanh(dense(x_BxTxD.shape[-1])(x_BxTxD))
+        scores_BxTx1 = dense(1, use_bias=False)(seen_BxTxD).astype(jnp.float32)
         # No infinity: an empty text has equal weights, on states that are 0.
         scores_BxTx1 = jnp.where(real_BxTx1, scores_BxTx1, jnp.finfo(jnp.float32).min)
         return (jax.nn.softmax(scores_BxTx1, axis=1) * x_BxTxD).sum(1)
