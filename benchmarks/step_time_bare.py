@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from benchmarks.step_time_cases import Case, experiment
+from lsm.tasks.texts import sequences
 
 _HEADS = {128: 4, 384: 6}
 """Of the GPTs, by width."""
@@ -44,8 +45,7 @@ class Bare:
         def loss(params, rest, batch):
             logits, rest = forward(params, rest, inputs(batch))
             labels = batch["label"] if "label" in batch else batch["tokens"][:, 1:]
-            losses = optax.softmax_cross_entropy_with_integer_labels
-            return losses(logits.astype(jnp.float32), labels).mean(), rest
+            return _losses(logits.astype(jnp.float32), labels).mean(), rest
 
         def step(state, batch):
             params, rest, opt_state = state
@@ -68,18 +68,26 @@ class Bare:
         return (time.perf_counter() - start) / steps
 
 
+def _losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the cross-entropy of each example; of one logit the logistic loss."""
+    if logits.shape[-1] == 1:
+        return optax.sigmoid_binary_cross_entropy(logits[:, 0], labels)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
 def _inputs(model: str) -> Callable[[Mapping[str, jax.Array]], jax.Array]:
     """Returns how a model's input comes from a batch."""
     if model in ("gpt", "gpt_384"):
         return lambda batch: batch["tokens"][:, :-1]
     if model == "lstm":
-        return lambda batch: batch["tokens"]
+        return lambda batch: sequences(batch, "tokens")
     return lambda batch: batch["image"].astype(jnp.float32) / 255
 
 
-def _linen(model: nn.Module, x: jax.Array) -> tuple[Any, Any, Callable]:
+def _linen(model: nn.Module, x: Any) -> tuple[Any, Any, Callable]:
     """Returns parameters, batch statistics, and their function (params, rest, x)."""
-    rest, params = flax.core.pop(jax.jit(model.init)(jax.random.key(0), x[:1]), "params")
+    variables = jax.jit(model.init)(jax.random.key(0), jax.tree.map(lambda x: x[:1], x))
+    rest, params = flax.core.pop(variables, "params")
 
     def forward(params, rest, x):
         variables = {"params": params, **rest}

@@ -1,17 +1,15 @@
 """What `step_time` trains: models, batch sizes, random data.
 
-The MLP, the CNN and the small GPT are those of the tutorials' configs. The LSTM (Keras's text
-classifier: two layers of 128 on an embedding of 32, texts of 500) and the ResNet (the widths and
+The MLP, the CNN and the small GPT are those of the tutorials' configs; the LSTM is Keras's text
+classifier (two layers of 128 on an embedding of 32), on texts of 500. The ResNet (the widths and
 pooling of airbench94, github.com/KellerJordan/cifar10-airbench, with a skip around every second
-convolution) are written here.
+convolution) is written here.
 """
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import lsm
@@ -20,12 +18,11 @@ from experiments.configs.mnist import mlp as mnist_mlp
 from experiments.configs.shakespeare import gpt as shakespeare_gpt
 from lsm.cpu import max_pool_2x2
 from lsm.data import Arrays
+from lsm.models import TextClassifier
 from lsm.models.batch_norm import BatchNorm
-from lsm.models.initializers import XAVIER
 from lsm.models.layers import Dtype
 from lsm.optim import Adam, Momentum, Optimizer
-from lsm.tasks import Classification, Task
-from lsm.tasks.base import Batch
+from lsm.tasks import Classification, Task, TextClassification
 
 BATCHES = 8
 """To go round in, so that nothing is learnt by heart while it is timed."""
@@ -61,6 +58,7 @@ class Case:
         if self.model == "lstm":
             return {
                 "tokens": rng.integers(0, 10_000, (count, 500), np.int32),
+                "tokens_length": np.full(count, 500, np.int32),
                 "label": rng.integers(0, 2, count, np.int32),
             }
         shape = (28, 28, 1) if self.model == "mlp" else (32, 32, 3)
@@ -122,7 +120,8 @@ def experiment(case: Case, dtype: str, steps: int) -> lsm.Experiment:
 def _learnt(model: str) -> tuple[Task, Optimizer]:
     """Returns the task and the optimiser of a model."""
     if model == "lstm":
-        return Texts(model=TextClassifier()), Adam(learning_rate=1e-3, eps=1e-7)
+        model = TextClassifier(vocabulary=10_000, outputs=1)
+        return TextClassification(model=model), Adam(learning_rate=1e-3, eps=1e-7)
     if model == "resnet":
         return Classification(model=ResNet()), Momentum(learning_rate=1e-3, nesterov=True)
     configs = {"mlp": mnist_mlp, "cnn": cifar_cnn, "gpt": shakespeare_gpt}
@@ -133,136 +132,6 @@ def _learnt(model: str) -> tuple[Task, Optimizer]:
     blocks = dataclasses.replace(gpt.transformer, layers=6, heads=6, width=384, unroll=6)
     gpt = gpt.clone(transformer=blocks, context=_CONTEXTS[model])
     return dataclasses.replace(config.task, model=gpt), config.optimizer
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Texts(Classification):
-    """Classification of texts: tokens go into the model as they are."""
-
-    def inputs(self, batch: Batch) -> jax.Array:
-        """Returns int32 tokens (B, T)."""
-        return jnp.asarray(batch["tokens"])
-
-    def check(self, batch: Batch) -> None:
-        """Checks nothing: the data are made here."""
-
-
-class TextClassifier(nn.Module):
-    """Embedding, two layers of LSTM, and one unit on the last state.
-
-    Attributes:
-      vocabulary: number of tokens.
-      width: size of the embedding.
-      units: of each layer.
-      outputs: number of classes.
-      dtype: dtype of the computation; the cells are float32.
-    """
-
-    vocabulary: int = 10_000
-    width: int = 32
-    units: int = 128
-    outputs: int = 2
-    dtype: Dtype = "float32"
-
-    @nn.compact
-    def __call__(self, tokens_BxT: jax.Array, train: bool = False) -> jax.Array:
-        """Maps int tokens (B, T) to logits (B, 2): 0, and the logit of the second class."""
-        x_TxBxD = nn.Embed(self.vocabulary, self.width, dtype=self.dtype)(tokens_BxT.T)
-        for _ in range(2):
-            x_TxBxD = LSTM(self.units, self.dtype)(x_TxBxD)
-        z_Bx1 = nn.Dense(1, dtype=self.dtype)(x_TxBxD[-1])
-        # Their softmax is the sigmoid of the one unit.
-        return jnp.concatenate([jnp.zeros_like(z_Bx1), z_Bx1], axis=1)
-
-
-class LSTM(nn.Module):
-    """One layer (Hochreiter & Schmidhuber 1997; with forget gates, Gers et al. 2000).
-
-    Attributes:
-      units: size H of the state.
-      dtype: dtype of products and results.
-    """
-
-    units: int
-    dtype: Dtype = "float32"
-
-    @nn.compact
-    def __call__(self, x_TxBxD: jax.Array) -> jax.Array:
-        """Maps (T, B, D) to the states after each step (T, B, H)."""
-        (t, b, d), h = x_TxBxD.shape, self.units
-        kernel_Dx4H = self.param("kernel", XAVIER, (d, 4 * h), jnp.float32)
-        recurrent_Hx4H = self.param("recurrent", nn.initializers.orthogonal(), (h, 4 * h))
-        bias_4H = self.param("bias", nn.initializers.zeros, (4 * h,))
-        x_NxD = x_TxBxD.reshape(t * b, d).astype(self.dtype)
-        recurrent_Hx4H = recurrent_Hx4H.astype(self.dtype)
-        # Of all steps at once: in the loop is only what needs the step before.
-        gates_TxBx4H = (x_NxD @ kernel_Dx4H.astype(self.dtype)).reshape(t, b, 4 * h)
-        return recur(gates_TxBx4H, recurrent_Hx4H, bias_4H)
-
-
-@jax.custom_vjp
-def recur(gates_TxBx4H: jax.Array, recurrent_Hx4H: jax.Array, bias_4H: jax.Array) -> jax.Array:
-    """Returns the states after each step (T, B, H), from what the inputs add to the gates.
-
-    With a gradient of its own, for that of the parameters: one product over all steps, where the
-    gradient of a scan adds up one of each.
-    """
-    return _recur_forward(gates_TxBx4H, recurrent_Hx4H, bias_4H)[0]
-
-
-def _half_4H(h: int) -> jax.Array:
-    """The factors (4H,) within tanh: sigmoid(x) = tanh(x / 2) / 2 + 1 / 2, so that one does."""
-    return jnp.repeat(jnp.asarray([0.5, 0.5, 1.0, 0.5]), h)
-
-
-def _cell(tanh_Bx4H: jax.Array, c_BxH: jax.Array) -> tuple[jax.Array, jax.Array]:
-    i, f, g, o = jnp.split(tanh_Bx4H, 4, axis=1)
-    c_BxH = ((f + 1) * c_BxH + (i + 1) * g) / 2
-    return (o + 1) / 2 * jnp.tanh(c_BxH), c_BxH
-
-
-def _recur_forward(
-    gates_TxBx4H: jax.Array, recurrent_Hx4H: jax.Array, bias_4H: jax.Array
-) -> tuple[jax.Array, Any]:
-    (_, b, _), h = gates_TxBx4H.shape, len(recurrent_Hx4H)
-    half_4H = _half_4H(h)
-
-    def step(carry, gates_Bx4H):
-        h_BxH, c_BxH = carry
-        gates_Bx4H = (gates_Bx4H + h_BxH @ recurrent_Hx4H).astype(jnp.float32) + bias_4H
-        tanh_Bx4H = jnp.tanh(gates_Bx4H * half_4H)
-        new_BxH, new_c_BxH = _cell(tanh_Bx4H, c_BxH)
-        new_BxH = new_BxH.astype(h_BxH.dtype)
-        return (new_BxH, new_c_BxH), (new_BxH, (h_BxH, c_BxH, tanh_Bx4H))
-
-    start = jnp.zeros((b, h), gates_TxBx4H.dtype), jnp.zeros((b, h), jnp.float32)
-    _, (h_TxBxH, before) = jax.lax.scan(step, start, gates_TxBx4H)
-    return h_TxBxH, (recurrent_Hx4H, *before)
-
-
-def _recur_backward(saved: Any, g_TxBxH: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    recurrent_Hx4H, h_TxBxH, c_TxBxH, tanh_TxBx4H = saved
-    h, dtype = len(recurrent_Hx4H), h_TxBxH.dtype
-    half_4H = _half_4H(h)
-
-    def step(carry, now):
-        (dh_BxH, dc_BxH), (g_BxH, c_BxH, tanh_Bx4H) = carry, now
-        dh_BxH = (dh_BxH + g_BxH).astype(jnp.float32)
-        dtanh_Bx4H, dc_BxH = jax.vjp(_cell, tanh_Bx4H, c_BxH)[1]((dh_BxH, dc_BxH))
-        dgates_Bx4H = (dtanh_Bx4H * (1 - tanh_Bx4H**2) * half_4H).astype(dtype)
-        return (dgates_Bx4H @ recurrent_Hx4H.T, dc_BxH), dgates_Bx4H
-
-    end = jnp.zeros_like(h_TxBxH[0]), jnp.zeros_like(c_TxBxH[0])
-    known = g_TxBxH, c_TxBxH, tanh_TxBx4H
-    _, dgates_TxBx4H = jax.lax.scan(step, end, known, reverse=True)
-    dgates_Nx4H = dgates_TxBx4H.reshape(-1, 4 * h)
-    # A sum as a product, which XLA's CPU back end computes ten times as fast.
-    dbias_4H = jnp.ones(len(dgates_Nx4H), dtype) @ dgates_Nx4H
-    drecurrent_Hx4H = h_TxBxH.reshape(-1, h).T @ dgates_Nx4H
-    return dgates_TxBx4H, drecurrent_Hx4H, dbias_4H.astype(jnp.float32)
-
-
-recur.defvjp(_recur_forward, _recur_backward)
 
 
 class ResNet(nn.Module):

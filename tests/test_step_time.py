@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks import step_time, step_time_tables
-from benchmarks.step_time_cases import BATCHES, CASES, Case, ResNet, TextClassifier
+from benchmarks.step_time_cases import BATCHES, CASES, Case, ResNet
+from lsm.models import Sequences, TextClassifier
 from lsm.run.result import hardware, versions
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -215,23 +216,23 @@ def set_from(module, **arrays):
 def test_the_lstm_is_pytorch_s(peer):
     torch = pytest.importorskip("torch")
     tokens = np.random.default_rng(0).integers(0, 50, (3, 7), np.int32)
-    model = TextClassifier(vocabulary=50)
-    params = model.init(jax.random.key(0), tokens)["params"]
-    params["LSTM_0"]["bias"] = np.linspace(-1, 1, 512, dtype=np.float32)
+    texts = Sequences(tokens, np.full(3, 7))
+    model = TextClassifier(vocabulary=50, outputs=1)
+    params = model.init(jax.random.key(0), texts)["params"]
+    layers = [params[f"Recurrent_{i}"]["forward"] for i in (0, 1)]
+    layers[0]["bias"] = np.linspace(-1, 1, 512, dtype=np.float32)
     theirs = peer.TextClassifier()
-    arrays = {"tokens.weight": params["Embed_0"]["embedding"]}
-    for i in (0, 1):
-        layer = params[f"LSTM_{i}"]
+    arrays = {"tokens.weight": params["tokens"]["embedding"]}
+    for i, layer in enumerate(layers):
         arrays |= {
             f"lstm.weight_ih_l{i}": layer["kernel"].T,
-            f"lstm.weight_hh_l{i}": layer["recurrent"].T,
+            f"lstm.weight_hh_l{i}": layer["recurrent_kernel"].T,
             f"lstm.bias_ih_l{i}": layer["bias"],
         }
     dense = params["Dense_0"]
     set_from(theirs, **arrays, **{"head.weight": dense["kernel"].T, "head.bias": dense["bias"]})
-    logits = model.apply({"params": params}, tokens)
     expected = theirs(torch.tensor(tokens)).detach().numpy()
-    np.testing.assert_allclose(logits[:, 1:] - logits[:, :1], expected, atol=1e-5)
+    np.testing.assert_allclose(model.apply({"params": params}, texts), expected, atol=1e-5)
 
 
 def test_the_resnet_is_pytorch_s(peer):

@@ -3,8 +3,8 @@
 Everything in this room computes what its plain form computes, and costs an accelerator nothing: a
 reshape, another order of the same work, an option that is not set there.
 
-- `dot_rows`, `by_rows`: a dense layer on (B, T, D) as one on (B x T, D). Its gradient would else
-  contract two dimensions, which runs in a slow loop: a GPT is 1.6 times slower.
+- `dot_rows`, `by_rows`, `as_rows`: a dense layer on (B, T, D) as one on (B x T, D). Its gradient
+  would else contract two dimensions, which runs in a slow loop: a GPT is 1.6 times slower.
 - `mean_of_rows`: a sum over rows as a product; XLA makes several passes of it.
 - `max_pool_2x2`, `max_pool_3x3`: with gradients of their own; that of `reduce_window` takes ten
   times as long (four to eighteen).
@@ -27,7 +27,7 @@ from lsm.cpu.features import cores, emulates_bfloat16
 from lsm.cpu.heap import keep_memory
 from lsm.cpu.options import Calls, compiler_options
 from lsm.cpu.pooling import Bias, max_pool_2x2, max_pool_3x3
-from lsm.cpu.rows import by_rows, dot_rows, mean_of_rows
+from lsm.cpu.rows import as_rows, by_rows, dot_rows, mean_of_rows
 
 TWO_PASS = {"use_fast_variance": False}
 """For `nn.LayerNorm`."""
@@ -42,6 +42,7 @@ __all__ = [
     "TWO_PASS",
     "Bias",
     "Calls",
+    "as_rows",
     "by_rows",
     "compiler_options",
     "cores",

@@ -1,21 +1,35 @@
 """Dense layers on arrays of three and more dimensions, and means over rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
+SPLIT = ("sequence", "tensor")
+"""Axes of a mesh that a sequence (B, T, D) may be split over along T."""
 
-def by_rows(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """Returns `function`, (N, D) -> (N, F), of (..., D): its leading dimensions are made one.
 
-    A sequence that is split over devices stays as it is, since split dimensions cannot be merged:
-    `function` must take (..., D) too.
+def as_rows(x: jax.Array, axes: Sequence[str] = SPLIT) -> jax.Array:
+    """Returns (..., D) as (N, D); where one of `axes` has several devices, as it is.
+
+    Args:
+      x: array whose dimensions behind the first may be split over `axes`: those cannot be merged
+        with what is before them, unless every device had all of it.
+      axes: of a mesh.
     """
     mesh = jax.sharding.get_abstract_mesh().shape  # of the trace; this room knows no other
-    if x.ndim == 2 or max(mesh.get(axis, 1) for axis in ("sequence", "tensor")) > 1:
-        return function(x)
-    y = function(x.reshape(-1, x.shape[-1]))
+    split = max(mesh.get(axis, 1) for axis in axes) > 1
+    return x if split else x.reshape(-1, x.shape[-1])
+
+
+def by_rows(
+    function: Callable[[jax.Array], jax.Array], x: jax.Array, axes: Sequence[str] = SPLIT
+) -> jax.Array:
+    """Returns `function`, (N, D) -> (N, F), of (..., D) by `as_rows`.
+
+    What is split stays as it is: `function` must take (..., D) too.
+    """
+    y = function(as_rows(x, axes))
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 

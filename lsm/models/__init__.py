@@ -12,9 +12,11 @@ from lsm.models.gpt import GPT
 from lsm.models.mixer import Mixer
 from lsm.models.mlp import MLP
 from lsm.models.pipeline import run_layers
+from lsm.models.recurrent import Recurrent
 from lsm.models.resnet import ResNet, WideResNet
 from lsm.models.sequences import Sequences
 from lsm.models.stack import Stack
+from lsm.models.text_classifier import TextClassifier
 from lsm.models.transformer import Attention, Block, CrossAttention, Mlp, Transformer
 from lsm.models.views import Views
 from lsm.models.vit import Convolutions, ViT
@@ -34,9 +36,11 @@ __all__ = [
     "Mask",
     "Mixer",
     "Mlp",
+    "Recurrent",
     "ResNet",
     "Sequences",
     "Stack",
+    "TextClassifier",
     "Transformer",
     "ViT",
     "Views",

@@ -23,4 +23,9 @@ class Sequences(NamedTuple):
     @property
     def real_BxT(self) -> jax.Array:
         """Bool, False at the padding."""
-        return jnp.arange(self.tokens_BxT.shape[1]) < self.lengths_B[:, None]
+        return real_positions(self.lengths_B, self.tokens_BxT.shape[1])
+
+
+def real_positions(lengths_B: jax.Array, positions: int) -> jax.Array:
+    """Returns bool (B, positions), True at the first `lengths_B` of each row."""
+    return jnp.arange(positions) < lengths_B[:, None]

@@ -14,9 +14,11 @@ from lsm.tasks.base import (
 from lsm.tasks.classification import Classification
 from lsm.tasks.function import Function
 from lsm.tasks.gradient import GradientFn, GradientSum, MeanGradient, Metrics, accumulate
+from lsm.tasks.labels import Labelled
 from lsm.tasks.language import LanguageModelling
 from lsm.tasks.mix import CutMix, Mix, Mixup
 from lsm.tasks.regression import Regression
+from lsm.tasks.texts import TextClassification
 
 __all__ = [
     "CONSTANTS",
@@ -26,6 +28,7 @@ __all__ = [
     "Function",
     "GradientFn",
     "GradientSum",
+    "Labelled",
     "LanguageModelling",
     "LossOutput",
     "MeanGradient",
@@ -37,6 +40,7 @@ __all__ = [
     "Regression",
     "Rngs",
     "Task",
+    "TextClassification",
     "accumulate",
     "check_labels",
     "column",

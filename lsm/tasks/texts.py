@@ -1,10 +1,13 @@
-"""What tasks of texts share: columns of tokens as a model reads them."""
+"""Columns of tokens as a model reads them, and classification of texts."""
+
+import dataclasses
 
 import numpy as np
 
 from lsm.errors import DataError
 from lsm.models.sequences import Sequences
 from lsm.tasks.base import Batch, check_labels, column
+from lsm.tasks.labels import Labelled
 
 LENGTH, TYPES = "_length", "_types"
 """A column of tokens NAME (B, T) has its lengths in NAME_length (B,), and where there are several
@@ -33,3 +36,25 @@ def check_sequences(
             f"{field}: a length of {low if low < 0 else high} in column {name + LENGTH!r}, where "
             f"{name!r} has room for {room}."
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextClassification(Labelled):
+    """Softmax cross-entropy, or the logistic loss, on the logits of texts.
+
+    The model is called with `lsm.models.Sequences`.
+
+    Attributes:
+      tokens: column with the texts, or with pairs of them.
+    """
+
+    tokens: str = "tokens"
+
+    def inputs(self, batch: Batch) -> Sequences:
+        """Returns the texts."""
+        return sequences(batch, self.tokens)
+
+    def check(self, batch: Batch) -> None:
+        """Raises DataError for missing columns, ids, lengths or labels that cannot be."""
+        check_sequences(batch, self.tokens, getattr(self.model, "vocabulary", None))
+        super().check(batch)

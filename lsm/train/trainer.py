@@ -31,7 +31,7 @@ from lsm.evaluate import Metric, columns, init, names, update
 from lsm.mesh import batch_ways, local_rows
 from lsm.metrics import Weighted
 from lsm.rng import streams
-from lsm.tasks import Classification, column
+from lsm.tasks import Classification, Labelled, column
 from lsm.train.program import Program, build, make_predict
 
 _log = logging.getLogger("lsm.train")
@@ -303,7 +303,7 @@ def _check_outputs(experiment: Experiment, classes: Sequence[str] | None) -> Non
       DataError: there is one class.
     """
     task, source = experiment.task, experiment.data.source
-    if not (isinstance(task, Classification) and classes):
+    if not (isinstance(task, Labelled) and classes):
         return
     if len(classes) == 1:
         raise DataError(f"data: {source} has one class, {classes[0]!r}; two or more are needed.")
@@ -327,7 +327,7 @@ def _check_input(experiment: Experiment, dataset: Dataset) -> None:
 def _told(experiment: Experiment, classes: Sequence[str] | None) -> tuple[Metric, ...]:
     """Returns the metrics, told the classes: a name, or a number for an output without one."""
     task = experiment.task
-    outputs = getattr(task if isinstance(task, Classification) else task.model, "outputs", None)
+    outputs = getattr(task if isinstance(task, Labelled) else task.model, "outputs", None)
     names = [*(classes or ()), *map(str, range(len(classes or ()), outputs or 0))]
     return tuple(metric.told(names) for metric in experiment.evaluation.metrics)
 
