@@ -1,7 +1,6 @@
 """What a source is and what it opens: a dataset read by random access over whole columns."""
 
 import abc
-import dataclasses
 import functools
 import hashlib
 import json

@@ -295,4 +295,3 @@ def _seam(text: str, cut: bool, name: str) -> int:
             return ends[-1]
     # No word ends anywhere (Chinese, base64): a cut through it, whose sides are encoded apart.
     return len(text) - 1
-

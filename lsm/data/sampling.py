@@ -119,9 +119,7 @@ class _Sorted(ByLength):
         return self._batches(seed, batch_size, number)[place], None
 
 
-def _pool(
-    lengths: np.ndarray, pool: int, seed: int, batch_size: int, number: int
-) -> np.ndarray:
+def _pool(lengths: np.ndarray, pool: int, seed: int, batch_size: int, number: int) -> np.ndarray:
     """Returns the examples (pool, batch_size) of the batches of a pool."""
     line, _ = Shuffled().draw(seed, number, len(lengths), pool * batch_size)
     epochs = Shuffled().epochs(number, len(lengths), pool * batch_size)

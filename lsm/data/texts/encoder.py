@@ -137,10 +137,16 @@ class Encoder:
         most = lengths.max(initial=0)
         return next(bucket for bucket in self.buckets if bucket >= most)
 
+    @functools.cached_property
+    def beside(self) -> frozenset[str]:
+        """The columns that tell of those with tokens."""
+        kinds = (LENGTH, TYPES, WORDS, SEGMENTS)
+        return frozenset(name + kind for name in self.columns for kind in kinds)
+
     def cut(self, batch: Mapping[str, Any], width: int) -> dict[str, Any]:
         """Returns a batch with its columns of tokens (B, T), and what is beside them, as wide."""
-        wide = {name + beside for name in self.columns for beside in ("", TYPES, WORDS, SEGMENTS)}
-        return {name: x[:, :width] if name in wide else x for name, x in batch.items()}
+        known = self.beside.union(self.columns)
+        return {n: x[:, :width] if n in known and len(x.shape) > 1 else x for n, x in batch.items()}
 
     def parts(self, name: str) -> dict[str, tuple[int, Any]]:
         """Returns the columns (N, T) made of texts for column `name`: padding and dtype of each."""

@@ -93,9 +93,7 @@ def wordpiece(texts: Texts, size: int, lower: bool) -> Any:
     # The trainer numbers "##x" in the order of a hash table, another in every process, and merges
     # equally frequent pairs by these numbers. Tokens that are given have theirs before.
     given = [*special, *alphabet, *("##" + character for character in alphabet)]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=given, show_progress=False
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=given, show_progress=False)
     plain = (normalizer.normalize_str(text).translate(rare) for text in texts())
     scratch.train_from_iterator(plain, trainer)
     return bert(scratch.get_vocab(), normalizer)

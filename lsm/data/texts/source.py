@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import logging
 import pathlib
 import tempfile
@@ -79,7 +80,7 @@ class Texts(SplitSource):
         if not self.columns:
             raise ConfigError('Texts.columns: is empty; give such as {"tokens": "text"}.')
         widths = (*self.buckets, self.length + (self.length not in self.buckets))
-        if any(a >= b for a, b in zip(widths, widths[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(widths)):
             raise ConfigError(
                 f"Texts.buckets: {self.buckets} given; allowed: ascending numbers up to "
                 f"Texts.length, {self.length}."
@@ -141,7 +142,9 @@ class Texts(SplitSource):
         if key not in self._opened:
             self._opened[key] = Encoder(
                 tokenizer=self._tokenizer(data_dir),
-                columns={n: (of,) if isinstance(of, str) else (*of,) for n, of in self.columns.items()},
+                columns={
+                    n: (of,) if isinstance(of, str) else (*of,) for n, of in self.columns.items()
+                },
                 length=self.length,
                 truncate=self.truncate,
                 buckets=tuple(dict.fromkeys((*self.buckets, self.length))),
@@ -295,7 +298,10 @@ def _say_empty(name: str, encoder: Encoder, arrays: Mapping[str, np.ndarray]) ->
             np.diff(np.concatenate([[0], np.cumsum(of)])[offsets])
             for of in (real, real & (values != unknown))
         )
-        for what, rows in (("empty", count == 0), ("of unknown tokens alone", (known == 0) & (count > 0))):
+        for what, rows in (
+            ("empty", count == 0),
+            ("of unknown tokens alone", (known == 0) & (count > 0)),
+        ):
             if found := int(rows.sum()):
                 line = "%s: %s of %s texts in column %r are %s."
                 _log.warning(line, name, f"{found:,}", f"{len(rows):,}", column, what)
