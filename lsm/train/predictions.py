@@ -86,8 +86,9 @@ def predict_files(
     Pictures and texts (a line of a file each, of pairs with a tab between the two) where the model
     reads such; else tables, arrays or records, with the columns that the run's own `lsm.data.Files`
     have, or that the model reads. A row has "file", of texts "line" and of others "row", counted
-    from 1, and what `Trained.predict` gives. Columns of `Files.labels` are numbered as in the run. A row that is not finite is
-    predicted, and warned of: it may be one of many, and a model may have learnt to take NaN.
+    from 1, and what `Trained.predict` gives. Columns of `Files.labels` are numbered as in the run.
+    A row that is not finite is predicted, and warned of: it may be one of many, and a model may
+    have learnt to take NaN.
 
     Args:
       workdir: folder of the run; its data is not read.
