@@ -110,6 +110,16 @@ def test_a_run_is_asked_for_texts_without_its_data(run, tmp_path):
         loaded.predict(["a", ["the", "cat"]])
 
 
+def test_predictions_of_a_split_end_with_its_texts(run):
+    workdir, made = run
+    _, files = predictions.predict_run(made, workdir)
+    rows = [json.loads(line) for line in files["validation"].read_text().splitlines()]
+    dataset = made.data.source.open("validation")
+    lengths = dataset.lengths(np.arange(len(dataset)))
+    assert [len(row["token"]) for row in rows] == (lengths - 1).tolist()
+    assert rows[3]["text"] == dataset.encoder.names.text(rows[3]["token"])
+
+
 def test_lines_of_files_are_texts(run, tmp_path, monkeypatch):
     workdir, made = run
     monkeypatch.setattr(predictions, "load", lambda of: lsm.load(of, experiment=made))
