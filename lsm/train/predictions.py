@@ -24,11 +24,11 @@ from lsm.data.values import not_finite
 from lsm.errors import CheckpointError, ConfigError, DataError
 from lsm.files import expanded, nothing_at, plain_json, readable_disk_errors
 from lsm.run.checkpoint import Checkpoints
-from lsm.tasks import Task
+from lsm.tasks import LanguageModelling, Task
 from lsm.train.evaluation import evaluate_all, predict
 from lsm.train.goodput import Clock
 from lsm.train.state import TrainState
-from lsm.train.trained import Trained, load
+from lsm.train.trained import Trained, cut, load
 from lsm.train.trainer import Trainer, prepare_jax
 from lsm.train.workdir import say_other_data
 
@@ -73,7 +73,8 @@ def predict_run(
         files[split] = expanded(workdir, "--workdir") / "predictions" / f"{split}.jsonl"
         dataset = trainer.evaluation[split].dataset
         names = Inputs.of(dataset).called(experiment.task)
-        rows = _rows_of(experiment.task, predict(trainer, state, split), names)
+        found = _of_tokens(experiment.task, dataset, predict(trainer, state, split))
+        rows = _rows_of(experiment.task, found, names)
         _write(files[split], ({"example": number, **row} for number, row in enumerate(rows)))
     return step, files
 
@@ -83,11 +84,12 @@ def predict_files(
 ) -> int:
     """Writes what a run's best model says of files: a row for each picture, text or example.
 
-    Pictures and texts (a line of a file each) where the model reads such; else tables, arrays or
-    records, with the columns that the run's own `lsm.data.Files` have, or that the model reads. A
-    row has "file", of texts "line" and of others "row", counted from 1, and what `Trained.predict`
-    gives. Columns of `Files.labels` are numbered as in the run. A row that is not finite is
-    predicted, and warned of: it may be one of many, and a model may have learnt to take NaN.
+    Pictures and texts (a line of a file each, of pairs with a tab between the two) where the model
+    reads such; else tables, arrays or records, with the columns that the run's own `lsm.data.Files`
+    have, or that the model reads. A row has "file", of texts "line" and of others "row", counted
+    from 1, and what `Trained.predict` gives. Columns of `Files.labels` are numbered as in the run.
+    A row that is not finite is predicted, and warned of: it may be one of many, and a model may
+    have learnt to take NaN.
 
     Args:
       workdir: folder of the run; its data is not read.
@@ -112,7 +114,7 @@ def predict_files(
             pictures = _files(given, images.SUFFIXES)
             parts = _parts(({"file": str(file)}, str(file)) for file in pictures)
         case ["texts"]:
-            parts = _parts(_lines(_files(given)))
+            parts = _parts(_lines(_files(given), run.inputs_known.is_pair(run.column)))
         case _:
             parts = _examples(run, _files(given))
     return _write(output, _answers(run, parts))
@@ -161,8 +163,8 @@ def _place(where: Mapping[str, Any]) -> str:
 
 
 def _parts(
-    asked: Iterable[tuple[dict[str, Any], str]],
-) -> Iterator[tuple[Sequence[dict], Sequence[str]]]:
+    asked: Iterable[tuple[dict[str, Any], Any]],
+) -> Iterator[tuple[Sequence[dict], Sequence[Any]]]:
     asked = iter(asked)
     while part := list(itertools.islice(asked, _AT_A_TIME)):
         told, values = zip(*part, strict=True)
@@ -231,7 +233,21 @@ def _rows_of(
             yield {name: x.tolist() for name, x in zip(columns, row, strict=True)}
 
 
-def _lines(files: Iterable[pathlib.Path]) -> Iterator[tuple[dict[str, Any], str]]:
+def _of_tokens(
+    task: Task, dataset: Dataset, predictions: Iterable[dict[str, np.ndarray]]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields predictions without what a language model says of the padding of texts."""
+    padded, start = isinstance(task, LanguageModelling) and dataset.encoder is not None, 0
+    for columns in predictions:
+        rows = np.arange(start, start + len(next(iter(columns.values()))))
+        start += len(rows)
+        lengths = dataset.lengths(rows) - 1  # the first of a text is not predicted
+        yield {name: cut(x, lengths) for name, x in columns.items()} if padded else columns
+
+
+def _lines(
+    files: Iterable[pathlib.Path], pairs: bool
+) -> Iterator[tuple[dict[str, Any], str | tuple[str, ...]]]:
     for file in files:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
@@ -239,7 +255,10 @@ def _lines(files: Iterable[pathlib.Path]) -> Iterator[tuple[dict[str, Any], str]
             raise DataError(f"text {file} cannot be read: {error}.") from error
         for number, line in enumerate(lines, 1):
             if line:
-                yield {"file": str(file), "line": number}, line
+                yield (
+                    {"file": str(file), "line": number},
+                    tuple(line.split("\t")) if pairs else line,
+                )
 
 
 def _files(given: Sequence[str], suffixes: Sequence[str] = ("",)) -> list[pathlib.Path]:

@@ -1,0 +1,189 @@
+"""Runs on texts: buckets, packing, resuming, and what a run keeps to be asked without the data."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import lsm
+from lsm import Checkpoint, Data, Experiment, Mesh, Train
+from lsm.data import Arrays, ByLength, Subwords, Texts, Words
+from lsm.errors import ConfigError, DataError
+from lsm.models import MLP
+from lsm.models.families import gpt2
+from lsm.optim import SGD
+from lsm.tasks import LanguageModelling
+from lsm.train import predictions
+from lsm.train.throughput import Throughput, training_flops
+from lsm.train.trainer import Trainer
+
+tokenizers = pytest.importorskip("tokenizers", reason="needs pip install 'lsm[text]'")
+
+SIZES = {"vocabulary": 32, "layers": 1, "heads": 2, "width": 16, "context": 32}
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "log", "and", "ran"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LSM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def texts(**more):
+    rng = np.random.default_rng(0)
+    lines = np.empty(64, object)
+    lines[:] = [" ".join(rng.choice(WORDS, rng.integers(2, 20))) for _ in range(64)]
+    arrays = Arrays({"text": lines}, validation={"text": lines[:21]})
+    return Texts(arrays, Words(16), {"tokens": "text"}, 17, **more)
+
+
+def experiment(source, sampling=ByLength(pool=3), **more):
+    return Experiment(
+        name="texts",
+        task=LanguageModelling(model=gpt2(**SIZES)),
+        data=Data(source=source, validation="validation", test=None, sampling=sampling),
+        optimizer=SGD(learning_rate=0.1),
+        train=Train(steps=6, batch_size=8),
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [{"buckets": (9,)}, pytest.param({"pack": True}, marks=pytest.mark.slow)],
+    ids=["buckets", "packed"],
+)
+def test_a_run_on_eight_devices_resumes_bitwise(source, tmp_path):
+    every = Checkpoint(every=3)
+    made = experiment(texts(**source), mesh=Mesh(fsdp=2, data=4), checkpoint=every)
+    lsm.fit(made, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    shutil.rmtree(tmp_path / "half/checkpoints/6")
+    (tmp_path / "half/result.json").unlink()
+    assert [path.name for path in (tmp_path / "half/checkpoints").glob("[0-9]*")] == ["3"]
+    again = experiment(texts(**source), mesh=made.mesh, checkpoint=every)
+    assert lsm.fit(again, tmp_path / "half").step == 6
+    first, second = (
+        lsm.load(tmp_path / name, experiment=made, step="last").params for name in ("half", "whole")
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on subwords, and where it is."""
+    source = dataclasses.replace(texts(buckets=(9,)), vocabulary=Subwords(kind="bpe", size=300))
+    model = gpt2(**SIZES | {"vocabulary": 300})
+    made = dataclasses.replace(experiment(source), task=LanguageModelling(model=model))
+    workdir = tmp_path_factory.mktemp("run")
+    lsm.fit(made, workdir)
+    return workdir, made
+
+
+def test_another_vocabulary_is_not_gone_on_with(run):
+    workdir, made = run
+    other = dataclasses.replace(made.data.source, vocabulary=Subwords(kind="bpe", size=299))
+    other = dataclasses.replace(made, data=dataclasses.replace(made.data, source=other))
+    with pytest.raises(ConfigError, match=r"vocabulary\.size: 300 -> 299"):
+        lsm.fit(other, workdir)
+
+
+def test_a_run_is_asked_for_texts_without_its_data(run, tmp_path):
+    workdir, made = run
+    saved = tokenizers.Tokenizer.from_file(str(workdir / "tokenizer.json"))
+    assert saved.get_vocab_size() <= 300
+    loaded = lsm.load(workdir, experiment=made)
+    assert loaded.column == "tokens"
+    two = loaded.predict(["the cat sat", "a dog ran on the mat"])
+    lengths = [len(saved.encode(text).ids) for text in ("the cat sat", "a dog ran on the mat")]
+    assert [len(row) for row in two["token"]] == [n - 1 for n in lengths]
+    one = loaded.predict("the cat sat")
+    np.testing.assert_array_equal(one["token"][0], two["token"][0])
+    assert two["text"][1] == saved.decode(two["token"][1].tolist())
+    columns = loaded.predict({"tokens": ["the cat sat"]})
+    np.testing.assert_array_equal(columns["token"][0, : lengths[0] - 1], one["token"][0])
+    with pytest.raises(DataError, match="a text is needed"):
+        loaded.predict(["a", ["the", "cat"]])
+
+
+def test_predictions_of_a_split_end_with_its_texts(run):
+    workdir, made = run
+    _, files = predictions.predict_run(made, workdir)
+    rows = [json.loads(line) for line in files["validation"].read_text().splitlines()]
+    dataset = made.data.source.open("validation")
+    lengths = dataset.lengths(np.arange(len(dataset)))
+    assert [len(row["token"]) for row in rows] == (lengths - 1).tolist()
+    assert rows[3]["text"] == dataset.encoder.names.text(rows[3]["token"])
+
+
+def test_lines_of_files_are_texts(run, tmp_path, monkeypatch):
+    workdir, made = run
+    monkeypatch.setattr(predictions, "load", lambda of: lsm.load(of, experiment=made))
+    (tmp_path / "new.txt").write_text("the cat sat\n\na dog\n")
+    out = tmp_path / "out.jsonl"
+    assert predictions.predict_files(workdir, str(tmp_path / "new.txt"), out) == 2
+    assert [json.loads(line)["line"] for line in out.read_text().splitlines()] == [1, 3]
+
+
+def test_packed_texts_are_as_if_each_stood_alone():
+    rows, alone = (texts(pack=pack).open("train") for pack in (True, False))
+    batch, one = (dataset.take(np.arange(len(dataset))) for dataset in (rows, alone))
+    task = LanguageModelling(model=gpt2(**SIZES))
+    params, state = task.init(jax.random.key(0), batch)
+    params = jax.tree.map(lambda x: 5 * x, params)
+
+    @jax.jit
+    def both(batch):
+        logits, _ = task.forward(params, state, batch, {}, False, 0)
+        return logits, task.evaluate(params, state, batch)["loss"]
+
+    (found, loss), (expected, total) = both(batch), both(one)
+    known = {
+        tuple(row[:length]): number
+        for number, (row, length) in enumerate(
+            zip(one["tokens"], one["tokens_length"], strict=True)
+        )
+    }
+    seen = set()
+    for row, segments in enumerate(batch["tokens_segments"]):
+        for segment in range(1, segments.max() + 1):
+            places = np.flatnonzero(segments == segment)
+            number = known[tuple(batch["tokens"][row, places])]
+            places = places[places < 16]  # the last token of a row is no input
+            alone = expected[number, : len(places)]
+            np.testing.assert_allclose(found[row, places], alone, atol=1e-5)
+            seen.add(number)
+    assert seen == set(known.values())
+    # Of each text every token but the first is a target.
+    assert loss.weight == total.weight == one["tokens_length"].sum() - 64
+    np.testing.assert_allclose(loss.sum, total.sum, rtol=1e-5)
+
+
+def test_the_loss_counts_no_padding():
+    made = texts().open("train")
+    batch = made.take(np.arange(8))
+    task = LanguageModelling(model=gpt2(**SIZES))
+    params, state = task.init(jax.random.key(0), batch)
+    loss = task.evaluate(params, state, batch)["loss"]
+    assert loss.weight == (batch["tokens_length"] - 1).sum()
+    other = batch | {"tokens": np.where(batch["tokens"] == 0, 7, batch["tokens"])}
+    np.testing.assert_allclose(task.evaluate(params, state, other)["loss"].sum, loss.sum, rtol=1e-6)
+
+
+def test_a_model_without_a_mask_is_told():
+    batch = texts(pack=True).open("train").take(np.arange(2))
+    with pytest.raises(DataError, match="takes no mask"):
+        LanguageModelling(model=MLP(outputs=16)).check(batch)
+
+
+def test_flops_are_the_mean_of_the_buckets(tmp_path):
+    trainer = Trainer.of(experiment(texts(buckets=(5, 9))), None)
+    widths = [trainer.train.width_at(step) for step in range(6)]
+    assert len(set(widths)) > 1
+    task, state = trainer.experiment.task, trainer.program.abstract_state
+    flops = [training_flops(task, state, trainer.train.batch_at(step)).total for step in range(6)]
+    np.testing.assert_allclose(Throughput.of(trainer).flops, np.mean(flops))
