@@ -328,7 +328,9 @@ def _told(experiment: Experiment, classes: Sequence[str] | None) -> tuple[Metric
     """Returns the metrics, told the classes: a name, or a number for an output without one."""
     task = experiment.task
     outputs = getattr(task if isinstance(task, Labelled) else task.model, "outputs", None)
-    names = [*(classes or ()), *map(str, range(len(classes or ()), outputs or 0))]
+    names = classes or ()
+    if len(names) < (outputs or 0):
+        names = [*names, *map(str, range(len(names), outputs))]
     return tuple(metric.told(names) for metric in experiment.evaluation.metrics)
 
 
