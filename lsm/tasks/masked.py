@@ -161,21 +161,24 @@ class MaskedLanguageModelling(Task):
         for field, ids in (("mask", (self.mask,)), ("special", self.special)):
             if vocabulary is not None and any(not 0 <= k < vocabulary for k in ids):
                 raise ConfigError(f"task.{field}: {ids} given; the vocabulary has {vocabulary}.")
-        if (words_BxT := batch.get(self.tokens + WORDS)) is not None:
-            shape, tokens = words_BxT.shape, column(batch, self.tokens, "task.tokens")
-            if shape != tokens.shape or words_BxT.max(initial=-1) >= shape[1]:
-                raise DataError(
-                    f"task.tokens: column {self.tokens + WORDS!r} {shape} must number the words of "
-                    f"{tokens.shape} tokens by 0, 1, ..."
-                )
+        shape = column(batch, self.tokens, "task.tokens").shape
+        given = batch.get(self.tokens + WORDS, np.zeros(shape)).shape
+        if given != shape:
+            words = self.tokens + WORDS
+            raise DataError(f"task.tokens: column {words!r} is {given} for tokens {shape}.")
 
     def _words(self, batch: Batch) -> jax.Array:
         """Returns the word of each token (B, T); -1 of those that are never hidden."""
         texts = self.inputs(batch)
+        each_BxT = jnp.broadcast_to(jnp.arange(texts.tokens_BxT.shape[1]), texts.tokens_BxT.shape)
+        words_BxT = batch.get(self.tokens + WORDS, each_BxT)
+        # Numbers may begin anew in the second text of a pair: here they go on.
+        new_BxT = words_BxT != jnp.roll(words_BxT, 1, axis=1)
+        if texts.types_BxT is not None:
+            new_BxT |= texts.types_BxT != jnp.roll(texts.types_BxT, 1, axis=1)
         special_BxT = jnp.isin(texts.tokens_BxT, jnp.array((self.mask, *self.special)))
-        each_T = jnp.arange(texts.tokens_BxT.shape[1])
-        words_BxT = batch.get(self.tokens + WORDS, jnp.broadcast_to(each_T, special_BxT.shape))
-        return jnp.where(texts.real_BxT & ~special_BxT, words_BxT, -1)
+        may_BxT = texts.real_BxT & ~special_BxT & (words_BxT >= 0)
+        return jnp.where(may_BxT, new_BxT.at[:, 0].set(True).cumsum(1) - 1, -1)
 
     def _changed(self, key: jax.Array, tokens_BxT: jax.Array, hidden_BxT: jax.Array) -> jax.Array:
         how, which = jax.random.split(key)
