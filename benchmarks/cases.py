@@ -114,6 +114,19 @@ CASES = {
         best="shakespeare",
     ),
     "shakespeare": Case("learning rate 2e-3", "shakespeare/gpt.py", metric="validation/loss"),
+    "imdb_lstm": Case(
+        "IMDB reviews, two LSTMs of 128, 10 epochs",
+        "imdb/lstm.py",
+        claimed="87-88 %",
+        best="imdb_best",
+    ),
+    "imdb_best": Case("convolution and LSTMs in both directions", "imdb/best.py"),
+    "sst2_lstm": Case(
+        "SST-2, an LSTM in both directions",
+        "sst2/lstm.py",
+        metric="validation/accuracy",
+        claimed="85.21 %, 10 epochs",
+    ),
     "linear_slope": Case(
         "y = theta x, 3 steps of gradient descent",
         "linear/descent.py:slope",

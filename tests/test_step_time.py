@@ -226,7 +226,7 @@ def test_the_lstm_is_pytorch_s(peer):
     for i, layer in enumerate(layers):
         arrays |= {
             f"lstm.weight_ih_l{i}": layer["kernel"].T,
-            f"lstm.weight_hh_l{i}": layer["recurrent"].T,
+            f"lstm.weight_hh_l{i}": layer["recurrent_kernel"].T,
             f"lstm.bias_ih_l{i}": layer["bias"],
         }
     dense = params["Dense_0"]

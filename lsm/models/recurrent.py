@@ -17,8 +17,8 @@ from lsm.models.sequences import real_positions
 
 Cell = Literal["lstm", "gru", "rnn"]
 
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-"""Products of the input that each cell adds to those of the state."""
+BIASES = {"lstm": (0.0, 1.0, 0.0, 0.0), "gru": (0.0, 0.0, 0.0), "rnn": (0.0,)}
+"""Where the bias of each gate starts, in the order of PyTorch."""
 
 
 class Recurrent(nn.Module):
@@ -89,10 +89,12 @@ class _Direction(nn.Module):
     @nn.compact
     def __call__(self, x_TxBxD: jax.Array, real_TxB: jax.Array) -> jax.Array:
         """Maps (T, B, D) to states (T, B, H)."""
-        d, h, g = x_TxBxD.shape[-1], self.units, GATES[self.cell]
-        kernel_DxG = self.param("kernel", XAVIER, (d, g * h), jnp.float32)
-        recurrent_HxG = self.param("recurrent", nn.initializers.orthogonal(), (h, g * h))
-        bias_G = self.param("bias", _bias, (self.cell, h))
+        d, h, orthogonal = x_TxBxD.shape[-1], self.units, nn.initializers.orthogonal()
+        start_G = jnp.repeat(jnp.asarray(BIASES[self.cell]), h)
+        g = len(start_G)
+        kernel_DxG = self.param("kernel", XAVIER, (d, g), jnp.float32)
+        recurrent_HxG = self.param("recurrent_kernel", orthogonal, (h, g))
+        bias_G = self.param("bias", lambda key: start_G)
         # Of all steps at once: in the loop is only what needs the step before.
         kernel_DxG, recurrent_HxG, x_TxBxD = (
             array.astype(self.dtype) for array in (kernel_DxG, recurrent_HxG, x_TxBxD)
@@ -107,14 +109,6 @@ class _Direction(nn.Module):
                 recurrent_HxG, bias_G, self.param("reset_bias", nn.initializers.zeros, (h,))
             )
         return _scan(step, gates_TxBxG, real_TxB, h, self.reverse)
-
-
-def _bias(key: jax.Array, of: tuple[Cell, int]) -> jax.Array:
-    """Zeros, and 1 for forget gates: what is in a cell stays there, to begin with."""
-    del key
-    cell, h = of
-    start = {"lstm": [0.0, 1.0, 0.0, 0.0]}.get(cell, [0.0] * GATES[cell])
-    return jnp.repeat(jnp.asarray(start), h)
 
 
 Step = Callable[[jax.Array, jax.Array], jax.Array]

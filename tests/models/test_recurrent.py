@@ -30,7 +30,9 @@ def sigmoid(x):
 
 def by_numpy(cell, params, x_TxD):
     """The states (T, H) of one row in float64, step by step, as in the papers."""
-    kernel, recurrent, bias = (np.float64(params[name]) for name in ("kernel", "recurrent", "bias"))
+    kernel, recurrent, bias = (
+        np.float64(params[name]) for name in ("kernel", "recurrent_kernel", "bias")
+    )
     h, c, states = np.zeros(len(recurrent)), np.zeros(len(recurrent)), []
     for x in np.float64(x_TxD):
         if cell == "lstm":
@@ -75,7 +77,7 @@ def test_states_and_gradients_are_those_of_pytorch_s_packed_sequences(cell):
         bias_hh = np.zeros_like(own["bias"])
         if cell == "gru":
             bias_hh[8:] = own["reset_bias"]
-        kernels = {"weight_ih": own["kernel"].T, "weight_hh": own["recurrent"].T}
+        kernels = {"weight_ih": own["kernel"].T, "weight_hh": own["recurrent_kernel"].T}
         for name, value in (kernels | {"bias_ih": own["bias"], "bias_hh": bias_hh}).items():
             getattr(peer, f"{name}_l0{suffix}").data = torch.tensor(value.copy())
     x = torch.tensor(x_BxTxD, requires_grad=True)
@@ -98,7 +100,11 @@ def test_states_and_gradients_are_those_of_pytorch_s_packed_sequences(cell):
     np.testing.assert_allclose(dx_BxTxD, x.grad, atol=1e-4)
     for direction, suffix in (("forward", ""), ("backward", "_reverse")):
         own = dparams["params"][direction]
-        for name, of in (("kernel", "weight_ih"), ("recurrent", "weight_hh"), ("bias", "bias_ih")):
+        for name, of in (
+            ("kernel", "weight_ih"),
+            ("recurrent_kernel", "weight_hh"),
+            ("bias", "bias_ih"),
+        ):
             wanted = np.asarray(getattr(peer, f"{of}_l0{suffix}").grad).T
             np.testing.assert_allclose(own[name], wanted, rtol=1e-4, atol=1e-4)
 

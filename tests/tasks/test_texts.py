@@ -1,0 +1,116 @@
+"""Classification of texts: against Classification's figures, training, bad input."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+import lsm
+from lsm import Data, Evaluation, Experiment, Train
+from lsm.data import Arrays
+from lsm.errors import ConfigError, DataError
+from lsm.evaluate import F1
+from lsm.models import TextClassifier
+from lsm.optim import Adam
+from lsm.tasks import Classification, TextClassification
+
+
+def texts(rows, t=6):
+    """Texts of 1 to T tokens; the label says whether the last is above 4."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(1, 10, (rows, t), np.int32)
+    lengths = random.integers(1, t + 1, rows, np.int32)
+    last = tokens[np.arange(rows), lengths - 1]
+    return {
+        "tokens": np.where(np.arange(t) < lengths[:, None], tokens, 0),
+        "tokens_length": lengths,
+        "label": (last > 4).astype(np.int32),
+    }
+
+
+class Lengths(nn.Module):
+    """Logits that are known: the length, and the first token."""
+
+    outputs: int = 2
+
+    @nn.compact
+    def __call__(self, texts):
+        return np.stack([texts.lengths_B, texts.tokens_BxT[:, 0]], 1)[:, : self.outputs] / 4.0
+
+
+class Given(nn.Module):
+    """The same logits for Classification."""
+
+    outputs: int = 2
+
+    @nn.compact
+    def __call__(self, x_BxD):
+        return x_BxD[:, : self.outputs]
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_figures_and_predictions_are_those_of_classification(outputs):
+    batch = texts(16)
+    logits = np.stack([batch["tokens_length"], batch["tokens"][:, 0]], 1) / 4.0
+    fields = {"label_smoothing": 0.1, "class_weights": (1.0, 3.0)}
+    own = TextClassification(model=Lengths(outputs), **fields)
+    other = Classification(model=Given(outputs), input="x", **fields)
+    for train in (True, False):
+        found, wanted = (
+            task.metrics(task.forward({}, {}, data, {}, train, 0)[0], data, train, 0)
+            for task, data in ((own, batch), (other, batch | {"x": logits.astype(np.float32)}))
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, wanted)
+    predicted = own.predict({}, {}, batch)
+    assert predicted["label"].shape == (16,) and predicted["probability"].shape == (16, 2)
+    assert own.named(predicted, ["bad", "good"])["class"][0] in ("bad", "good")
+
+
+def test_an_lstm_learns_what_the_last_word_says(tmp_path):
+    config = Experiment(
+        name="last_word",
+        task=TextClassification(model=TextClassifier(vocabulary=10, outputs=1, units=(16,))),
+        data=Data(source=Arrays(train=texts(256), test=texts(64))),
+        optimizer=Adam(learning_rate=3e-2),
+        train=Train(steps=30, batch_size=32, log_every=30),
+        evaluation=Evaluation(every=30, metrics=(F1(),)),
+    )
+    result = lsm.fit(config, tmp_path)
+    assert result.metrics["test"]["accuracy"] > 0.95 and result.metrics["test"]["f1"] > 0.95
+    some = {name: column[:4] for name, column in texts(64).items() if name != "label"}
+    assert (
+        lsm.load(tmp_path, experiment=config).predict(some)["label"] == texts(64)["label"][:4]
+    ).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"tokens": np.full((4, 6), 10, np.int32)}, "task.tokens: a label of 10 where"),
+        (
+            {"tokens_length": np.array([1, 2, 3, 7], np.int32)},
+            "task.tokens: a length of 7 in column 'tokens_length', where 'tokens' has room for 6.",
+        ),
+        ({"label": np.array([0, 1, 2, 0])}, "task.label: a label of 2 where the model has 2"),
+    ],
+)
+def test_bad_columns_are_one_line(changes, line):
+    task = TextClassification(model=TextClassifier(vocabulary=10))
+    task.check(texts(4))
+    with pytest.raises(DataError) as error:
+        task.check(texts(4) | changes)
+    assert str(error.value).startswith(line)
+
+
+def test_missing_columns_are_named():
+    task = TextClassification(model=TextClassifier(vocabulary=10), tokens="token")
+    with pytest.raises(DataError, match=r"^task.tokens: the data has no column 'token'; "):
+        task.check(texts(4))
+    without = {name: x for name, x in texts(4).items() if name != "tokens_length"}
+    with pytest.raises(DataError, match=r"no column 'tokens_length'; "):
+        TextClassification(model=TextClassifier(vocabulary=10)).check(without)
+
+
+def test_class_weights_are_not_negative():
+    with pytest.raises(ConfigError, match=r"^TextClassification.class_weights: \(-1.0,\); "):
+        TextClassification(model=TextClassifier(vocabulary=10), class_weights=(-1.0,))
