@@ -1,5 +1,6 @@
 """Classification of texts by recurrent networks."""
 
+import functools
 from typing import ClassVar, Literal
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lsm.checks import require, require_sizes
+from lsm.cpu import dot_rows
 from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models.initializers import HE, XAVIER, Gaussian
 from lsm.models.layers import Dtype
@@ -33,7 +35,8 @@ class TextClassifier(nn.Module):
       cell: "lstm", "gru" or "rnn".
       bidirectional: in both directions.
       pooling: what the dense layer reads of the last recurrent layer: its "last" state, or the
-        "mean" or "max" of its states over the text.
+        "mean", the "max", or by "attention" the weighted mean of its states over the text; the
+        weights are learned (Yang et al. 2016, doi:10.18653/v1/N16-1174).
       dropout: share of features dropped while training: of the embedding, and after each recurrent
         layer (the last one's after pooling).
       word_dropout: share of words dropped whole while training (Iyyer et al. 2015).
@@ -57,7 +60,7 @@ class TextClassifier(nn.Module):
     units: tuple[int, ...] = (128, 128)
     cell: Cell = "lstm"
     bidirectional: bool = False
-    pooling: Literal["last", "mean", "max"] = "last"
+    pooling: Literal["last", "mean", "max", "attention"] = "last"
     dropout: float = 0.0
     word_dropout: float = 0.0
     dtype: Dtype = "float32"
@@ -101,14 +104,21 @@ class TextClassifier(nn.Module):
         return y_BxTxC.reshape(b, t // 2, 2, c).max(2), (lengths_B + 1) // 2
 
     def _pool(self, x_BxTxD: jax.Array, lengths_B: jax.Array) -> jax.Array:
-        """Returns the mean or the maximum (B, D) over the real positions; 0 of an empty text."""
+        """Returns the pooled states (B, D) of the real positions; 0 of an empty text."""
         if self.pooling == "mean":
             # The states of padding are 0.
             sums_BxD = x_BxTxD.astype(jnp.float32).sum(1)
             return sums_BxD / jnp.maximum(lengths_B, 1)[:, None]
-        real_BxT = real_positions(lengths_B, x_BxTxD.shape[1])
-        highest_BxD = jnp.where(real_BxT[..., None], x_BxTxD, -jnp.inf).max(1)
-        return jnp.where(lengths_B[:, None] > 0, highest_BxD, 0)
+        real_BxTx1 = real_positions(lengths_B, x_BxTxD.shape[1])[..., None]
+        if self.pooling == "max":
+            highest_BxD = jnp.where(real_BxTx1, x_BxTxD, -jnp.inf).max(1)
+            return jnp.where(lengths_B[:, None] > 0, highest_BxD, 0)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, dot_general=dot_rows)
+        seen_BxTxD = nn.tanh(dense(x_BxTxD.shape[-1])(x_BxTxD))
+        scores_BxTx1 = dense(1, use_bias=False)(seen_BxTxD).astype(jnp.float32)
+        # No infinity: an empty text has equal weights, on states that are 0.
+        scores_BxTx1 = jnp.where(real_BxTx1, scores_BxTx1, jnp.finfo(jnp.float32).min)
+        return (jax.nn.softmax(scores_BxTx1, axis=1) * x_BxTxD).sum(1)
 
 
 def _cleared(x_BxTxC: jax.Array, lengths_B: jax.Array) -> jax.Array:

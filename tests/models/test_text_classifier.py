@@ -30,6 +30,7 @@ def made(**fields):
         {},
         {"convolutions": (3, 8), "pooling": "max", "cell": "gru"},
         {"convolutions": (3,), "pooling": "mean", "cell": "rnn"},
+        {"units": (4,), "pooling": "attention"},
     ],
 )
 def test_padding_alters_no_logit(fields):
@@ -67,6 +68,20 @@ def test_pooling_is_over_the_states_of_the_text():
         np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+def test_attention_is_a_mean_by_learned_weights():
+    model, variables = made(units=(4,), pooling="attention")
+    params = variables["params"]
+    embedded = params["tokens"]["embedding"][TOKENS]
+    states, _ = Recurrent(4).apply({"params": params["Recurrent_0"]}, embedded, LENGTHS)
+    pooled = []
+    for row, length in enumerate(LENGTHS):
+        x = np.asarray(states[row, :length])
+        scores = np.exp(np.tanh(x @ params["Dense_0"]["kernel"]) @ params["Dense_1"]["kernel"])
+        pooled.append((scores / scores.sum() * x).sum(0))
+    wanted = np.stack(pooled) @ params["Dense_2"]["kernel"]
+    np.testing.assert_allclose(model.apply(variables, padded(2)), wanted, atol=1e-6)
+
+
 def test_a_convolution_equals_numpy():
     model, variables = made(convolutions=(3,), units=(4,))
     params = variables["params"]
@@ -82,7 +97,7 @@ def test_a_convolution_equals_numpy():
 
 
 def test_empty_texts_give_finite_logits_and_gradients():
-    for pooling in ("mean", "max"):
+    for pooling in ("mean", "max", "attention"):
         model, variables = made(pooling=pooling, convolutions=(3,))
         empty = Sequences(TOKENS, np.zeros(4, np.int32))
 

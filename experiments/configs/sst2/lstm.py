@@ -1,4 +1,7 @@
-"""SST-2 by an LSTM in both directions, aimed at 85.2 % (Flax's example, 10 epochs).
+"""SST-2 by an LSTM in both directions, aimed at 85.2 %, which Flax's example reaches in 10 epochs.
+
+Sizes, pooling by attention, dropout, momentum and learning rate are that example's; the schedule,
+clipping and the average of the parameters are not.
 
 GLUE keeps the labels of the test split to itself: the figure is of the validation split.
 
@@ -10,7 +13,7 @@ Measured (sst2_lstm): not run yet.
 from lsm import Data, Evaluation, Experiment, Train
 from lsm.data import ByLength, Texts, Tfds, Words
 from lsm.models import TextClassifier
-from lsm.optim import AdamW, Cosine, WarmUp
+from lsm.optim import Cosine, Momentum, WarmUp
 from lsm.tasks import TextClassification
 
 
@@ -21,10 +24,10 @@ def get_config(arg=None):
             model=TextClassifier(
                 vocabulary=15_000,
                 outputs=1,
-                width=128,
-                units=(128,),
+                width=300,
+                units=(256,),
                 bidirectional=True,
-                pooling="max",
+                pooling="attention",
                 dropout=0.5,
                 word_dropout=0.1,
             )
@@ -42,13 +45,14 @@ def get_config(arg=None):
             validation="validation",
             test=None,
         ),
-        optimizer=AdamW(
-            learning_rate=2e-3,
-            weight_decay=0.05,
+        optimizer=Momentum(
+            learning_rate=0.1,
+            nesterov=True,
+            weight_decay=3e-6,
             clip_norm=1.0,
             schedule=WarmUp("5%", then=Cosine()),
             ema=0.998,
         ),
-        train=Train(epochs=5, batch_size=64),
+        train=Train(epochs=10, batch_size=64),
         evaluation=Evaluation(monitor="accuracy"),
     )
