@@ -126,6 +126,18 @@ CASES = {
         "sst2/lstm.py",
         metric="validation/accuracy",
         claimed="85.21 %, 10 epochs",
+        best="sst2_minilm",
+    ),
+    "sst2_minilm": Case(
+        "MiniLM-L6, fine-tuned, 3 epochs",
+        "sst2/minilm.py",
+        metric="validation/accuracy",
+        claimed="91-92 % (MiniLM-L6 class)",
+    ),
+    "bert_pretrain": Case(
+        "IMDB reviews, a small BERT, 4000 steps",
+        "bert/pretrain.py",
+        metric="validation/loss",
     ),
     "linear_slope": Case(
         "y = theta x, 3 steps of gradient descent",

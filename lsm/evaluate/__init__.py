@@ -3,6 +3,7 @@
 from lsm.evaluate.base import Metric, columns, compute, init, names, pictures, update
 from lsm.evaluate.classification import F1, CalibrationError, RocAuc, TopK
 from lsm.evaluate.drawing import Confusion, Mistakes
+from lsm.evaluate.entities import EntityF1
 from lsm.evaluate.regression import R2
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "R2",
     "CalibrationError",
     "Confusion",
+    "EntityF1",
     "Metric",
     "Mistakes",
     "RocAuc",

@@ -1,11 +1,13 @@
 """Files of other libraries: safetensors, and how these call and lay out the arrays of a model."""
 
+from lsm.interop.bert import HuggingFaceBERT
 from lsm.interop.convnets import timm_convnext, torchvision_convnext, torchvision_resnet
 from lsm.interop.names import Names, Source, Torch, by_key_head, transposed
 from lsm.interop.tensors import Tensors, open_tensors
 from lsm.interop.timm import TimmViT, timm_mixer
 
 __all__ = [
+    "HuggingFaceBERT",
     "Names",
     "Source",
     "Tensors",

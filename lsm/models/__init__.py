@@ -6,6 +6,7 @@ A Transformer is arranged from the parts in `lsm.models.transformer`; see docs/m
 from lsm.models.airbench import Airbench
 from lsm.models.attention import Cache, Mask, attend
 from lsm.models.batch_norm import BatchNorm
+from lsm.models.bert import BERT, Classifier, Embedder, MaskedLM, TokenClassifier
 from lsm.models.cnn import CNN
 from lsm.models.convnext import ConvNeXt
 from lsm.models.gpt import GPT
@@ -22,6 +23,7 @@ from lsm.models.views import Views
 from lsm.models.vit import Convolutions, ViT
 
 __all__ = [
+    "BERT",
     "CNN",
     "GPT",
     "MLP",
@@ -30,10 +32,13 @@ __all__ = [
     "BatchNorm",
     "Block",
     "Cache",
+    "Classifier",
     "ConvNeXt",
     "Convolutions",
     "CrossAttention",
+    "Embedder",
     "Mask",
+    "MaskedLM",
     "Mixer",
     "Mlp",
     "Recurrent",
@@ -41,6 +46,7 @@ __all__ = [
     "Sequences",
     "Stack",
     "TextClassifier",
+    "TokenClassifier",
     "Transformer",
     "ViT",
     "Views",

@@ -1,4 +1,4 @@
-"""The published families, as settings of `lsm.models`: decoders, and networks for pictures.
+"""The published families, as settings of `lsm.models`: of texts, and networks for pictures.
 
 Each function takes any field of the model or of its `Transformer` to change, and defaults to one
 published size. Rotary frequencies are not rescaled for long contexts (Llama 3.1 and later do that).
@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 from lsm.errors import ConfigError, nearest
+from lsm.models.bert import BERT, BLOCKS
 from lsm.models.experts import Experts
 from lsm.models.gpt import GPT
 from lsm.models.initializers import XAVIER, Gaussian
@@ -149,6 +150,22 @@ def gemma3(**changes: Any) -> GPT:
         "qk_norm": True,
     }
     return gemma2(**settings | changes)
+
+
+def bert_base(**changes: Any) -> BERT:
+    """BERT base (arXiv:1810.04805), uncased: 109,482,240 parameters with its pooler."""
+    blocks = {field.name: getattr(BLOCKS, field.name) for field in dataclasses.fields(BLOCKS)}
+    return _model(blocks | changes, BERT)
+
+
+def bert_large(**changes: Any) -> BERT:
+    """BERT large, uncased: 335,141,888 parameters with its pooler."""
+    return bert_base(**{"layers": 24, "heads": 16, "width": 1024} | changes)
+
+
+def minilm(**changes: Any) -> BERT:
+    """MiniLM-L6-H384 (arXiv:2002.10957): 22,713,216 parameters with its pooler."""
+    return bert_base(**{"layers": 6, "width": 384} | changes)
 
 
 def vit_ti(**changes: Any) -> ViT:

@@ -14,6 +14,7 @@ from lsm.mesh import BATCH_AXES, Fsdp, Layout, Rule, constrain, ways
 from lsm.models import stack
 from lsm.models.attention import Cache, Mask, capped, positions
 from lsm.models.initializers import Gaussian
+from lsm.models.layers import whole_rows
 from lsm.models.transformer import Transformer
 
 CAUSAL = Mask(causal=True)
@@ -171,5 +172,4 @@ class GPT(nn.Module):
 
     def _table(self) -> jax.Array:
         """The embedding (V, D) in the computation's dtype, whole along D."""
-        split = "tensor" if self.vocabulary % ways("tensor") == 0 else None
-        return constrain(self.tokens.embedding.astype(self.transformer.dtype), split, None)
+        return whole_rows(self.tokens.embedding, self.transformer.dtype)

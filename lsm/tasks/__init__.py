@@ -16,8 +16,10 @@ from lsm.tasks.function import Function
 from lsm.tasks.gradient import GradientFn, GradientSum, MeanGradient, Metrics, accumulate
 from lsm.tasks.labels import Labelled
 from lsm.tasks.language import LanguageModelling
+from lsm.tasks.masked import MaskedLanguageModelling
 from lsm.tasks.mix import CutMix, Mix, Mixup
 from lsm.tasks.regression import Regression
+from lsm.tasks.spans import Spans, TokenClassification
 from lsm.tasks.texts import TextClassification
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "Labelled",
     "LanguageModelling",
     "LossOutput",
+    "MaskedLanguageModelling",
     "MeanGradient",
     "Metrics",
     "Mix",
@@ -39,8 +42,10 @@ __all__ = [
     "Params",
     "Regression",
     "Rngs",
+    "Spans",
     "Task",
     "TextClassification",
+    "TokenClassification",
     "accumulate",
     "check_labels",
     "column",

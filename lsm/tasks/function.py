@@ -13,6 +13,7 @@ import numpy as np
 from lsm.errors import ConfigError, DataError, calling
 from lsm.metrics import Weighted, weigh
 from lsm.tasks.base import Batch, Task, asking, check_numeric, column
+from lsm.tasks.texts import LENGTH, check_sequences, sequences
 
 Values = Callable[[Any, Batch], jax.Array | tuple[jax.Array, jax.Array]]
 """(outputs, batch) -> values (B, ...), one or more an example; or their (sum, weight), two scalars.
@@ -34,6 +35,7 @@ class Function(Task):
       model: called with the input; its outputs, any tree, are what the functions get.
       loss_fn: function of (outputs, batch), see above.
       input: column that the model is called with, as it is; or several, which it gets as a dict.
+        A column of texts, one with lengths, comes as `lsm.models.Sequences`.
       metric_fns: functions like `loss_fn`, by the names under which their means are reported.
     """
 
@@ -49,8 +51,8 @@ class Function(Task):
     def inputs(self, batch: Batch) -> Any:
         """Returns the input column, or a dict of several."""
         if isinstance(self.input, str):
-            return column(batch, self.input, "task.input")
-        return {name: column(batch, name, "task.input") for name in self.input}
+            return _input(batch, self.input)
+        return {name: _input(batch, name) for name in self.input}
 
     def metrics(
         self, outputs: Any, batch: Batch, train: bool, step: jax.Array
@@ -70,6 +72,13 @@ class Function(Task):
         """Raises DataError where an input column is missing or holds no numbers."""
         for name in (self.input,) if isinstance(self.input, str) else self.input:
             check_numeric(column(batch, name, "task.input"), "task.input")
+            if name + LENGTH in batch:
+                check_sequences(batch, name, getattr(self.model, "vocabulary", None), "task.input")
+
+
+def _input(batch: Batch, name: str) -> Any:
+    texts = name + LENGTH in batch
+    return sequences(batch, name, "task.input") if texts else column(batch, name, "task.input")
 
 
 def _weighed(

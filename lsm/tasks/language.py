@@ -157,10 +157,7 @@ class LanguageModelling(Task):
 
     def summary(self, totals: Mapping[str, Weighted]) -> dict[str, float]:
         """Adds perplexity, the exponential of the mean loss."""
-        means = super().summary(totals)
-        loss = means["loss"]
-        # exp(710) is beyond float64, and raises.
-        return means | {"perplexity": math.inf if loss >= 700 else math.exp(loss)}
+        return with_perplexity(super().summary(totals))
 
     def check(self, batch: Batch) -> None:
         """Raises DataError for a missing column, unknown tokens or too long a sequence."""
@@ -178,6 +175,13 @@ class LanguageModelling(Task):
                 f"task.tokens: sequences of {length} tokens where task.model.context is "
                 f"{context}; shorten the data's length or raise the context."
             )
+
+
+def with_perplexity(means: Mapping[str, float]) -> dict[str, float]:
+    """Returns figures with "perplexity", the exponential of "loss", added."""
+    loss = means["loss"]
+    # exp(710) is beyond float64, and raises.
+    return {**means, "perplexity": math.inf if loss >= 700 else math.exp(loss)}
 
 
 class _Features(NamedTuple):

@@ -1,0 +1,128 @@
+"""BERT: published sizes, padding, heads that share an encoder's paths, meshes, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsm.errors import ConfigError
+from lsm.mesh import Mesh, make_mesh
+from lsm.models import Classifier, Embedder, MaskedLM, Sequences, TokenClassifier, families
+from lsm.models.experts import Experts
+from lsm.params import flat
+
+SMALL = families.bert_base(
+    vocabulary=40, context=16, layers=2, heads=4, width=32, hidden=64, dropout=0.0
+)
+LENGTHS = np.array([6, 3, 1, 0])
+HEADS = [Classifier(SMALL), Classifier(SMALL, pooling="mean"), TokenClassifier(SMALL)]
+HEADS += [MaskedLM(SMALL), Embedder(SMALL)]
+
+
+def texts(t=6, fill=0):
+    tokens = np.random.default_rng(0).integers(1, 40, (4, 6))
+    tokens = np.pad(tokens, ((0, 0), (0, t - 6)))
+    return Sequences(np.where(np.arange(t) < LENGTHS[:, None], tokens, fill), LENGTHS)
+
+
+def params_of(model):
+    return model.init(jax.random.key(0), texts())
+
+
+@pytest.mark.parametrize(
+    ("family", "count"),
+    [("bert_base", 109_482_240), ("bert_large", 335_141_888), ("minilm", 22_713_216)],
+)
+def test_published_counts(family, count):
+    model = Classifier(getattr(families, family)())
+    params = jax.eval_shape(model.init, jax.random.key(0), texts())["params"]
+    del params["head"]
+    assert sum(x.size for x in jax.tree.leaves(params)) == count
+
+
+@pytest.mark.parametrize("model", HEADS, ids=lambda model: type(model).__name__)
+def test_padding_alters_nothing(model):
+    variables = params_of(model)
+    run = jax.jit(model.apply)
+    short, long = run(variables, texts()), run(variables, texts(t=16, fill=39))
+    if isinstance(short, dict):
+        short, long = short["embedding"], long["embedding"]
+    if isinstance(model, TokenClassifier | MaskedLM):
+        real = np.arange(6) < LENGTHS[:, None]
+        short, long = short[real], long[:, :6][real]
+    elif getattr(model, "pooling", None) == "cls":  # an empty text has no first token
+        short, long = short[:3], long[:3]
+    np.testing.assert_allclose(short, long, atol=2e-6)
+    assert np.isfinite(short).all()
+
+
+def test_an_embedding_has_length_1_and_a_gradient_where_there_is_no_text():
+    model, variables = Embedder(SMALL), params_of(Embedder(SMALL))
+
+    def total(params):
+        return model.apply({"params": params}, texts())["embedding"][:, 0].sum()
+
+    lengths = np.linalg.norm(model.apply(variables, texts())["embedding"], axis=1)
+    np.testing.assert_allclose(lengths, [1, 1, 1, 0], atol=1e-6)
+    gradient = jax.grad(total)(variables["params"])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
+def test_heads_have_the_encoder_s_paths():
+    encoder = {*flat(params_of(SMALL)["params"])}
+    for model in HEADS:
+        assert encoder <= {*flat(params_of(model)["params"])}
+
+
+def test_types_are_told_apart():
+    variables = params_of(SMALL)
+    ones = texts()._replace(types_BxT=jnp.ones((4, 6), int))
+    zeros = texts()._replace(types_BxT=jnp.zeros((4, 6), int))
+    none, zero, one = (SMALL.apply(variables, x) for x in (texts(), zeros, ones))
+    np.testing.assert_array_equal(none, zero)
+    assert np.abs(np.asarray(zero - one)[0]).max() > 0.01
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 4}, {"tensor": 4, "data": 2}, {"sequence": 2}])
+def test_a_mesh_says_the_same(axes):
+    model = MaskedLM(SMALL)
+    variables = params_of(model)
+    expected = model.apply(variables, texts())
+    mesh = make_mesh(Mesh(**axes), jax.devices()[: np.prod([*axes.values()])])
+    with jax.set_mesh(mesh):
+        logits = jax.jit(model.apply)(variables, texts())
+    real = np.arange(6) < LENGTHS[:, None]
+    np.testing.assert_allclose(np.asarray(logits)[real], expected[real], atol=1e-5)
+
+
+def test_experts_do_not_count_padding():
+    model = Classifier(SMALL.clone(transformer=_with_experts()))
+    variables = params_of(model)
+    variables = {"params": variables["params"]}
+
+    def balance(given):
+        _, sown = model.apply(variables, given, mutable=["losses"])
+        return np.asarray(sown["losses"]["balance"][0])[:3]
+
+    np.testing.assert_allclose(balance(texts()), balance(texts(t=16, fill=39)), rtol=1e-5)
+
+
+def _with_experts():
+    import dataclasses
+
+    return dataclasses.replace(SMALL.transformer, experts=Experts(count=4, top_k=2))
+
+
+def test_longer_texts_than_positions():
+    with pytest.raises(ConfigError, match="16 positions are learned; 17 tokens given"):
+        jax.eval_shape(SMALL.init, jax.random.key(0), texts(t=17))
+
+
+def test_norms_come_after():
+    with pytest.raises(ConfigError, match=r"BERT\.transformer\.norm_position: 'pre' given"):
+        families.bert_base(norm_position="pre")
+
+
+def test_wrong_pooling():
+    with pytest.raises(ConfigError, match=r"Classifier\.pooling: 'max' given"):
+        Classifier(SMALL, pooling="max")
