@@ -43,7 +43,5 @@ def get_config(folder="runs/minilm"):
         ),
         train=Train(epochs=3, batch_size=64),
         evaluation=Evaluation(every="0.25 epoch", batch_size=128, monitor="accuracy"),
-        start=Start(
-            path=folder, names=HuggingFaceBERT(heads=12, prefix=""), fresh="^params/head/"
-        ),
+        start=Start(path=folder, names=HuggingFaceBERT(heads=12, prefix=""), fresh="^params/head/"),
     )
