@@ -43,7 +43,7 @@ from benchmarks import cases, sources
 from benchmarks.documents import write_or_check
 from lsm import Experiment, Mesh, command_line
 from lsm.config import flags as config_flags
-from lsm.data import CharText, Folder, Select, Tfds
+from lsm.data import CharText, Folder, Select, Texts, Tfds
 from lsm.durations import Horizon
 from lsm.errors import DataError
 from lsm.files import atomic_write
@@ -62,6 +62,8 @@ _PICTURES = {
     "cifar10": (50_000, (32, 32, 3)),
 }
 """Training examples, and the shape of one."""
+_TEXTS = {"imdb_reviews": 25_000, "glue/sst2": 67_349, "multi30k": 29_000}
+"""Training examples."""
 _RESULT = re.compile(r"^\s*(?:ROOT )?%\S+ = ", re.MULTILINE)
 _TABLE = re.compile(r"^(<!-- compile -->\n).*?^(<!-- /compile -->)$", re.DOTALL | re.MULTILINE)
 
@@ -81,6 +83,13 @@ def shapes(experiment: Experiment) -> tuple[dict[str, jax.ShapeDtypeStruct], Hor
     if isinstance(source, CharText):
         batch = {"tokens": jax.ShapeDtypeStruct((size, source.length + 1), np.int32)}
         return batch, experiment.train.horizon(size)
+    if isinstance(source, Texts):
+        label = {"label": jax.ShapeDtypeStruct((), np.int32)}
+        batch = {
+            name: jax.ShapeDtypeStruct((size, *one.shape), one.dtype)
+            for name, one in (source.tokens_spec() | label).items()
+        }
+        return batch, experiment.horizon(_TEXTS[source.source.name])
     if isinstance(source, Select):
         source = source.source
     if isinstance(source, Folder) or (isinstance(source, Tfds) and source.name in _PICTURES):

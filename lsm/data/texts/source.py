@@ -170,7 +170,7 @@ class Texts(SplitSource):
         texts = self._texts_of("train", data_dir)
         key = digest(_VERSION, tokenizers.__version__, texts.digest, repr(self.vocabulary))
         path = cache.root() / "tokenizers" / f"{type(self.vocabulary).__name__}-{key}.json"
-        with contextlib.suppress(OSError, Exception):  # not there, or damaged
+        with contextlib.suppress(Exception):  # not there, or damaged: the library raises bare ones
             return tokenizers.Tokenizer.from_str(path.read_text()).to_str()
         _log.info("%s: learning the vocabulary, once", self)
         learnt = self.vocabulary.learnt(texts.texts).to_str()
@@ -216,8 +216,11 @@ class Texts(SplitSource):
         """See `Source.spec`; the data need not be there, unless it is packed or kept."""
         if self.pack or self.keep:
             return self.open(split, data_dir).spec
-        numbers = _numbers(self.source.spec(split, data_dir), self._named)
-        return self._encoder("").spec() | numbers
+        return self.tokens_spec() | _numbers(self.source.spec(split, data_dir), self._named)
+
+    def tokens_spec(self) -> Spec:
+        """Returns shape and dtype of one example of the columns made of texts; needs no data."""
+        return self._encoder("").spec()
 
 
 class _Split:
