@@ -8,6 +8,7 @@ from lsm.models.attention import Cache, Mask, attend
 from lsm.models.batch_norm import BatchNorm
 from lsm.models.cnn import CNN
 from lsm.models.convnext import ConvNeXt
+from lsm.models.encoder_decoder import EncoderDecoder
 from lsm.models.gpt import GPT
 from lsm.models.mixer import Mixer
 from lsm.models.mlp import MLP
@@ -31,6 +32,7 @@ __all__ = [
     "ConvNeXt",
     "Convolutions",
     "CrossAttention",
+    "EncoderDecoder",
     "Mask",
     "Mixer",
     "Mlp",
