@@ -4,10 +4,12 @@ from lsm.evaluate.base import Metric, columns, compute, init, names, pictures, u
 from lsm.evaluate.classification import F1, CalibrationError, RocAuc, TopK
 from lsm.evaluate.drawing import Confusion, Mistakes
 from lsm.evaluate.regression import R2
+from lsm.evaluate.translation import Bleu
 
 __all__ = [
     "F1",
     "R2",
+    "Bleu",
     "CalibrationError",
     "Confusion",
     "Metric",

@@ -17,6 +17,7 @@ from lsm.tasks.gradient import GradientFn, GradientSum, MeanGradient, Metrics, a
 from lsm.tasks.language import LanguageModelling
 from lsm.tasks.mix import CutMix, Mix, Mixup
 from lsm.tasks.regression import Regression
+from lsm.tasks.sequence_to_sequence import SequenceToSequence
 
 __all__ = [
     "CONSTANTS",
@@ -36,6 +37,7 @@ __all__ = [
     "Params",
     "Regression",
     "Rngs",
+    "SequenceToSequence",
     "Task",
     "accumulate",
     "check_labels",
