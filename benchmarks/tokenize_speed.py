@@ -25,7 +25,7 @@ from absl import flags
 from lsm import command_line
 from lsm.data import Tfds, documents
 from lsm.data.tokenize import Packing, tokenize
-from lsm.data.tokenizer import Tokenizer
+from lsm.data.texts.tokenizer import Tokenizer
 
 _WORKERS = (1, 2)
 

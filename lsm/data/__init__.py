@@ -1,9 +1,9 @@
 """Data: sources, the order of examples, augmentation, prefetching."""
 
+from lsm.data.arrays import Arrays
 from lsm.data.batches import Data, EvalBatches, TrainBatches
 from lsm.data.dataset import (
     ArrayDataset,
-    Arrays,
     Columns,
     Dataset,
     Read,
@@ -16,9 +16,11 @@ from lsm.data.divide import Split, SplitBy
 from lsm.data.files import Files
 from lsm.data.folder import Folder
 from lsm.data.prefetch import Prefetcher
-from lsm.data.sampling import Poisson, Sampling, Shuffled
+from lsm.data.sampling import ByLength, Poisson, Sampling, Shuffled
 from lsm.data.select import Select
 from lsm.data.text import CharText, CharWindows
+from lsm.data.texts.source import Texts
+from lsm.data.texts.vocabulary import Characters, Subwords, Vocabulary, Words
 from lsm.data.tfds import Tfds
 from lsm.data.tokens import Tokens, TokenWindows
 from lsm.data.transforms import (
@@ -42,9 +44,11 @@ __all__ = [
     "AlternatingFlip",
     "ArrayDataset",
     "Arrays",
+    "ByLength",
     "CenterCrop",
     "CharText",
     "CharWindows",
+    "Characters",
     "ColorJitter",
     "Columns",
     "Cutout",
@@ -73,10 +77,14 @@ __all__ = [
     "Split",
     "SplitBy",
     "SplitSource",
+    "Subwords",
+    "Texts",
     "Tfds",
     "TokenWindows",
     "Tokens",
     "TrainBatches",
     "Transform",
     "TrivialAugment",
+    "Vocabulary",
+    "Words",
 ]

@@ -1,6 +1,9 @@
 """Which examples make up which batch: pure functions of (seed, step, rows)."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -33,8 +36,8 @@ class Data:
       augment: changes of training batches, in this order.
       evaluate: changes of evaluation batches, and of the files of pictures that a trained model is
         asked about, in this order; such as draw no random numbers, as `CenterCrop`.
-      sampling: which examples make up a training batch: `Shuffled()` epochs, or `Poisson(expected)`
-        for differential privacy.
+      sampling: which examples make up a training batch: `Shuffled()` epochs, `Poisson(expected)`
+        for differential privacy, or `ByLength(pool)` for texts in buckets.
       workers: threads that prepare batches ahead of the step; more than one pays
         where pictures are decoded for every batch.
     """
@@ -101,17 +104,26 @@ class TrainBatches:
             raise ConfigError(f"train.seed: {self.seed} is negative; a seed is 0 or more.")
         self.sampling.check(len(self.dataset), self.batch_size)
 
+    @functools.cached_property
+    def _drawn(self) -> Callable[..., Any]:
+        return self.sampling.of(self.dataset).draw
+
+    def width_at(self, step: int) -> int | None:
+        """Returns the tokens (T) that texts of batch `step` are cut to; None without texts."""
+        examples, _ = self._drawn(self.seed, step, len(self.dataset), self.batch_size)
+        return _width(self.dataset, examples)
+
     def examples_at(self, step: int) -> Columns:
         """Returns which examples `rows` of batch `step` are: column "examples" (n,) int32."""
-        examples, _ = self.sampling.draw(self.seed, step, len(self.dataset), self.batch_size)
+        examples, _ = self._drawn(self.seed, step, len(self.dataset), self.batch_size)
         rows = slice(None) if self.rows is None else self.rows
         return {"examples": examples[rows].astype(np.int32)}
 
     def batch_at(self, step: int) -> Columns:
         """Returns `rows` of batch `step` (0, 1, ...), columns of shape (n, ...)."""
         rows = slice(None) if self.rows is None else self.rows
-        examples, weight = self.sampling.draw(self.seed, step, len(self.dataset), self.batch_size)
-        batch = self.dataset.take(examples[rows])
+        examples, weight = self._drawn(self.seed, step, len(self.dataset), self.batch_size)
+        batch = _cut(self.dataset.take(examples[rows]), self.dataset, examples)
         if self.augment:
             rng = augmentation(self.seed, step)
             epochs = self.sampling.epochs(step, len(self.dataset), self.batch_size)
@@ -160,8 +172,25 @@ class EvalBatches:
         places = number * self.batch_size + rows
         last = len(self.dataset) - 1
         # Full batches only: another shape would compile the evaluation step once more.
-        batch = changed(self.dataset.take(np.minimum(places, last)), self.change)
+        batch = self.dataset.take(np.minimum(places, last))
+        start = number * self.batch_size
+        everyone = np.arange(start, min(start + self.batch_size, len(self.dataset)))
+        batch = changed(_cut(batch, self.dataset, everyone), self.change)
         return _weighed(batch, (places <= last).astype(np.float32))
+
+
+def _width(dataset: Dataset, examples: np.ndarray) -> int | None:
+    encoder = dataset.encoder
+    return None if encoder is None else encoder.width(dataset.lengths(examples))
+
+
+def _cut(batch: Columns, dataset: Dataset, examples: np.ndarray) -> Columns:
+    """Returns a batch whose texts are as wide as the bucket of all `examples` of the batch.
+
+    Of all, not of the rows that are read here: every process must come to the same shapes.
+    """
+    width = _width(dataset, examples)
+    return batch if width is None else dataset.encoder.cut(batch, width)
 
 
 def _weighed(batch: Columns, weight: np.ndarray) -> Columns:

@@ -95,6 +95,10 @@ class Cached(Derived):
         """See `Dataset.take`."""
         return self._decoded().take(indices)
 
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """See `Dataset.lengths`."""
+        return self._dataset.lengths(indices)
+
     def column(self, name: str) -> np.ndarray:
         """See `Dataset.column`; of a dataset that reads no more than that, before the others."""
         alone = type(self._dataset).column is not Dataset.column
@@ -152,7 +156,7 @@ def columns(name: str, key: str, dataset: Dataset) -> Columns:
         decoded = _load(entry, spec, rows)
     except OSError as error:
         decoded = None
-        _tell_once(error)
+        tell_once(error)
     if decoded is None:
         decoded = _in_memory(spec, rows, decode.chunks(name, dataset))
     _log.info("%s: decoded in %.1f s", name, time.perf_counter() - start)
@@ -237,7 +241,8 @@ def _file(entry: pathlib.Path, column: str) -> pathlib.Path:
     return entry / f"{column.replace('/', '%2F')}.npy"  # TFDS has "image/filename"
 
 
-def _tell_once(error: OSError) -> None:
+def tell_once(error: OSError) -> None:
+    """Warns, once, that the cache cannot be written."""
     if root() not in _told:
         _told.add(root())
         _log.warning(

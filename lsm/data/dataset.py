@@ -1,7 +1,6 @@
 """What a source is and what it opens: a dataset read by random access over whole columns."""
 
 import abc
-import dataclasses
 import functools
 import hashlib
 import json
@@ -15,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsm.data import splits
-from lsm.data.values import narrowed
-from lsm.errors import ConfigError, DataError, listed, nearest
+from lsm.errors import DataError, listed, nearest
 
 Columns = dict[str, np.ndarray]
 """A batch: column name -> array whose leading dimension counts the examples."""
@@ -70,6 +68,15 @@ class Dataset(abc.ABC):
     def vocabulary_size(self) -> int | None:
         """Number of ids that tokens may have, or None where there are none or it is not known."""
         return None
+
+    @property
+    def encoder(self) -> Any | None:
+        """What made columns of texts, `lsm.data.texts.encoder.Encoder`; None without such."""
+        return None
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the tokens (N,) int64 of the longest text of each example; 0 without texts."""
+        return np.zeros(len(indices), np.int64)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -191,6 +198,7 @@ class Derived(Dataset):
     names = property(lambda self: self._dataset.names)
     joined = property(lambda self: self._dataset.joined)
     vocabulary_size = property(lambda self: self._dataset.vocabulary_size)
+    encoder = property(lambda self: self._dataset.encoder)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -215,6 +223,9 @@ class _Rows(Derived):
     def take(self, indices: np.ndarray) -> Columns:
         return self._dataset.take(np.asarray(indices) + self._start)
 
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        return self._dataset.lengths(np.asarray(indices) + self._start)
+
     def where(self, number: int) -> str:
         return self._dataset.where(number + self._start)
 
@@ -234,20 +245,30 @@ class _Joined(Derived):
         return int(self._stops[-1])
 
     def take(self, indices: np.ndarray) -> Columns:
-        indices = np.asarray(indices)
-        # Side right: the number where a part stops is the first of the next.
-        part_of = np.searchsorted(self._stops, indices, side="right")
         batch = {
             name: np.empty((len(indices), *one.shape), one.dtype) for name, one in self.spec.items()
         }
+        for part, where, inside in self._divided(indices):
+            for name, column in part.take(inside).items():
+                batch[name][where] = column
+        return batch
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        lengths = np.empty(len(indices), np.int64)
+        for part, where, inside in self._divided(indices):
+            lengths[where] = part.lengths(inside)
+        return lengths
+
+    def _divided(self, indices: np.ndarray) -> Iterator[tuple[Dataset, np.ndarray, np.ndarray]]:
+        """Yields each part that is asked for, places in `indices`, and the numbers inside it."""
+        indices = np.asarray(indices)
+        # Side right: the number where a part stops is the first of the next.
+        part_of = np.searchsorted(self._stops, indices, side="right")
         for number, part in enumerate(self._parts):
             # One read a part, whatever the order asked for.
             where = np.flatnonzero(part_of == number)
             if len(where):
-                inside = indices[where] - (self._stops[number] - len(part))
-                for name, column in part.take(inside).items():
-                    batch[name][where] = column
-        return batch
+                yield part, where, indices[where] - (self._stops[number] - len(part))
 
     def where(self, number: int) -> str:
         part = int(np.searchsorted(self._stops, number, side="right"))
@@ -345,54 +366,6 @@ class _Counted(dict[str, Callable[[], Dataset]]):
 
     def __getitem__(self, name: str) -> list[int]:
         return [len(super().__getitem__(name)())]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)  # == of arrays has no truth value
-class Arrays(SplitSource):
-    """Arrays that are already in memory, for use from Python.
-
-    64-bit integers and floats are delivered as 32-bit ones, which is what JAX computes in.
-
-    Attributes:
-      train: columns (N, ...) of the split "train", by name.
-      validation: columns of the split "validation", if there is one.
-      test: columns of the split "test", if there is one.
-      classes: names of the classes that the labels number.
-    """
-
-    train: Mapping[str, np.ndarray]
-    validation: Mapping[str, np.ndarray] | None = None
-    test: Mapping[str, np.ndarray] | None = None
-    classes: tuple[str, ...] | None = None
-
-    def __post_init__(self):
-        for split, columns in self._splits().items():
-            lengths = {name: len(column) for name, column in columns.items()}
-            if len(set(lengths.values())) != 1:
-                raise ConfigError(
-                    f"Arrays.{split}: columns have lengths {lengths}; all must be equal."
-                )
-
-    def _splits(self) -> dict[str, Mapping[str, np.ndarray]]:
-        named = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {split: columns for split, columns in named.items() if columns is not None}
-
-    def __repr__(self) -> str:  # for error messages; the data itself is long
-        return f"Arrays({', '.join(self.train)})"
-
-    def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
-        """See `SplitSource.shards`."""
-        return {
-            split: [len(next(iter(columns.values())))] for split, columns in self._splits().items()
-        }
-
-    def open_split(self, name: str, data_dir: PathLike | None = None) -> Dataset:
-        """See `SplitSource.open_split`."""
-        columns = self._splits()[name]
-        return ArrayDataset(
-            {key: narrowed(np.asarray(column), key) for key, column in columns.items()},
-            self.classes,
-        )
 
 
 def digest(*facts: Any) -> str:

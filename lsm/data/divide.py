@@ -227,6 +227,10 @@ class Chosen(Derived):
         """See `Dataset.take`."""
         return self._dataset.take(self._numbers[indices])
 
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """See `Dataset.lengths`."""
+        return self._dataset.lengths(self._numbers[indices])
+
     @property
     def identity(self) -> dict[str, Any]:
         """See `Dataset.identity`."""

@@ -8,13 +8,14 @@ import gzip
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from lsm.data.dataset import PathLike
 from lsm.data.tfds import Tfds
+from lsm.data.values import as_text
 from lsm.errors import DataError, listed, nearest
 from lsm.files import expanded, parsed_json
 
@@ -154,7 +155,7 @@ class JsonLines(Input):
                 f"--column: {self._line(offset)} has no {self._column!r}; it has "
                 f"{listed(record)}.{nearest(self._column, record)}"
             )
-        return _text(record[self._column], lambda: self._line(offset))
+        return as_text(record[self._column], lambda: f"--column: {self._line(offset)}")
 
     def _line(self, offset: int) -> str:
         """The file and number of the line at `offset`."""
@@ -184,7 +185,9 @@ class TfdsSplit(Input):
         for first in range(here.offset, self.size, _EXAMPLES):
             rows = np.arange(first, min(first + _EXAMPLES, self.size))
             for value in self._examples.take(rows)[self._column]:
-                text = _text(value, lambda at=here: f"{self.name} example {at.offset:,}")
+                text = as_text(
+                    value, lambda at=here: f"--column: {self.name} example {at.offset:,}"
+                )
                 following = Position(here.input, here.offset + 1)
                 yield from _pieces(text, here, following, cut, self.name)
                 here = following
@@ -292,16 +295,3 @@ def _seam(text: str, cut: bool, name: str) -> int:
             return ends[-1]
     # No word ends anywhere (Chinese, base64): a cut through it, whose sides are encoded apart.
     return len(text) - 1
-
-
-def _text(value: Any, where: Callable[[], str]) -> str:
-    """A text that can be encoded as UTF-8: JSON may hold halves of surrogate pairs."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where()} is not UTF-8 text: {error.reason}.") from None
-    if not isinstance(value, str):
-        raise DataError(f"--column: {where()} holds {type(value).__name__}; text is needed.")
-    # Most texts are ASCII, and CPython knows that without looking.
-    return value if value.isascii() else value.encode("utf-8", "replace").decode()

@@ -12,6 +12,7 @@ import numpy as np
 from lsm.data import images
 from lsm.data.dataset import Dataset, Spec
 from lsm.data.files.columns import class_name, one_hot
+from lsm.data.texts.encoder import LENGTH, Encoder
 from lsm.data.transforms import IMAGE, Transform, changed
 from lsm.errors import DataError, listed, nearest, shortened
 
@@ -29,6 +30,7 @@ class Inputs:
       characters: what tokens number, in order; None unless tokens are characters.
       names: of what the numbers of a column stand for, by column.
       joined: column -> what stands side by side in it, where classes in `names` are among that.
+      encoder: what makes columns of texts; None without such.
       decoded: size (height, width) of pictures before `evaluate`; None is their own.
       evaluate: what pictures of files go through, as those of an evaluation do; kept with the
         experiment, and not in JSON.
@@ -39,6 +41,7 @@ class Inputs:
     characters: str | None = None
     names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     joined: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    encoder: Encoder | None = None
     decoded: tuple[int, ...] | None = None
     evaluate: tuple[Transform, ...] = ()
 
@@ -51,16 +54,17 @@ class Inputs:
             made = changed(dataset.by_example().take(np.arange(1)), evaluate)[IMAGE]
             columns[IMAGE] = jax.ShapeDtypeStruct(made.shape[1:], made.dtype)
         known = (dataset.classes, dataset.characters, dataset.names, dict(dataset.joined))
-        return cls(columns, *known, decoded, evaluate)
+        return cls(columns, *known, dataset.encoder, decoded, evaluate)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns it as JSON."""
+        """Returns it as JSON, without `Encoder.tokenizer`, which is a file of its own."""
         columns = {name: [list(x.shape), str(x.dtype)] for name, x in self.columns.items()}
         fields = ("classes", "characters", "names", "joined", "decoded")
-        return {"columns": columns} | {name: getattr(self, name) for name in fields}
+        tree = {"columns": columns} | {name: getattr(self, name) for name in fields}
+        return tree if self.encoder is None else tree | {"texts": self.encoder.to_json()}
 
     @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> "Inputs":
+    def from_json(cls, tree: Mapping[str, Any], tokenizer: str | None = None) -> "Inputs":
         """Returns what `to_json` wrote; raises KeyError, TypeError or ValueError for other JSON."""
         columns = {
             name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype))
@@ -73,21 +77,27 @@ class Inputs:
             for field in ("names", "joined")
         )
         decoded = tree.get("decoded") and tuple(tree["decoded"])
-        return cls(columns, classes, tree["characters"], names, joined, decoded)
+        encoder = tokenizer and Encoder.from_json(tree["texts"], tokenizer)
+        return cls(columns, classes, tree["characters"], names, joined, encoder, decoded)
 
     def called(self, task: Any) -> Sequence[str] | None:
         """Returns the names of what a task predicts by number; None where they are not known.
 
-        Of several columns with names, it is the one that the task's field `label` says.
+        Of several columns with names, it is the one that the task's field `label` says. A task
+        without such a field predicts tokens where there are texts (`TokenNames`, which decode).
         """
         label = getattr(task, "label", None)
         if self.characters is not None:
             return self.characters
+        if self.encoder is not None and label is None:
+            return self.encoder.names
         return self.names.get(label) if self.names and isinstance(label, str) else self.classes
 
     def kind(self, column: str) -> str:
         """Returns what a column's values are made of: "pictures", "texts" or "numbers"."""
         one = self.columns[column]
+        if self.encoder is not None and column in self.encoder.columns:
+            return "texts"
         if one.dtype == np.uint8 and len(one.shape) == 3 and one.shape[-1] in images.CHANNELS:
             return "pictures"
         if self.characters is not None and len(one.shape) == 1:
@@ -100,7 +110,8 @@ class Inputs:
         Args:
           column: one of `columns`.
           values: numbers (N, ...); or, by `kind`, the path of a picture or several, which become
-            of the column's size and colours; or a text or several, which are padded to the longest;
+            of the column's size and colours; or a text or several, which are padded to the longest
+            or to a bucket; of a column made of two texts, pairs of str;
             or, of a column in `names`, such a name or several, which become its numbers; or, of
             one in `joined`, rows (N, k) of what stands side by side there, in that order.
 
@@ -109,6 +120,9 @@ class Inputs:
             name.
         """
         kind = self.kind(column)
+        if self._encodes(column, values):
+            columns = self._encoded(column, values)
+            return columns[column], columns[column + LENGTH]
         if column in self.joined and not self._is_made(column, values):
             return self._beside(column, values), None
         if isinstance(values, np.ndarray) and values.dtype.kind in "OU":
@@ -128,6 +142,26 @@ class Inputs:
             f"predict: {values[0]!r} given for column {column!r}, which holds numbers of shape "
             f"{self.columns[column].shape}; an array (N, ...) of them is needed."
         )
+
+    def asked(self, column: str, values: Any) -> tuple[dict[str, np.ndarray], Lengths | None]:
+        """Returns a column as `read` does, with those beside it that `encoder` makes of texts."""
+        if self._encodes(column, values):
+            columns = self._encoded(column, values)
+            return columns, columns[column + LENGTH]
+        found, lengths = self.read(column, values)
+        return {column: found}, lengths
+
+    def known(self, column: str, values: Any) -> dict[str, Any]:
+        """Returns any column by name: of texts what `asked` does, else itself as it is."""
+        return self._encoded(column, values) if self._encodes(column, values) else {column: values}
+
+    def is_pair(self, column: str) -> bool:
+        """Says whether an example of a column is made of two texts."""
+        return self.encoder is not None and len(self.encoder.columns.get(column, ())) == 2
+
+    def _encodes(self, column: str, values: Any) -> bool:
+        known = self.encoder is not None and column in self.encoder.columns
+        return known and _are_texts(values)
 
     def _is_made(self, column: str, values: Any) -> bool:
         try:
@@ -205,6 +239,23 @@ class Inputs:
         except ValueError as error:
             raise DataError(f"picture {path} cannot be read: {error}.") from error
 
+    def _encoded(self, column: str, values: Any) -> dict[str, np.ndarray]:
+        """A column of texts, or of pairs of them, which `encoder` knows, with those beside it."""
+        pair = self.is_pair(column)
+        one = isinstance(values, str) or (pair and _is_pair(values))
+        texts = [values] if one else list(values)
+        for text in texts:
+            parts = text if pair and isinstance(text, tuple | list) else [text]
+            if len(parts) != 1 + pair or not all(isinstance(part, str) for part in parts):
+                needed = "a pair of texts" if pair else "a text"
+                raise DataError(
+                    f"predict: {shortened(repr(text))} given for column {column!r}; {needed} is "
+                    "needed."
+                )
+        if not texts:
+            raise DataError(f"predict: no text given for column {column!r}.")
+        return self.encoder.read(column, texts)
+
     def _texts(self, column: str, texts: Sequence[str]) -> tuple[np.ndarray, Lengths]:
         known = {character: token for token, character in enumerate(self.characters)}
         most, lengths = self.columns[column].shape[0], np.array([len(text) for text in texts])
@@ -223,3 +274,14 @@ class Inputs:
                 )
             tokens_NxT[row, : len(text)] = [known[character] for character in text]
         return tokens_NxT, lengths
+
+
+def _are_texts(values: Any) -> bool:
+    if isinstance(values, np.ndarray):
+        return values.dtype.kind in "OU"
+    first = values if isinstance(values, str) else next(iter(values), "")
+    return isinstance(first, str) or (isinstance(first, tuple | list) and _is_pair(tuple(first)))
+
+
+def _is_pair(values: Any) -> bool:
+    return isinstance(values, tuple) and len(values) == 2 and {*map(type, values)} == {str}

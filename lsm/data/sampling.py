@@ -5,13 +5,14 @@ import dataclasses
 import functools
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
-from lsm.checks import require
+from lsm.checks import require, require_sizes
 from lsm.errors import ConfigError
 
-_SHUFFLE, _AUGMENT, _POISSON, _COINS = 0, 1, 2, 3  # random streams of one seed
+_SHUFFLE, _AUGMENT, _POISSON, _COINS, _POOL = 0, 1, 2, 3, 4  # random streams of one seed
 _PAGE = 4096  # places computed at a time: NumPy takes nearly as long for 64 as for 1,000
 _SPLITMIX = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 
@@ -38,6 +39,11 @@ class Sampling(abc.ABC):
     @abc.abstractmethod
     def mean(self, batch_size: int) -> float:
         """Returns how many examples a batch of `batch_size` rows holds on average."""
+
+    def of(self, dataset: Any) -> "Sampling":
+        """Returns what draws from an `lsm.data.Dataset`: itself, unless that depends on it."""
+        del dataset
+        return self
 
     def epochs(self, step: int, examples: int, batch_size: int) -> np.ndarray:
         """Returns how many epochs are over where each row of batch `step` is, (batch_size,) int64.
@@ -75,6 +81,56 @@ class Shuffled(Sampling):
     def mean(self, batch_size: int) -> float:
         """Returns `batch_size`."""
         return batch_size
+
+
+@dataclasses.dataclass(frozen=True)
+class ByLength(Shuffled):
+    """`Shuffled` epochs, in which texts of about the same length are in one batch.
+
+    `pool` batches at a time: within each epoch their examples are sorted by the length of their
+    longest text, and cut into batches, whose order is drawn. Every epoch holds every example once,
+    and which those of a batch are is a function of seed, step and all lengths. Shorter batches are
+    worth something with `Texts.buckets`.
+
+    Attributes:
+      pool: batches that are sorted together; more are more even in length, and less random.
+    """
+
+    pool: int = 50
+
+    def __post_init__(self):
+        require_sizes(self, "pool")
+
+    def of(self, dataset: Any) -> "Sampling":
+        """See `Sampling.of`."""
+        return _Sorted(self.pool, dataset.lengths(np.arange(len(dataset))))
+
+
+class _Sorted(ByLength):
+    """`ByLength` of examples of these lengths (N,)."""
+
+    def __init__(self, pool: int, lengths: np.ndarray):
+        object.__setattr__(self, "pool", pool)
+        batches = functools.lru_cache(4)(functools.partial(_pool, lengths, pool))
+        object.__setattr__(self, "_batches", batches)
+
+    def draw(self, seed: int, step: int, examples: int, batch_size: int) -> tuple[np.ndarray, None]:
+        number, place = divmod(step, self.pool)
+        return self._batches(seed, batch_size, number)[place], None
+
+
+def _pool(lengths: np.ndarray, pool: int, seed: int, batch_size: int, number: int) -> np.ndarray:
+    """Returns the examples (pool, batch_size) of the batches of a pool."""
+    line, _ = Shuffled().draw(seed, number, len(lengths), pool * batch_size)
+    epochs = Shuffled().epochs(number, len(lengths), pool * batch_size)
+    order = np.lexsort((lengths[line], epochs))  # stable: by epoch, then length, then as drawn
+    batches, epochs = line[order].reshape(pool, -1), epochs.reshape(pool, -1)
+    draws = bits(seed, _POOL, number).random_raw(pool)
+    for epoch in range(epochs[0, 0], epochs[-1, -1] + 1):
+        # A batch that begins the next epoch stays between the two.
+        whole = np.flatnonzero((epochs == epoch).all(axis=1))
+        batches[whole] = batches[whole[np.argsort(draws[whole], kind="stable")]]
+    return batches
 
 
 @dataclasses.dataclass(frozen=True)

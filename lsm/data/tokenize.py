@@ -34,7 +34,7 @@ from lsm.cpu import cores
 from lsm.data import documents
 from lsm.data.dataset import PathLike
 from lsm.data.documents import Piece, Position
-from lsm.data.tokenizer import END_OF_TEXT, Tokenizer
+from lsm.data.texts.tokenizer import END_OF_TEXT, Tokenizer
 from lsm.data.tokens import INDEX, Index, Shard, check_shards, read_index
 from lsm.errors import ConfigError, DataError, shortened
 from lsm.files import atomic_write, exclusive, expanded, readable_disk_errors
@@ -51,7 +51,7 @@ class Packing:
     """How texts become the tokens of one split.
 
     Attributes:
-      tokenizer: see `lsm.data.tokenizer.Tokenizer`.
+      tokenizer: see `lsm.data.texts.tokenizer.Tokenizer`.
       split: name of the split that is written.
       slice: what to read of TFDS, in its slicing syntax; None is `split`.
       column: field of JSON, or feature of TFDS, that holds the text.

@@ -1,7 +1,7 @@
 """Values of columns: in 32 bits, finite or not, words among numbers."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,27 @@ def _not_finite(column: np.ndarray) -> np.ndarray:
     parts = (column[at : at + some] for at in range(0, len(column), some))
     finite = [np.isfinite(x).reshape(len(x), -1).all(axis=1) for x in parts]
     return np.flatnonzero(~np.concatenate(finite))
+
+
+def as_text(value: Any, where: Callable[[], str]) -> str:
+    """Returns a text that can be encoded as UTF-8: JSON may hold halves of surrogate pairs.
+
+    Args:
+      value: str, or bytes in UTF-8.
+      where: gives what names it in an error.
+
+    Raises:
+      DataError: it is no text, or not in UTF-8.
+    """
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where()} is not UTF-8 text: {error.reason}.") from None
+    if not isinstance(value, str):
+        raise DataError(f"{where()} holds {type(value).__name__}; text is needed.")
+    # Most texts are ASCII, and CPython knows that without looking.
+    return str(value) if value.isascii() else value.encode("utf-8", "replace").decode()
 
 
 def first_word(values: Iterable[Any]) -> int | None:

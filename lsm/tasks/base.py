@@ -143,8 +143,9 @@ class Task(abc.ABC):
         rngs: Rngs,
         train: bool,
         method: str | None = None,
+        **options: Any,
     ) -> tuple[Any, ModelState]:
-        """Calls the model (or a method of it); returns as `forward` does.
+        """Calls the model (or a method of it), with such options; returns as `forward` does.
 
         Raises:
           ConfigError: the model draws from a random stream that `streams` does not name.
@@ -156,7 +157,7 @@ class Task(abc.ABC):
                 return self.model.apply(
                     {"params": params, **model_state},
                     inputs,
-                    **self._train(train, method),
+                    **options | self._train(train, method),
                     rngs=dict(rngs),
                     mutable=[*changing, LOSSES],
                     method=method,
@@ -166,8 +167,7 @@ class Task(abc.ABC):
             (name,) = re.findall(r'PRNG for "(\w+)"', str(error)) or ["?"]
             raise ConfigError(
                 f"task.streams: {type(self.model).__name__} draws from the random stream {name!r}; "
-                f"there is {listed(rngs) or 'none'}. Name all of its streams in the model or the "
-                "task, as in streams = ('dropout', 'noise')."
+                f"there is {listed(rngs) or 'none'}. Name all, as streams = ('dropout', 'noise')."
             ) from error
 
     def loss(

@@ -1,6 +1,7 @@
 """Language modelling: predict every next token."""
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -13,7 +14,9 @@ from lsm import losses
 from lsm.checks import require
 from lsm.errors import ConfigError, DataError
 from lsm.metrics import Weighted, accuracy, weigh
+from lsm.models.attention import Mask
 from lsm.tasks.base import Batch, ModelState, Params, Rngs, Task, check_labels, column
+from lsm.tasks.texts import LENGTH, SEGMENTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +25,11 @@ class LanguageModelling(Task):
 
     Attributes:
       model: maps int tokens (B, T) to logits (B, T, V).
-      tokens: column of int tokens (B, T + 1): inputs are all but the last, targets all but the
-        first. A column "weight" (B, T) or (B,) weighs targets.
+      tokens: column NAME of int tokens (B, T + 1): inputs are all but the last, targets all but
+        the first. A column "weight" (B, T) or (B,) weighs targets. Where there is NAME_segments
+        (B, T + 1), attention does not leave a segment, and targets count that are of the segment
+        of the token before, and not of segment 0, which is padding; else, where there is
+        NAME_length (B,), those before the padding.
       chunks: parts of the sequence whose logits are computed one after the other, and again in
         the backward pass: the array (B, T, V) never exists whole, which for large vocabularies is
         most of the memory. Must divide T; the model needs the methods `features` and `logits`.
@@ -59,8 +65,12 @@ class LanguageModelling(Task):
     ) -> tuple[Any, ModelState]:
         """As `Task.forward`; the outputs are logits, or with chunks what makes logits in parts."""
         method = "features" if self.chunks > 1 else None
-        inputs_BxT = self.inputs(batch)
-        outputs, changed = self.apply(params, model_state, inputs_BxT, rngs, train, method)
+        inputs_BxT, options = self.inputs(batch), {}
+        if self.tokens + SEGMENTS in batch:
+            segments_BxT = batch[self.tokens + SEGMENTS][:, :-1]
+            options["mask"] = Mask(causal=True, segments_BxT=segments_BxT)
+        call = (params, model_state, inputs_BxT, rngs, train, method)
+        outputs, changed = self.apply(*call, **options)
         if self.chunks > 1:
             # The head's variables go along: `metrics` has no parameters to make logits with.
             outputs = _Features(outputs, {"params": params, **model_state})
@@ -86,8 +96,12 @@ class LanguageModelling(Task):
     ) -> dict[str, np.ndarray]:
         """Returns "text" (B,), the likeliest tokens put together: each comes after those given."""
         known = dict(enumerate(names))
-        rows = predictions["token"]
-        return {"text": np.array(["".join(known.get(int(k), "") for k in row) for row in rows])}
+
+        def joined(row: np.ndarray) -> str:
+            return "".join(known.get(int(k), "") for k in row)
+
+        text = getattr(names, "text", joined)  # of subwords, which know how to be put together
+        return {"text": np.array([text(row) for row in predictions["token"]])}
 
     def _in_parts(self, score: Callable, outputs: Any, targets: Any) -> tuple[Any, Any]:
         """Returns (sums, arrays (B, T)) of `score(logits, *targets)`, in `chunks` parts."""
@@ -128,7 +142,18 @@ class LanguageModelling(Task):
         # (B,) to (B, 1): by row, not by position.
         if weights.ndim == 1:
             weights = weights[:, None]
-        return targets_BxT, jnp.broadcast_to(weights, targets_BxT.shape)
+        return targets_BxT, weights * self._real(batch, targets_BxT)
+
+    def _real(self, batch: Batch, targets_BxT: jax.Array) -> jax.Array:
+        """Float32 (B, T), 0 at targets that are padding or of another text than what is before."""
+        if self.tokens + SEGMENTS in batch:
+            segments_BxT1 = batch[self.tokens + SEGMENTS]
+            same = segments_BxT1[:, 1:] == segments_BxT1[:, :-1]
+            return (same & (segments_BxT1[:, 1:] > 0)).astype(jnp.float32)
+        if self.tokens + LENGTH in batch:
+            lengths_Bx1 = batch[self.tokens + LENGTH][:, None]
+            return (jnp.arange(1, targets_BxT.shape[1] + 1) < lengths_Bx1).astype(jnp.float32)
+        return jnp.ones(targets_BxT.shape, jnp.float32)
 
     def summary(self, totals: Mapping[str, Weighted]) -> dict[str, float]:
         """Adds perplexity, the exponential of the mean loss."""
@@ -141,6 +166,12 @@ class LanguageModelling(Task):
         """Raises DataError for a missing column, unknown tokens or too long a sequence."""
         tokens_BxT1 = column(batch, self.tokens, "task.tokens")
         check_labels(tokens_BxT1, getattr(self.model, "vocabulary", None), "task.tokens")
+        takes = inspect.signature(type(self.model).__call__).parameters
+        if self.tokens + SEGMENTS in batch and "mask" not in takes:
+            raise DataError(
+                f"task.model: {type(self.model).__name__} takes no mask, which keeps apart the "
+                f"texts of column {self.tokens + SEGMENTS!r}."
+            )
         context, length = getattr(self.model, "context", None), tokens_BxT1.shape[1] - 1
         if context is not None and length > context:
             raise DataError(

@@ -6,9 +6,10 @@ from lsm.errors import DataError
 from lsm.models.sequences import Sequences
 from lsm.tasks.base import Batch, check_labels, column
 
-LENGTH, TYPES = "_length", "_types"
-"""A column of tokens NAME (B, T) has its lengths in NAME_length (B,), and where there are several
-texts in a row, their types in NAME_types (B, T)."""
+LENGTH, TYPES, SEGMENTS = "_length", "_types", "_segments"
+"""A column of tokens NAME (B, T) has its lengths in NAME_length (B,), where a text is made of two,
+which of them a token is of in NAME_types (B, T), and where texts that have nothing to do with each
+other are in a row, which of them in NAME_segments (B, T), from 1, with 0 for padding."""
 
 
 def sequences(batch: Batch, name: str, field: str = "task.tokens") -> Sequences:

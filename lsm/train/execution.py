@@ -157,7 +157,9 @@ def _most(trainer: Trainer, throughput: Throughput) -> int:
 
 def _obstacle(trainer: Trainer) -> str | None:
     """Returns why steps of this program are better dispatched one by one, or None."""
-    program = trainer.program
+    program, encoder = trainer.program, trainer.train.dataset.encoder
+    if encoder is not None and len(encoder.buckets) > 1:
+        return "batches of texts in buckets differ in shape"
     if trainer.experiment.mesh.offload:
         return "with mesh.offload the optimiser's state is moved step by step"
     if program.mesh.devices.flat[0].platform == "cpu":

@@ -83,10 +83,10 @@ def predict_files(
 ) -> int:
     """Writes what a run's best model says of files: a row for each picture, text or example.
 
-    Pictures and texts (a line of a file each) where the model reads such; else tables, arrays or
-    records, with the columns that the run's own `lsm.data.Files` have, or that the model reads. A
-    row has "file", of texts "line" and of others "row", counted from 1, and what `Trained.predict`
-    gives. Columns of `Files.labels` are numbered as in the run. A row that is not finite is
+    Pictures and texts (a line of a file each, of pairs with a tab between the two) where the model
+    reads such; else tables, arrays or records, with the columns that the run's own `lsm.data.Files`
+    have, or that the model reads. A row has "file", of texts "line" and of others "row", counted
+    from 1, and what `Trained.predict` gives. Columns of `Files.labels` are numbered as in the run. A row that is not finite is
     predicted, and warned of: it may be one of many, and a model may have learnt to take NaN.
 
     Args:
@@ -112,7 +112,7 @@ def predict_files(
             pictures = _files(given, images.SUFFIXES)
             parts = _parts(({"file": str(file)}, str(file)) for file in pictures)
         case ["texts"]:
-            parts = _parts(_lines(_files(given)))
+            parts = _parts(_lines(_files(given), run.inputs_known.is_pair(run.column)))
         case _:
             parts = _examples(run, _files(given))
     return _write(output, _answers(run, parts))
@@ -161,8 +161,8 @@ def _place(where: Mapping[str, Any]) -> str:
 
 
 def _parts(
-    asked: Iterable[tuple[dict[str, Any], str]],
-) -> Iterator[tuple[Sequence[dict], Sequence[str]]]:
+    asked: Iterable[tuple[dict[str, Any], Any]],
+) -> Iterator[tuple[Sequence[dict], Sequence[Any]]]:
     asked = iter(asked)
     while part := list(itertools.islice(asked, _AT_A_TIME)):
         told, values = zip(*part, strict=True)
@@ -231,7 +231,9 @@ def _rows_of(
             yield {name: x.tolist() for name, x in zip(columns, row, strict=True)}
 
 
-def _lines(files: Iterable[pathlib.Path]) -> Iterator[tuple[dict[str, Any], str]]:
+def _lines(
+    files: Iterable[pathlib.Path], pairs: bool
+) -> Iterator[tuple[dict[str, Any], str | tuple[str, ...]]]:
     for file in files:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
@@ -239,7 +241,10 @@ def _lines(files: Iterable[pathlib.Path]) -> Iterator[tuple[dict[str, Any], str]
             raise DataError(f"text {file} cannot be read: {error}.") from error
         for number, line in enumerate(lines, 1):
             if line:
-                yield {"file": str(file), "line": number}, line
+                yield (
+                    {"file": str(file), "line": number},
+                    tuple(line.split("\t")) if pairs else line,
+                )
 
 
 def _files(given: Sequence[str], suffixes: Sequence[str] = ("",)) -> list[pathlib.Path]:

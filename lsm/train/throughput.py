@@ -1,6 +1,9 @@
 """How much of the devices a run uses."""
 
+import collections
 import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -65,13 +68,17 @@ class Throughput:
 
     @classmethod
     def of(cls, trainer: Trainer) -> "Throughput":
-        """Traces the loss once, for a whole batch: some tens of milliseconds."""
-        program = trainer.program
-        state, batch = program.abstract_state, program.abstract_batch
-        flops = training_flops(trainer.experiment.task, state, batch)
+        """Traces the loss for a whole batch: some tens of milliseconds.
+
+        Where batches of texts differ in length, FLOPs are the mean of the first 100 steps.
+        """
+        program, task = trainer.program, trainer.experiment.task
+        state, flops = program.abstract_state, []
+        for batch, share in _shapes(trainer):
+            flops.append(training_flops(task, state, batch).total * share)
         devices = program.mesh.devices
         chip = chip_of(devices.flat[0].device_kind)
-        return cls(flops.total, devices.size, chip and chip.flops)
+        return cls(sum(flops), devices.size, chip and chip.flops)
 
     def figures(self, steps_per_sec: float) -> dict[str, float]:
         """Returns model TFLOP/s of each device, and where the peak is known "mfu", 0 to 1."""
@@ -101,3 +108,22 @@ class Throughput:
             speed = steps / (goodput.steps + goodput.input)
             summary |= {"steps_per_sec": speed} | self.figures(speed)
         return summary
+
+
+def _shapes(trainer: Trainer) -> Iterator[tuple[Mapping[str, jax.ShapeDtypeStruct], float]]:
+    """Yields the shapes of batches, and the share of each: one, unless texts are in buckets."""
+    batch, encoder = trainer.program.abstract_batch, trainer.train.dataset.encoder
+    if encoder is None or len(encoder.buckets) == 1:
+        yield batch, 1.0
+        return
+    steps = min(trainer.horizon.steps, 100)
+    widths = collections.Counter(map(trainer.train.width_at, range(steps)))
+    columns = trainer.train.dataset.spec
+    full = {
+        name: jax.ShapeDtypeStruct((x.shape[0], *columns[name].shape), x.dtype)
+        if name in columns
+        else x
+        for name, x in batch.items()
+    }
+    for width, count in sorted(widths.items()):
+        yield jax.eval_shape(functools.partial(encoder.cut, width=width), full), count / steps

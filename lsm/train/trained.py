@@ -21,7 +21,7 @@ from lsm.files import expanded
 from lsm.mesh import Mesh, batch_sharding, batch_ways, jit, local_rows, make_mesh, place, replicated
 from lsm.params import flat, nested
 from lsm.run.weights import open_run
-from lsm.tasks import Batch, ModelState, Params
+from lsm.tasks import Batch, LanguageModelling, ModelState, Params
 from lsm.train.program import make_predict, shardings_of
 from lsm.train.trainer import prepare_jax
 from lsm.train.workdir import INPUTS, inputs_of
@@ -54,10 +54,10 @@ class Trained:
 
         Args:
           given: the columns that the task's inputs need, (B, ...) by name; or, where they are one,
-            that column: an array, the file of a picture or several, a text or several, or rows of
-            a table with classes in it, as the run's data has them (`Inputs.read`). Names of classes
-            stand for their numbers. Any B;
-            each new one compiles once. 64-bit numbers are taken as 32-bit ones. Several processes
+            that column: an array, the file of a picture or several, a text or several, or pairs of
+            texts, or rows of a table with classes in it, as the run's data has them
+            (`Inputs.read`). Names of classes stand for their numbers. Any B; each new one compiles
+            once. 64-bit numbers are taken as 32-bit ones. Several processes
             all give the same. Random streams are those of the first batch of an evaluation. Warns
             of numbers that are not finite, as what is said of such rows may mean nothing.
 
@@ -68,8 +68,13 @@ class Trained:
         """
         lengths = None
         if not isinstance(given, Mapping):
-            values, lengths = self.inputs_known.read(self.column, given)
-            given = {self.column: values}
+            given, lengths = self.inputs_known.asked(self.column, given)
+            if not isinstance(self.experiment.task, LanguageModelling):
+                lengths = None  # what is said is not of tokens
+        elif self.inputs is not None:
+            given = {
+                n: x for name in given for n, x in self.inputs.known(name, given[name]).items()
+            }
         named, joined = (self.inputs.names, self.inputs.joined) if self.inputs else ({}, {})
 
         def read(name: str, x: Any) -> np.ndarray:
@@ -105,7 +110,9 @@ class Trained:
         columns = self.inputs_known.columns
         example = {name: np.zeros((1, *x.shape), x.dtype) for name, x in columns.items()}
         self.experiment.task.inputs(asked := _Asked(example))
-        return tuple(dict.fromkeys(asked.names))
+        encoder = self.inputs_known.encoder
+        beside = () if encoder is None else encoder.beside
+        return tuple(dict.fromkeys(name for name in asked.names if name not in beside))
 
     @property
     def column(self) -> str:

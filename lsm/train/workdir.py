@@ -24,6 +24,9 @@ _log = logging.getLogger("lsm")
 DATA, INPUTS, RESULT = "data.json", "inputs.json", "result.json"
 """What the run is of, what its model reads, and what came of it."""
 
+TOKENIZER = "tokenizer.json"
+"""What its model reads texts by: a file of the library `tokenizers`."""
+
 
 @contextlib.contextmanager
 def claimed(
@@ -78,6 +81,8 @@ def write_records(
     (workdir / RESULT).unlink(missing_ok=True)
     for name, record in (records | {INPUTS: inputs.to_json()}).items():
         atomic_write(workdir / name, json.dumps(record, indent=2).encode())
+    if inputs.encoder is not None:
+        atomic_write(workdir / TOKENIZER, inputs.encoder.tokenizer.encode())
     if origin.config is None:  # from Python now; a file that it began with is still its own
         with contextlib.suppress(ConfigError):
             origin = dataclasses.replace(origin_of(workdir), data_dir=origin.data_dir)
@@ -110,7 +115,12 @@ def inputs_of(workdir: pathlib.Path) -> Inputs | None:
     """Returns what the model of a run reads; None where an earlier version has not kept it."""
     path = workdir / INPUTS
     try:
-        return Inputs.from_json(parsed_json(path.read_text())) if path.exists() else None
+        if not path.exists():
+            return None
+        tree = parsed_json(path.read_text())
+        # Named by the error where it is not there.
+        path = workdir / TOKENIZER if "texts" in tree else path
+        return Inputs.from_json(tree, path.read_text() if "texts" in tree else None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error}); remove it to go without.") from error
 

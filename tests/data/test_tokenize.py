@@ -13,8 +13,8 @@ import pytest
 
 from lsm.data import documents, tokenize
 from lsm.data.documents import Position
+from lsm.data.texts.tokenizer import Tokenizer
 from lsm.data.tokenize import Packing
-from lsm.data.tokenizer import Tokenizer
 from lsm.data.tokens import read_index
 from lsm.errors import ConfigError, DataError
 from lsm.files import exclusive

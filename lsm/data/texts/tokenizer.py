@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from lsm.data.dataset import PathLike
+from lsm.data.texts import learn
 from lsm.errors import DataError, listed, nearest
 from lsm.files import expanded
 
 END_OF_TEXT = "<|endoftext|>"
 """GPT-2's token between documents."""
 
-_BPE = ("vocab.json", "merges.txt")
+_BPE, _WORDPIECE = ("vocab.json", "merges.txt"), "vocab.txt"
 # A text, and where it may be cut: white space after a letter begins a new word.
 _SEAMS = ("A first line, 12 words\n\tand a second", "\nline. She's here", "  in the end")
 
@@ -36,15 +37,15 @@ class Tokenizer:
     """
 
     def __init__(self, path: PathLike):
-        """Reads a tokenizer.json of any model, or GPT-2's vocab.json and merges.txt.
+        """Reads a tokenizer; see `read`.
 
         Args:
-          path: a tokenizer.json, or the folder that holds it or the pair.
+          path: a tokenizer.json, or the folder that holds it, GPT-2's pair or BERT's vocab.txt.
 
         Raises:
           DataError: no such file, one that cannot be read, or the library is not installed.
         """
-        files = _files(expanded(path, "--tokenizer"))
+        files = _files(expanded(path, "--tokenizer"), "tokenizer")
         self._tokenizer = _load(files)
         # Of "llama3.json" the file's name; "tokenizer.json" says nothing, its folder does.
         whole = files[0].stem not in ("tokenizer", "vocab")
@@ -98,21 +99,47 @@ class Tokenizer:
         )
 
 
-def _files(path: pathlib.Path) -> list[pathlib.Path]:
+def read(path: PathLike, field: str) -> Any:
+    """Returns the `tokenizers.Tokenizer` of a file or folder, which neither cuts nor pads.
+
+    Args:
+      path: a tokenizer.json of any model, or the folder that holds one, GPT-2's vocab.json and
+        merges.txt, or BERT's vocab.txt.
+      field: what names it in an error.
+
+    Raises:
+      DataError: no such file, one that cannot be read, or the library is not installed.
+    """
+    return _load(_files(expanded(path, field), field))
+
+
+def plain(tokenizer: Any) -> Any:
+    """Returns a `tokenizers.Tokenizer` as texts are encoded here, itself changed.
+
+    A file may cut, pad, and take names of special tokens for the tokens: here texts are data.
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _files(path: pathlib.Path, field: str) -> list[pathlib.Path]:
     """The files that make the tokenizer at `path`."""
     if path.is_file() and path.name not in _BPE:
         return [path]
     folder = path.parent if path.is_file() else path
-    whole, pair = folder / "tokenizer.json", [folder / name for name in _BPE]
-    if path.is_dir() and whole.is_file():
-        return [whole]
+    pair = [folder / name for name in _BPE]
+    for name in ("tokenizer.json", _WORDPIECE):
+        if path.is_dir() and (folder / name).is_file():
+            return [folder / name]
     if all(file.is_file() for file in pair):
         return pair
     found = [file.name for file in folder.glob("*")] if folder.is_dir() else []
     state = f"holds {listed(sorted(found)) or 'nothing'}" if folder.is_dir() else "is not there"
     raise DataError(
-        f"tokenizer {path}: {folder} {state}; give a tokenizer.json, or a folder with "
-        "tokenizer.json or with vocab.json and merges.txt."
+        f"{field} {path}: {folder} {state}; give a tokenizer.json, or a folder with "
+        "tokenizer.json, with vocab.json and merges.txt, or with vocab.txt."
     )
 
 
@@ -122,18 +149,28 @@ def _load(files: list[pathlib.Path]) -> Any:
     import tokenizers
 
     try:
-        if len(files) == 1:
+        if files[0].name == _WORDPIECE:
+            made = _bert(files[0])
+        elif len(files) == 1:
             made = tokenizers.Tokenizer.from_file(str(files[0]))
         else:
             made = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(*map(str, files)))
             # The pair holds the merges alone; the rest is GPT-2's.
             byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
             made.pre_tokenizer, made.decoder = byte_level, tokenizers.decoders.ByteLevel()
+            made.add_special_tokens([END_OF_TEXT] if made.token_to_id(END_OF_TEXT) else [])
     except Exception as error:  # the library raises bare Exceptions
         reason = " ".join(str(error).split())
         raise DataError(f"tokenizer {files[0]} cannot be read: {reason}") from error
-    # A file may cut, pad, and take names of special tokens for the tokens: here texts are data.
-    made.no_truncation()
-    made.no_padding()
-    made.encode_special_tokens = True
-    return made
+    return plain(made)
+
+
+def _bert(file: pathlib.Path) -> Any:
+    from tokenizers import normalizers
+
+    tokens = file.read_text(encoding="utf-8").splitlines()
+    words = [token for token in tokens if not re.fullmatch(r"\[.+\]", token)]
+    # A vocabulary of small letters alone is of texts in small letters, without accents.
+    lower = all(token == token.lower() for token in words)
+    normalizer = normalizers.BertNormalizer(lowercase=lower)
+    return learn.bert({token: number for number, token in enumerate(tokens)}, normalizer)

@@ -1,0 +1,249 @@
+"""Texts to columns of token ids, and ids back to texts."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lsm.data.texts import learn
+from lsm.data.texts.tokenizer import plain
+from lsm.errors import ConfigError, DataError, listed
+
+LENGTH, TYPES, WORDS, SEGMENTS = "_length", "_types", "_words", "_segments"
+"""What stands beside a column NAME of tokens: NAME_length and the like."""
+
+_CHARACTERS = 128  # for each token that is kept, of which a text is looked at: a bound of memory
+_ENDS = ((learn.BOS, learn.EOS), ("<s>", "</s>"), ("<|endoftext|>", "<|endoftext|>"))
+
+
+class Ragged(NamedTuple):
+    """Rows of different lengths, one after the other.
+
+    Attributes:
+      values: (all,) integers.
+      offsets: (rows + 1,) int64, where each row begins, and at the end their number.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[np.ndarray], dtype: Any) -> "Ragged":
+        """Returns rows (n,), each of its own length, in `dtype`."""
+        values = np.concatenate([np.zeros(0, dtype), *rows]).astype(dtype, copy=False)
+        return cls(values, np.cumsum([0, *map(len, rows)], dtype=np.int64))
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the lengths (N,) int64 of rows (N,)."""
+        return self.offsets[rows + 1] - self.offsets[rows]
+
+    def padded(self, rows: np.ndarray, width: int, fill: int, dtype: Any) -> np.ndarray:
+        """Returns rows (N,) as (N, width), `fill` behind the end of each; none is longer."""
+        places = np.arange(width)
+        real = places < self.lengths(rows)[:, None]
+        padded = np.full(real.shape, fill, dtype)
+        padded[real] = self.values[(self.offsets[rows, None] + places)[real]]
+        return padded
+
+
+class TokenNames(Sequence[str]):
+    """The names of tokens by id; of ids that are none, ""."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        self._names = [""] * (max(ids.values(), default=-1) + 1)
+        for name, number in ids.items():
+            self._names[number] = name
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._names[number]
+
+    def text(self, ids: Iterable[int]) -> str:
+        """Returns the text of ids (n,), without special tokens and what is no id."""
+        known = [int(x) for x in ids if 0 <= x < len(self)]
+        return self._tokenizer.decode(known, skip_special_tokens=True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """How texts become columns; see `lsm.data.Texts`, whose fields most of these are.
+
+    Attributes:
+      tokenizer: what a tokenizer.json holds.
+      columns: column of tokens -> the column of texts it is made of, or the two.
+      length: tokens of a text that are kept, special ones included.
+      truncate: which side of a longer text is cut off, "end" or "start".
+      buckets: lengths that batches are cut to, ascending, `length` the last.
+      begin_end: columns with tokens that begin and end a text.
+      words: whether the words of tokens are numbered.
+    """
+
+    tokenizer: str
+    columns: Mapping[str, tuple[str, ...]]
+    length: int
+    truncate: str
+    buckets: tuple[int, ...]
+    begin_end: tuple[str, ...]
+    words: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all but the tokenizer as JSON."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "tokenizer"
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any], tokenizer: str) -> "Encoder":
+        """Returns what `to_json` wrote."""
+        columns = {name: tuple(of) for name, of in tree["columns"].items()}
+        tuples = {name: tuple(tree[name]) for name in ("buckets", "begin_end")}
+        return cls(tokenizer, **{**tree, **tuples, "columns": columns})
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The checksum of the tokenizer, hexadecimal."""
+        return hashlib.sha256(self.tokenizer.encode()).hexdigest()
+
+    @functools.cached_property
+    def names(self) -> TokenNames:
+        """The names of tokens, which also decode."""
+        return TokenNames(_made(self.tokenizer))
+
+    @functools.cached_property
+    def pad(self) -> int:
+        """The id of padding: the tokenizer's own, else 0."""
+        ids = _made(self.tokenizer)
+        found = [ids.token_to_id(name) for name in (learn.PAD, "<pad>")]
+        return next((number for number in found if number is not None), 0)
+
+    @functools.cached_property
+    def special(self) -> np.ndarray:
+        """The ids (n,) of special tokens."""
+        added = _made(self.tokenizer).get_added_tokens_decoder()
+        return np.array([number for number, token in added.items() if token.special], np.int64)
+
+    def width(self, lengths: np.ndarray) -> int:
+        """Returns the smallest bucket that holds texts of these lengths (N,)."""
+        most = lengths.max(initial=0)
+        return next(bucket for bucket in self.buckets if bucket >= most)
+
+    @functools.cached_property
+    def beside(self) -> frozenset[str]:
+        """The columns that tell of those with tokens."""
+        kinds = (LENGTH, TYPES, WORDS, SEGMENTS)
+        return frozenset(name + kind for name in self.columns for kind in kinds)
+
+    def cut(self, batch: Mapping[str, Any], width: int) -> dict[str, Any]:
+        """Returns a batch with its columns of tokens (B, T), and what is beside them, as wide."""
+        known = self.beside.union(self.columns)
+        return {n: x[:, :width] if n in known and len(x.shape) > 1 else x for n, x in batch.items()}
+
+    def parts(self, name: str) -> dict[str, tuple[int, Any]]:
+        """Returns the columns (N, T) made of texts for column `name`: padding and dtype of each."""
+        parts = {name: (self.pad, np.int32)}
+        if len(self.columns[name]) == 2:
+            parts[name + TYPES] = 0, np.int32
+        if self.words:
+            parts[name + WORDS] = -1, np.int32
+        return parts
+
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shape and dtype of one example of each column."""
+        spec = {}
+        for name in self.columns:
+            for part, (_, dtype) in self.parts(name).items():
+                spec[part] = jax.ShapeDtypeStruct((self.length,), dtype)
+            spec[name + LENGTH] = jax.ShapeDtypeStruct((), np.int32)
+        return spec
+
+    def encode(self, name: str, texts: Sequence[Any]) -> dict[str, list[np.ndarray]]:
+        """Returns what `parts` says of column `name`, of each text the rows (n,), not padded.
+
+        Args:
+          name: one of `columns`.
+          texts: str, or of a column made of two, pairs of str.
+
+        Raises:
+          DataError: the tokenizer cannot encode a text.
+        """
+        tokenizer = self._tokenizers[name]
+        encode = tokenizer.encode_batch if self.words else tokenizer.encode_batch_fast
+        try:
+            made = encode([self._bounded(text) for text in texts])
+        except Exception as error:  # the library raises bare Exceptions
+            raise DataError(f"column {name!r}: a text cannot be encoded: {error}") from error
+        rows = {name: [np.array(of.ids, np.int64) for of in made]}
+        if len(self.columns[name]) == 2:
+            rows[name + TYPES] = [np.array(of.type_ids, np.int64) for of in made]
+        if self.words:
+            numbers = ([-1 if x is None else x for x in of.word_ids] for of in made)
+            rows[name + WORDS] = [np.array(of, np.int64) for of in numbers]
+        return rows
+
+    def read(self, name: str, texts: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Returns the columns of texts as a model reads them, as wide as their bucket."""
+        rows = {part: Ragged.of(of, np.int32) for part, of in self.encode(name, texts).items()}
+        everyone = np.arange(len(texts))
+        lengths = rows[name].lengths(everyone)
+        width, parts = self.width(lengths), self.parts(name)
+        columns = {part: of.padded(everyone, width, *parts[part]) for part, of in rows.items()}
+        return columns | {name + LENGTH: lengths.astype(np.int32)}
+
+    def _bounded(self, text: Any) -> Any:
+        if isinstance(text, tuple | list):
+            return tuple(map(self._bounded, text))
+        most = _CHARACTERS * self.length
+        return text[:most] if self.truncate == "end" else text[-most:]
+
+    @functools.cached_property
+    def _tokenizers(self) -> dict[str, Any]:
+        """The tokenizer of each column."""
+        return {name: self._of(name) for name in self.columns}
+
+    def _of(self, name: str) -> Any:
+        made, pair = _made(self.tokenizer), len(self.columns[name]) == 2
+        if name in self.begin_end and not made.num_special_tokens_to_add(pair):
+            made.post_processor = _template(made)
+        special = made.num_special_tokens_to_add(pair)
+        if self.length <= special:
+            raise ConfigError(
+                f"Texts.length: {self.length} given; column {name!r} has {special} special tokens "
+                f"in each text, and allowed is {special + 1} or more."
+            )
+        side = {"end": "right", "start": "left"}[self.truncate]
+        made.enable_truncation(self.length, direction=side)
+        return made
+
+
+def _made(text: str) -> Any:
+    import tokenizers
+
+    return plain(tokenizers.Tokenizer.from_str(text))
+
+
+def _template(tokenizer: Any) -> Any:
+    """What puts tokens around a text, or around each of two."""
+    from tokenizers import processors
+
+    for begin, end in _ENDS:
+        ids = tokenizer.token_to_id(begin), tokenizer.token_to_id(end)
+        if None not in ids:
+            return processors.TemplateProcessing(
+                single=[begin, "$A", end],
+                pair=[begin, "$A", end, "$B:1", f"{end}:1"],
+                special_tokens=list(dict(zip((begin, end), ids, strict=True)).items()),
+            )
+    raise ConfigError(
+        "Texts.begin_end: the vocabulary has no tokens that begin and end a text, which are "
+        f"{listed(f'{begin} and {end}' for begin, end in _ENDS)}."
+    )
