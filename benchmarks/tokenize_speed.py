@@ -24,8 +24,8 @@ from absl import flags
 
 from lsm import command_line
 from lsm.data import Tfds, documents
-from lsm.data.tokenize import Packing, tokenize
 from lsm.data.texts.tokenizer import Tokenizer
+from lsm.data.tokenize import Packing, tokenize
 
 _WORKERS = (1, 2)
 

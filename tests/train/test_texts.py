@@ -98,7 +98,9 @@ def test_a_run_is_asked_for_texts_without_its_data(tmp_path):
     names = run.inputs.encoder.names
     assert two["text"][1] == names.text(two["token"][1])
     (tmp_path / "new.txt").write_text("the cat sat\n\na dog\n")
-    count = lsm.train.predict_files(tmp_path / "run", str(tmp_path / "new.txt"), tmp_path / "o.jsonl")
+    count = lsm.train.predict_files(
+        tmp_path / "run", str(tmp_path / "new.txt"), tmp_path / "o.jsonl"
+    )
     rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert count == 2 and [row["line"] for row in rows] == [1, 3]
     with pytest.raises(DataError, match="a text is needed"):
@@ -161,9 +163,7 @@ def test_flops_are_the_mean_of_the_buckets(tmp_path):
     widths = [trainer.train.width_at(step) for step in range(6)]
     assert len(set(widths)) > 1
     task, state = trainer.experiment.task, trainer.program.abstract_state
-    flops = [
-        training_flops(task, state, trainer.train.batch_at(step)).total for step in range(6)
-    ]
+    flops = [training_flops(task, state, trainer.train.batch_at(step)).total for step in range(6)]
     np.testing.assert_allclose(Throughput.of(trainer).flops, np.mean(flops))
 
 
