@@ -12,7 +12,8 @@ from tests.tasks.test_sequence_to_sequence import MODEL, experiment, texts
 
 def test_the_pictures_show_what_the_search_looked_at(tmp_path, monkeypatch):
     lsm.fit(experiment(), tmp_path / "run")
-    trained, batch, drawn = lsm.load(tmp_path / "run"), texts(3, seed=5), []
+    trained = lsm.load(tmp_path / "run", experiment=experiment())
+    batch, drawn = texts(3, seed=5), []
 
     def draw(*args):
         drawn.append(args)
