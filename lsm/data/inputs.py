@@ -279,6 +279,8 @@ class Inputs:
 def _are_texts(values: Any) -> bool:
     if isinstance(values, np.ndarray):
         return values.dtype.kind in "OU"
+    if not isinstance(values, Sequence):
+        return False
     first = values if isinstance(values, str) else next(iter(values), "")
     return isinstance(first, str) or (isinstance(first, tuple | list) and _is_pair(tuple(first)))
 

@@ -3,10 +3,13 @@
     python -m lsm.data.tokenize 'corpus/*.jsonl.gz' --tokenizer=DIR --out=DIR [--column=text]
     python -m lsm.data.tokenize input.txt           --tokenizer=DIR --out=DIR --split=train
     python -m lsm.data.tokenize tfds:NAME           --tokenizer=DIR --out=DIR [--data_dir=DIR]
+    python -m lsm.data.tokenize train input.txt     --kind=bpe --size=8000 --out=DIR
+
+The last one learns a tokenizer: see `lsm.data.texts.train`.
 
 A document is an object of a .jsonl, .json or .ndjson file (a line each), an example of TFDS, or any
 other file whole; files may be gzipped. It is followed by the end-of-text token. A tokenizer is a
-tokenizer.json, or a folder with one or with vocab.json and merges.txt.
+tokenizer.json, or a folder with one, with vocab.json and merges.txt, or with vocab.txt.
 
 Memory is bounded (by the longest line, of JSON). Killed at any moment, the same command goes on
 behind the last whole shard, and the files are those of a run that was not killed, for any number of
@@ -34,6 +37,7 @@ from lsm.cpu import cores
 from lsm.data import documents
 from lsm.data.dataset import PathLike
 from lsm.data.documents import Piece, Position
+from lsm.data.texts import train
 from lsm.data.texts.tokenizer import END_OF_TEXT, Tokenizer
 from lsm.data.tokens import INDEX, Index, Shard, check_shards, read_index
 from lsm.errors import ConfigError, DataError, shortened
@@ -285,6 +289,9 @@ class _Progress:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"]:
+        return train.main(argv[1:])
     again = "; the same command goes on"
     return command_line.run(_act, _flags(), argv, doc=__doc__, words=True, again=again)
 

@@ -25,6 +25,7 @@ _FORMAT = "lsm tokens 1"
 INDEX = "index.json"
 """Name of the file that describes a split."""
 
+_SEGMENTS = "tokens_segments"
 _MAPS = 256  # shards mapped at a time: each takes a file descriptor, of which there may be 1,024
 
 
@@ -158,10 +159,14 @@ class Tokens(SplitSource):
       path: folder that `python -m lsm.data.tokenize` wrote. A relative path that is not in the
         working directory is looked for in the data directory.
       length: tokens that the model reads at a time, at least 1.
+      segments: whether documents that share a window are told apart, for attention that stays
+        within each: column `tokens_segments` int32 (length + 1,) counts them from 1. The first
+        token of a document is then no target.
     """
 
     path: str
     length: int = 1024
+    segments: bool = False
 
     def __post_init__(self):
         if not self.path:
@@ -173,7 +178,7 @@ class Tokens(SplitSource):
 
     def spec(self, split: str, data_dir: PathLike | None = None) -> Spec:
         """See `Source.spec`; the data need not be there."""
-        return _spec(self.length)
+        return _spec(self.length, self.segments)
 
     def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
         """Returns split name -> [number of windows]; a split below one window counts as one."""
@@ -194,8 +199,13 @@ class Tokens(SplitSource):
                 f"split {name!r} of {self} has {index.tokens:,} tokens; Tokens.length "
                 f"{self.length} needs at least {self.length + 1}."
             )
+        if self.segments and index.eos is None:
+            raise DataError(
+                f"Tokens.segments: split {name!r} of {self} has no token between documents; it was "
+                "tokenized with --noappend_eos."
+            )
         check_shards(folder, index)
-        return TokenWindows(folder, index, self.length)
+        return TokenWindows(folder, index, self.length, segments=self.segments)
 
     def folder(self, data_dir: PathLike | None = None) -> pathlib.Path:
         """Returns where the splits are: `path`, or where that is not there `data_dir`/`path`."""
@@ -234,9 +244,11 @@ class TokenWindows(Dataset):
         length: int,
         start: int = 0,
         stop: int | None = None,
+        segments: bool = False,
     ):
         """Takes the folder of a split, with its index, whose shards were checked."""
         self.index, self._folder, self._length, self._start = index, folder, length, start
+        self._segments = segments
         self._windows = (index.tokens - 1) // length  # of the whole split
         self._stop = self._windows if stop is None else stop
         self._begins = np.cumsum([0, *(shard.tokens for shard in index.shards)])
@@ -263,12 +275,17 @@ class TokenWindows(Dataset):
                 f"{self._folder} is damaged: it holds id {stored_BxT1.max():,}, and its tokenizer "
                 f"{self.index.tokenizer} has {self.index.vocabulary:,}; tokenize again."
             )
-        return {"tokens": stored_BxT1.astype(np.int32)}
+        batch = {"tokens": stored_BxT1.astype(np.int32)}
+        if self._segments:
+            # The token that ends a document is of it: what is counted is the ends before.
+            ends_BxT1 = np.cumsum(stored_BxT1 == self.index.eos, axis=1, dtype=np.int32)
+            batch[_SEGMENTS] = 1 + np.pad(ends_BxT1[:, :-1], ((0, 0), (1, 0)))
+        return batch
 
     @property
     def spec(self) -> Spec:
         """See `Dataset.spec`."""
-        return _spec(self._length)
+        return _spec(self._length, self._segments)
 
     @property
     def vocabulary_size(self) -> int:
@@ -285,7 +302,7 @@ class TokenWindows(Dataset):
     def rows(self, start: int, stop: int) -> "TokenWindows":
         """See `Dataset.rows`."""
         whole = self._folder, self.index, self._length
-        return TokenWindows(*whole, self._start + start, self._start + stop)
+        return TokenWindows(*whole, self._start + start, self._start + stop, self._segments)
 
     def evaluation(self) -> Dataset:
         """Returns the windows with `weight`, and one more for the rest where these are the last."""
@@ -339,5 +356,6 @@ class _Weighed(Dataset):
         return self._windows.identity | super().identity
 
 
-def _spec(length: int) -> Spec:
-    return {"tokens": jax.ShapeDtypeStruct((length + 1,), np.int32)}
+def _spec(length: int, segments: bool) -> Spec:
+    names = ("tokens", _SEGMENTS) if segments else ("tokens",)
+    return {name: jax.ShapeDtypeStruct((length + 1,), np.int32) for name in names}

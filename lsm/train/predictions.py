@@ -24,11 +24,11 @@ from lsm.data.values import not_finite
 from lsm.errors import CheckpointError, ConfigError, DataError
 from lsm.files import expanded, plain_json, readable_disk_errors
 from lsm.run.checkpoint import Checkpoints
-from lsm.tasks import Task
+from lsm.tasks import LanguageModelling, Task
 from lsm.train.evaluation import evaluate_all, predict
 from lsm.train.goodput import Clock
 from lsm.train.state import TrainState
-from lsm.train.trained import Trained, load
+from lsm.train.trained import Trained, cut, load
 from lsm.train.trainer import Trainer, prepare_jax
 from lsm.train.workdir import say_other_data
 
@@ -73,7 +73,8 @@ def predict_run(
         files[split] = expanded(workdir, "--workdir") / "predictions" / f"{split}.jsonl"
         dataset = trainer.evaluation[split].dataset
         names = Inputs.of(dataset).called(experiment.task)
-        rows = _rows_of(experiment.task, predict(trainer, state, split), names)
+        found = _of_tokens(experiment.task, dataset, predict(trainer, state, split))
+        rows = _rows_of(experiment.task, found, names)
         _write(files[split], ({"example": number, **row} for number, row in enumerate(rows)))
     return step, files
 
@@ -86,8 +87,9 @@ def predict_files(
     Pictures and texts (a line of a file each, of pairs with a tab between the two) where the model
     reads such; else tables, arrays or records, with the columns that the run's own `lsm.data.Files`
     have, or that the model reads. A row has "file", of texts "line" and of others "row", counted
-    from 1, and what `Trained.predict` gives. Columns of `Files.labels` are numbered as in the run. A row that is not finite is
-    predicted, and warned of: it may be one of many, and a model may have learnt to take NaN.
+    from 1, and what `Trained.predict` gives. Columns of `Files.labels` are numbered as in the run.
+    A row that is not finite is predicted, and warned of: it may be one of many, and a model may
+    have learnt to take NaN.
 
     Args:
       workdir: folder of the run; its data is not read.
@@ -229,6 +231,18 @@ def _rows_of(
         columns = {**columns, **(task.named(columns, names) if names else {})}
         for row in zip(*columns.values(), strict=True):
             yield {name: x.tolist() for name, x in zip(columns, row, strict=True)}
+
+
+def _of_tokens(
+    task: Task, dataset: Dataset, predictions: Iterable[dict[str, np.ndarray]]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields predictions without what a language model says of the padding of texts."""
+    padded, start = isinstance(task, LanguageModelling) and dataset.encoder is not None, 0
+    for columns in predictions:
+        rows = np.arange(start, start + len(next(iter(columns.values()))))
+        start += len(rows)
+        lengths = dataset.lengths(rows) - 1  # the first of a text is not predicted
+        yield {name: cut(x, lengths) for name, x in columns.items()} if padded else columns
 
 
 def _lines(

@@ -91,7 +91,7 @@ class Trained:
         """Returns what `predict` does, of columns as the model reads them, without a warning."""
         found = self._predictions(batch)
         if lengths is not None:  # the first of a text is not predicted
-            found = {name: _cut(x, lengths - 1) for name, x in found.items()}
+            found = {name: cut(x, lengths - 1) for name, x in found.items()}
         names = self.inputs and self.inputs.called(self.experiment.task)
         return found | (self.experiment.task.named(found, names) if names else {})
 
@@ -171,10 +171,10 @@ def _is_text(values: Any) -> bool:
     return np.asarray(values).dtype.kind in "OU"
 
 
-def _cut(x_BxT: np.ndarray, lengths: Lengths) -> np.ndarray:
-    """Returns rows of their own lengths, an object array (B,)."""
+def cut(x_BxT: np.ndarray, lengths: Lengths) -> np.ndarray:
+    """Returns rows of their own lengths (B,), at least 0, as an object array (B,)."""
     rows = np.empty(len(x_BxT), object)
-    rows[:] = [row[:length] for row, length in zip(x_BxT, lengths, strict=True)]
+    rows[:] = [row[: max(length, 0)] for row, length in zip(x_BxT, lengths, strict=True)]
     return rows
 
 

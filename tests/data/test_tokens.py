@@ -246,3 +246,25 @@ def test_a_longer_folder_of_the_same_name_is_another_one(tmp_path):
     assert EvalBatches(Tokens(str(tmp_path), 7).open("train"), 2).dataset.identity == {
         **made, "examples": 15, "shards": Tokens(str(tmp_path), 7).open("train[:9]").identity["shards"]
     }  # fmt: skip
+
+
+def test_documents_of_a_window_are_told_apart(tmp_path):
+    stream = np.array([5, 6, 0, 7, 0, 0, 8, 9, 1, 2, 3, 0, 4])
+    write(tmp_path / "packed/train", stream, (13,))
+    dataset = Tokens(str(tmp_path / "packed"), 5, segments=True).open("train")
+    batch = dataset.take(np.arange(2))
+    assert batch["tokens"].tolist() == [[5, 6, 0, 7, 0, 0], [0, 8, 9, 1, 2, 3]]
+    assert batch["tokens_segments"].tolist() == [[1, 1, 1, 2, 2, 3], [1, 2, 2, 2, 2, 2]]
+    task = LanguageModelling(model=GPT(vocabulary=16, transformer=Transformer(width=64)))
+    # What a text before it would have to predict is no target: the 7, the second end, and the 8.
+    weights = task.weights(batch, True)
+    assert weights.tolist() == [[1, 1, 0, 1, 0], [0, 1, 1, 1, 1]]
+    assert {n: x.shape for n, x in dataset.spec.items()} == {
+        "tokens": (6,),
+        "tokens_segments": (6,),
+    }
+    evaluated = dataset.rows(1, 2).evaluation()
+    assert evaluated.take(np.arange(1))["tokens_segments"].tolist() == [[1, 2, 2, 2, 2, 2]]
+    write(tmp_path / "endless/train", stream, (13,), eos=None)
+    with pytest.raises(DataError, match="no token between documents"):
+        Tokens(str(tmp_path / "endless"), 5, segments=True).open("train")

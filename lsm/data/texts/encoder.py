@@ -150,21 +150,20 @@ class Encoder:
 
     def parts(self, name: str) -> dict[str, tuple[int, Any]]:
         """Returns the columns (N, T) made of texts for column `name`: padding and dtype of each."""
-        parts = {name: (self.pad, np.int32)}
-        if len(self.columns[name]) == 2:
-            parts[name + TYPES] = 0, np.int32
-        if self.words:
-            parts[name + WORDS] = -1, np.int32
-        return parts
+        fills = {"": self.pad, TYPES: 0, WORDS: -1}
+        return {name + kind: (fills[kind], np.int32) for kind in self._kinds(name)}
+
+    def _kinds(self, name: str) -> list[str]:
+        """The ends of the names of the columns (N, T) made of texts for column `name`."""
+        pair = len(self.columns[name]) == 2
+        return ["", *([TYPES] if pair else []), *([WORDS] if self.words else [])]
 
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shape and dtype of one example of each column."""
-        spec = {}
-        for name in self.columns:
-            for part, (_, dtype) in self.parts(name).items():
-                spec[part] = jax.ShapeDtypeStruct((self.length,), dtype)
-            spec[name + LENGTH] = jax.ShapeDtypeStruct((), np.int32)
-        return spec
+        """Returns shape and dtype of one example of each column; needs no tokenizer."""
+        wide = jax.ShapeDtypeStruct((self.length,), np.int32)
+        spec = {name + kind: wide for name in self.columns for kind in self._kinds(name)}
+        lengths = {name + LENGTH: jax.ShapeDtypeStruct((), np.int32) for name in self.columns}
+        return spec | lengths
 
     def encode(self, name: str, texts: Sequence[Any]) -> dict[str, list[np.ndarray]]:
         """Returns what `parts` says of column `name`, of each text the rows (n,), not padded.

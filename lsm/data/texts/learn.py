@@ -16,11 +16,11 @@ PAD, UNK, BOS, EOS = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
 CLS, SEP, MASK = "[CLS]", "[SEP]", "[MASK]"
 _ALPHABET = 1000  # characters that WordPiece knows, as BERT's own
 
-Texts = Callable[[], Iterator[str]]
+AllTexts = Callable[[], Iterator[str]]
 """Gives all texts, from the first, each time it is called."""
 
 
-def words(texts: Texts, size: int, lower: bool) -> Any:
+def words(texts: AllTexts, size: int, lower: bool) -> Any:
     """Returns a tokenizer of whole words: the most frequent ones, equal ones in sorted order.
 
     A word is letters and digits, or other signs, without white space; a Chinese character is one.
@@ -38,7 +38,7 @@ def words(texts: Texts, size: int, lower: bool) -> Any:
     return _word_level(scratch.get_vocab(), scratch.normalizer, scratch.pre_tokenizer)
 
 
-def characters(texts: Texts) -> Any:
+def characters(texts: AllTexts) -> Any:
     """Returns a tokenizer of single characters: those of the texts, sorted."""
     import tokenizers
     from tokenizers import decoders, normalizers, pre_tokenizers
@@ -51,7 +51,7 @@ def characters(texts: Texts) -> Any:
     return made
 
 
-def bpe(texts: Texts, size: int, lower: bool) -> Any:
+def bpe(texts: AllTexts, size: int, lower: bool) -> Any:
     """Returns a byte-level BPE (GPT-2's kind), which knows every text.
 
     Sennrich, Haddow and Birch (2016), arXiv:1508.07909; of bytes: Radford et al. (2019).
@@ -74,7 +74,7 @@ def bpe(texts: Texts, size: int, lower: bool) -> Any:
     return made
 
 
-def wordpiece(texts: Texts, size: int, lower: bool) -> Any:
+def wordpiece(texts: AllTexts, size: int, lower: bool) -> Any:
     """Returns a WordPiece tokenizer with BERT's words and special tokens (arXiv:1810.04805).
 
     It knows the 1,000 most frequent characters; a word with another is unknown.
@@ -114,7 +114,7 @@ def bert(vocabulary: dict[str, int], normalizer: Any) -> Any:
     return made
 
 
-def unigram(texts: Texts, size: int, lower: bool) -> Any:
+def unigram(texts: AllTexts, size: int, lower: bool) -> Any:
     """Returns a unigram language model of pieces of words (Kudo 2018, arXiv:1804.10959).
 
     Learnt by the library sentencepiece, on one thread: `tokenizers` gives another one each time.

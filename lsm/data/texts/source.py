@@ -140,18 +140,20 @@ class Texts(SplitSource):
         """
         key = None, data_dir and str(data_dir)
         if key not in self._opened:
-            self._opened[key] = Encoder(
-                tokenizer=self._tokenizer(data_dir),
-                columns={
-                    n: (of,) if isinstance(of, str) else (*of,) for n, of in self.columns.items()
-                },
-                length=self.length,
-                truncate=self.truncate,
-                buckets=tuple(dict.fromkeys((*self.buckets, self.length))),
-                begin_end=tuple(self.begin_end),
-                words=self.words,
-            )
+            self._opened[key] = self._encoder(self._tokenizer(data_dir))
         return self._opened[key]
+
+    def _encoder(self, tokenizer: str) -> Encoder:
+        columns = {n: (of,) if isinstance(of, str) else tuple(of) for n, of in self.columns.items()}
+        return Encoder(
+            tokenizer=tokenizer,
+            columns=columns,
+            length=self.length,
+            truncate=self.truncate,
+            buckets=tuple(dict.fromkeys((*self.buckets, self.length))),
+            begin_end=tuple(self.begin_end),
+            words=self.words,
+        )
 
     def _tokenizer(self, data_dir: PathLike | None) -> str:
         """What the tokenizer.json of the vocabulary holds."""
@@ -211,8 +213,11 @@ class Texts(SplitSource):
         return TextRows(texts.dataset, encoder, columns, others, texts.digest)
 
     def spec(self, split: str, data_dir: PathLike | None = None) -> Spec:
-        """See `Source.spec`."""
-        return self.open(split, data_dir).spec
+        """See `Source.spec`; the data need not be there, unless it is packed or kept."""
+        if self.pack or self.keep:
+            return self.open(split, data_dir).spec
+        numbers = _numbers(self.source.spec(split, data_dir), self._named)
+        return self._encoder("").spec() | numbers
 
 
 class _Split:
@@ -270,11 +275,15 @@ class _Split:
 
     def others(self, taken: set[str]) -> Columns:
         """Returns the columns of numbers (N, ...) beside the texts."""
-        spec = self.dataset.spec
-        numbers = [n for n, x in spec.items() if x.dtype.kind in "biuf" and n not in self._named]
+        numbers = _numbers(self.dataset.spec, self._named)
         if both := taken.intersection(numbers):
             raise ConfigError(f"Texts.columns: the source has a column {min(both)!r} of its own.")
         return {name: self.dataset.column(name) for name in numbers}
+
+
+def _numbers(spec: Spec, named: tuple[str, ...]) -> Spec:
+    """What stands beside the texts: the other columns of numbers."""
+    return {n: x for n, x in spec.items() if x.dtype.kind in "biuf" and n not in named}
 
 
 def _pack(arrays: dict[str, np.ndarray], name: str, length: int) -> dict[str, np.ndarray]:

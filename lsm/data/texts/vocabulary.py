@@ -22,7 +22,7 @@ class Vocabulary(abc.ABC):
     """
 
     @abc.abstractmethod
-    def learnt(self, texts: learn.Texts) -> Any:
+    def learnt(self, texts: learn.AllTexts) -> Any:
         """Returns the `tokenizers.Tokenizer` that is learnt from texts; the same from the same."""
 
     def found(self, data_dir: PathLike | None) -> Any | None:
@@ -54,7 +54,7 @@ class Words(Vocabulary):
     def __post_init__(self):
         _check_size(self, 3)
 
-    def learnt(self, texts: learn.Texts) -> Any:
+    def learnt(self, texts: learn.AllTexts) -> Any:
         """See `Vocabulary.learnt`."""
         return learn.words(texts, self.size, self.lower)
 
@@ -66,7 +66,7 @@ class Characters(Vocabulary):
     A character is a code point; texts stay as they are.
     """
 
-    def learnt(self, texts: learn.Texts) -> Any:
+    def learnt(self, texts: learn.AllTexts) -> Any:
         """See `Vocabulary.learnt`."""
         return learn.characters(texts)
 
@@ -103,7 +103,7 @@ class Subwords(Vocabulary):
             # The 256 bytes are there before anything is learnt.
             _check_size(self, 260 if self.kind == "bpe" else 16)
 
-    def learnt(self, texts: learn.Texts) -> Any:
+    def learnt(self, texts: learn.AllTexts) -> Any:
         """See `Vocabulary.learnt`."""
         made = getattr(learn, self.kind)(texts, self.size, self.lower)
         if (ids := made.get_vocab_size()) > self.size:

@@ -1,11 +1,13 @@
 import collections
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from lsm.config import schema
 from lsm.data import Arrays, ByLength, EvalBatches, Split, Subwords, Texts, TrainBatches, Words
+from lsm.data.inputs import Inputs
 from lsm.data.texts.vocabulary import Characters
 from lsm.errors import ConfigError, DataError
 
@@ -95,7 +97,7 @@ def test_bert_s_tokens_are_those_of_transformers(tmp_path):
     transformers = pytest.importorskip("transformers", reason="it is the reference")
     tokens = [*BERT, "他", "na", "##ive", ",", "s", "'", "un", "##k", "##e"]
     (tmp_path / "vocab.txt").write_text("\n".join(tokens))
-    peer = transformers.BertTokenizerFast(vocab_file=str(tmp_path / "vocab.txt"))
+    peer = transformers.BertTokenizerFast.from_pretrained(str(tmp_path))
     pairs = [("Naïve cats, 他他!", "the\tDog's 😀 unke"), ("", "the"), ("the " * 9, "dog sat cat")]
     made = Texts(
         Arrays({"a": column([a for a, _ in pairs]), "b": column([b for _, b in pairs])}),
@@ -110,6 +112,31 @@ def test_bert_s_tokens_are_those_of_transformers(tmp_path):
         length = batch["tokens_length"][row]
         assert batch["tokens"][row, :length].tolist() == ids
         assert batch["tokens_types"][row, :length].tolist() == types
+
+
+def test_the_spec_is_that_of_what_is_opened_and_needs_no_vocabulary():
+    for more in ({}, {"words": True, "columns": {"a": ("text", "other"), "b": "other"}}):
+        made = words(source=source(), vocabulary=Subwords(kind="bpe", size=300), **more)
+        assert made.spec("train") == made.open("train").spec
+
+
+def test_a_model_is_asked_for_texts_and_pairs():
+    made = words(source=source(), columns={"tokens": ("text", "other"), "one": "text"}, length=9)
+    inputs = Inputs.of(made.open("train"))
+    back = Inputs.from_json(json.loads(json.dumps(inputs.to_json())), inputs.encoder.tokenizer)
+    dataset = made.open("train").take(np.array([0, 1]))
+    pairs = [(text, text) for text in TEXTS[:2]]
+    columns, lengths = back.asked("tokens", pairs)
+    for name in ("tokens", "tokens_types", "tokens_length"):
+        np.testing.assert_array_equal(columns[name], dataset[name])
+    np.testing.assert_array_equal(lengths, dataset["tokens_length"])
+    one, _ = back.asked("tokens", pairs[1])
+    np.testing.assert_array_equal(one["tokens"], dataset["tokens"][1:])
+    ids = dataset["one"]
+    np.testing.assert_array_equal(back.asked("one", ids)[0]["one"], ids)
+    for given in (["a"], [("a", 1)], []):
+        with pytest.raises(DataError, match="predict"):
+            back.asked("tokens", given)
 
 
 def test_begin_and_end_and_the_text_itself():
