@@ -31,7 +31,7 @@ def get_config(arg=None):
         vocabulary=Subwords(kind="unigram", size=VOCABULARY),
         columns={"source": "de", "target": "en"},
         length=64,
-        buckets=(12, 16, 20, 24, 32),
+        buckets=(16, 24, 32),
         begin_end=("target",),
         keep=("en",),
     )
