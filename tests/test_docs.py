@@ -52,7 +52,7 @@ ELSEWHERE = {
 """Commands that are neither parsed nor run here, and why."""
 
 PARSED = {
-    r"^python -m experiments\.(cifar|mnist) ": "data that would be downloaded",
+    r"^python -m experiments\.(cifar|mnist|multi30k) ": "data that would be downloaded",
     r"^python -m lsm\.data\.(prepare|tokenize) ": "archives, texts and tokenizers that are not here",
     r"^python -m lsm\.data\.show (iris\.csv$|'reviews|beans)": "files of the reader's",
     r" --coordinator=": "two machines",

@@ -17,7 +17,7 @@ FLOORS = [
     ],
     ["lsm.mesh", "lsm.processes"],
     ["lsm.metrics", "lsm.cost"],
-    ["lsm.losses", "lsm.models", "lsm.optim"],
+    ["lsm.losses", "lsm.models", "lsm.optim", "lsm.generate"],
     ["lsm.tasks", "lsm.data", "lsm.writers", "lsm.evaluate", "lsm.interop"],
     ["lsm.run"],
     ["lsm.config"],

@@ -134,6 +134,8 @@ class Evaluation:
       better: whether a lower or a higher value of it is better; None goes by its name: lower with
         "loss", "error" or "perplexity" in it, else higher.
       metrics: figures that are not means, computed on the host from predictions of all examples.
+      final: more of them, whose predictions are dear, such as texts that are searched for: at the
+        end of a run, and by `--mode=eval`.
       early_stopping: None trains to the end.
     """
 
@@ -142,6 +144,7 @@ class Evaluation:
     monitor: str = "loss"
     better: Literal["lower", "higher"] | None = None
     metrics: tuple[Metric, ...] = ()
+    final: tuple[Metric, ...] = ()
     early_stopping: EarlyStopping | None = None
 
     def __post_init__(self):

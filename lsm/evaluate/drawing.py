@@ -190,3 +190,19 @@ def png(figure: Any) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130)
     return picture.getvalue()
+
+
+def draw_attention(weights_TxS: np.ndarray, source: Sequence[str], target: Sequence[str]) -> bytes:
+    """Returns as PNG how much each target token (a row) attends to each source token (a column)."""
+    if weights_TxS.shape != (len(target), len(source)):
+        raise DataError(
+            f"draw_attention: weights {weights_TxS.shape} for {len(target)} target and "
+            f"{len(source)} source tokens."
+        )
+    figure = figure_of(2 + 0.3 * len(source), 2 + 0.3 * len(target), "tight")
+    axes = figure.add_subplot()
+    axes.imshow(weights_TxS, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="source", ylabel="target")
+    axes.set_xticks(range(len(source)), map(_plain, source), rotation=90)
+    axes.set_yticks(range(len(target)), map(_plain, target))
+    return png(figure)

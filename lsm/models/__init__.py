@@ -9,6 +9,7 @@ from lsm.models.batch_norm import BatchNorm
 from lsm.models.bert import BERT, Classifier, Embedder, MaskedLM, TokenClassifier
 from lsm.models.cnn import CNN
 from lsm.models.convnext import ConvNeXt
+from lsm.models.encoder_decoder import EncoderDecoder
 from lsm.models.gpt import GPT
 from lsm.models.mixer import Mixer
 from lsm.models.mlp import MLP
@@ -37,6 +38,7 @@ __all__ = [
     "Convolutions",
     "CrossAttention",
     "Embedder",
+    "EncoderDecoder",
     "Mask",
     "MaskedLM",
     "Mixer",

@@ -139,6 +139,24 @@ class Cache:
             self, k_BxSxGxK=k_BxSxGxK, v_BxSxGxK=v_BxSxGxK, length=self.length + t
         )
 
+    def branched(self, parents_BxN: jax.Array) -> "Cache":
+        """Returns the cache of N branches of each of B texts: row b x N + n is one of them.
+
+        It goes on from branch `parents_BxN[b, n]` of the same text, which are as many as the rows
+        are now: 1 before they branch. The memory stays as it is: branches of a text share it.
+        """
+
+        def gathered(x: jax.Array) -> jax.Array:
+            (*layers, rows), rest = x.shape[:-3], x.shape[-3:]
+            b, n = parents_BxN.shape
+            x = x.reshape(*layers, b, rows // b, *rest)
+            chosen = parents_BxN.reshape(*[1] * len(layers), b, n, *[1] * len(rest))
+            return jnp.take_along_axis(x, chosen, axis=-4).reshape(*layers, b * n, *rest)
+
+        return dataclasses.replace(
+            self, k_BxSxGxK=gathered(self.k_BxSxGxK), v_BxSxGxK=gathered(self.v_BxSxGxK)
+        )
+
     def masked(self, mask: Mask) -> Mask:
         """Returns `mask` without the room that is not filled: the future, where it is causal."""
         if mask.causal:
@@ -195,6 +213,9 @@ def attend(
     of 128, as the Pallas splash attention kernel, which holds no T x S array; elsewhere as
     products with a softmax in float32.
 
+    There may be N rows of queries for each of keys: row b x N + n reads row b. Branches of a text
+    share a memory so, under a mask of keys alone.
+
     Args:
       q_BxTxGxQxK: queries.
       k_BxSxGxK: keys.
@@ -205,6 +226,9 @@ def attend(
       drop: dropout of the attention weights.
       maps: return the weights as well, before dropout: float32 (B, G x Q, T, S).
     """
+    if len(q_BxTxGxQxK) > len(k_BxSxGxK):
+        options = {"softcap": softcap, "drop": drop, "maps": maps}
+        return _attend_shared(q_BxTxGxQxK, k_BxSxGxK, v_BxSxGxK, mask, **options)
     # Queries stay where their positions are; keys and values are gathered along the sequence.
     q_BxTxGxQxK = constrain(q_BxTxGxQxK, BATCH_AXES, "sequence", "tensor", None, None)
     k_BxSxGxK, v_BxSxGxK = (
@@ -218,6 +242,21 @@ def attend(
     whole = dataclasses.replace(mask, window=None)
     # Two branches, not one computed mask: the kernel's masks must be known while tracing.
     return jax.lax.cond(unbounded, lambda *x: local(*x, whole), lambda *x: local(*x, mask), *qkv)
+
+
+def _attend_shared(q, k_BxSxGxK, v_BxSxGxK, mask, **options):
+    """`attend` where rows share keys: all their queries are one row's, in any order."""
+    if mask.causal or mask.window is not None or mask.segments_BxT is not None:
+        raise ConfigError(
+            f"attend: {len(q)} rows of queries share {len(k_BxSxGxK)} of keys; these "
+            "can be masked by Mask.keys_BxS alone."
+        )
+    (rows, t, *heads), b = q.shape, len(k_BxSxGxK)
+    y = attend(q.reshape(b, -1, *heads), k_BxSxGxK, v_BxSxGxK, mask, **options)
+    if not options["maps"]:
+        return y.reshape(rows, t, *heads)
+    weights = y[1].reshape(b, y[1].shape[1], rows // b, t, -1).swapaxes(1, 2)
+    return y[0].reshape(rows, t, *heads), weights.reshape(rows, -1, *weights.shape[3:])
 
 
 def _attend(q_BxTxGxQxK, k_BxSxGxK, v_BxSxGxK, mask, *, offset, softcap, drop, maps):

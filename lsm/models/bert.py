@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from lsm.checks import require_choice, require_sizes
-from lsm.cpu import by_rows, dot_rows
+from lsm.cpu import dot_rows
 from lsm.errors import ConfigError
 from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models import stack
 from lsm.models.attention import Mask
+from lsm.models.embedding import Embedding
 from lsm.models.initializers import Gaussian
-from lsm.models.layers import whole_rows
 from lsm.models.sequences import Sequences
 from lsm.models.transformer import Transformer
 
@@ -74,7 +74,9 @@ class BERT(nn.Module):
     def setup(self):
         """Makes the parts; the blocks' parameters lie under "blocks"."""
         config, init = self.transformer, Gaussian(0.02)
-        self.tokens = nn.Embed(self.vocabulary, config.width, embedding_init=init)
+        self.tokens = Embedding(
+            self.vocabulary, config.width, dtype=config.dtype, embedding_init=init
+        )
         self.segments = nn.Embed(self.types, config.width, embedding_init=init)
         self.learned = self.param("positions", init, (self.context, config.width), jnp.float32)
         self.norm = config.normalise()
@@ -99,7 +101,9 @@ class BERT(nn.Module):
         kinds_BxTxD = self.segments.embedding.astype(config.dtype)[types_BxT]
         # The barrier is for the gradient on a CPU, as in GPT.
         x_BxTxD = jax.lax.optimization_barrier(
-            self.table()[texts.tokens_BxT] + kinds_BxTxD + self.learned[:t].astype(config.dtype)
+            self.tokens.table()[texts.tokens_BxT]
+            + kinds_BxTxD
+            + self.learned[:t].astype(config.dtype)
         )
         x_BxTxD = self.drop(self.norm(x_BxTxD), deterministic=not train)
         y = self.stack(x_BxTxD, self._mask(texts.real_BxT), train=train)
@@ -107,9 +111,9 @@ class BERT(nn.Module):
             self.sow("losses", "balance", config.experts.balance * y.balance_B / config.layers)
         return y.x_BxTxD
 
-    def table(self) -> jax.Array:
-        """Returns the embedding of tokens (V, D) in the computation's dtype, whole along D."""
-        return whole_rows(self.tokens.embedding, self.transformer.dtype)
+    def table_logits(self, x_BxPxD: jax.Array) -> jax.Array:
+        """Returns the products (B, P, V) with the embedding of each token."""
+        return self.tokens.logits(x_BxPxD)
 
     def _mask(self, real_BxT: jax.Array) -> Mask:
         if self.transformer.experts:  # which must not count padding
@@ -223,9 +227,8 @@ class MaskedLM(_Head):
     def logits(self, x_BxPxD: jax.Array) -> jax.Array:
         """Maps features of any P positions to float32 logits (B, P, vocabulary)."""
         h_BxPxD = nn.gelu(self.transform(x_BxPxD), approximate=False)
-        h_BxPxD, table_VxD = self.transform_norm(h_BxPxD), self.encoder.table()
-        y = by_rows(lambda x: jnp.einsum("...d,vd->...v", x, table_VxD), h_BxPxD)
-        return y.astype(jnp.float32) + self.bias
+        y_BxPxV = self.encoder.table_logits(self.transform_norm(h_BxPxD))
+        return y_BxPxV.astype(jnp.float32) + self.bias
 
 
 class Embedder(_Head):

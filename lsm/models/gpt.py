@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from lsm.checks import require, require_sizes
-from lsm.cpu import by_rows, dot_rows
+from lsm.cpu import dot_rows
 from lsm.errors import ConfigError
 from lsm.mesh import BATCH_AXES, Fsdp, Layout, Rule, constrain, ways
 from lsm.models import stack
 from lsm.models.attention import Cache, Mask, capped, positions
+from lsm.models.embedding import Embedding
 from lsm.models.initializers import Gaussian
-from lsm.models.layers import whole_rows
 from lsm.models.transformer import Transformer
 
 CAUSAL = Mask(causal=True)
@@ -61,7 +61,9 @@ class GPT(nn.Module):
     def setup(self):
         """Makes the parts; the blocks' parameters lie under "blocks"."""
         config = self.transformer
-        self.tokens = nn.Embed(self.vocabulary, config.width, embedding_init=Gaussian(0.02))
+        self.tokens = Embedding(
+            self.vocabulary, config.width, dtype=config.dtype, embedding_init=Gaussian(0.02)
+        )
         if config.theta is None:
             shape = (self.context, config.width)
             self.learned = self.param("positions", Gaussian(0.02), shape, jnp.float32)
@@ -124,18 +126,14 @@ class GPT(nn.Module):
 
     def logits(self, x_BxTxD: jax.Array) -> jax.Array:
         """Maps features to float32 logits (B, T, vocabulary)."""
-        if self.tied:
-            table_VxD = self._table()
-            y = by_rows(lambda x: jnp.einsum("...d,vd->...v", x, table_VxD), x_BxTxD)
-        else:
-            y = self.head(x_BxTxD)
+        y = self.tokens.logits(x_BxTxD) if self.tied else self.head(x_BxTxD)
         return capped(y.astype(jnp.float32), self.logit_softcap)
 
     def _features(
         self, tokens_BxT: jax.Array, train: bool, mask: Mask, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None]:
         config = self.transformer
-        x_BxTxD = self._table()[tokens_BxT]
+        x_BxTxD = self.tokens.table()[tokens_BxT]
         if self.scale_embedding:
             # The factor is rounded to the dtype first, as in Hugging Face's Gemma.
             x_BxTxD = x_BxTxD * jnp.asarray(config.width**0.5, config.dtype)
@@ -169,7 +167,3 @@ class GPT(nn.Module):
         # Each position less the one where its segment began, a running maximum.
         new = jnp.diff(segments_BxT, axis=1, prepend=segments_BxT[:, :1] - 1) != 0
         return self.learned[here_T - jax.lax.cummax(jnp.where(new, here_T, 0), axis=1)]
-
-    def _table(self) -> jax.Array:
-        """The embedding (V, D) in the computation's dtype, whole along D."""
-        return whole_rows(self.tokens.embedding, self.transformer.dtype)

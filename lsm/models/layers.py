@@ -40,9 +40,3 @@ def between(x_BxTxD: jax.Array) -> jax.Array:
     split = ("sequence", "tensor")
     fits = x_BxTxD.shape[1] % ways(*split) == 0
     return constrain(x_BxTxD, BATCH_AXES, split if fits else "sequence", None)
-
-
-def whole_rows(table_VxD: jax.Array, dtype: Dtype) -> jax.Array:
-    """Returns an embedding in `dtype`, whole along D; split over "tensor" where that divides V."""
-    split = "tensor" if len(table_VxD) % ways("tensor") == 0 else None
-    return constrain(table_VxD.astype(dtype), split, None)

@@ -19,6 +19,7 @@ from lsm.tasks.language import LanguageModelling
 from lsm.tasks.masked import MaskedLanguageModelling
 from lsm.tasks.mix import CutMix, Mix, Mixup
 from lsm.tasks.regression import Regression
+from lsm.tasks.sequence_to_sequence import SequenceToSequence
 from lsm.tasks.spans import Spans, TokenClassification
 from lsm.tasks.texts import TextClassification
 
@@ -42,6 +43,7 @@ __all__ = [
     "Params",
     "Regression",
     "Rngs",
+    "SequenceToSequence",
     "Spans",
     "Task",
     "TextClassification",

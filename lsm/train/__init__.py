@@ -1,5 +1,6 @@
 """Training: a pure step, the state it maps, and the loop around them."""
 
+from lsm.train.attention import attention_maps
 from lsm.train.fit import fit
 from lsm.train.predictions import evaluate_run, predict_files, predict_run
 from lsm.train.preview import preview
@@ -16,6 +17,7 @@ __all__ = [
     "Trained",
     "Trainer",
     "abstract_batch",
+    "attention_maps",
     "build",
     "evaluate_run",
     "fit",

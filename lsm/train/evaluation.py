@@ -28,6 +28,7 @@ def evaluate(
     split: str,
     clock: Clock,
     workdir: pathlib.Path | None = None,
+    final: bool = False,
 ) -> dict[str, float]:
     """Returns the task's figures over all of a split; the padding of its last batch weighs 0.
 
@@ -38,15 +39,17 @@ def evaluate(
       split: "validation" or "test".
       clock: books the first dispatch as "compile", the rest as "evaluation".
       workdir: where the pictures of the metrics are written; None draws none.
+      final: with the metrics of the end, too.
 
     Raises:
       TrainingError: a picture cannot be written.
     """
-    metrics = trainer.metrics
+    metrics = trainer.metrics + (trainer.final if final else ())
+    function = trainer.program.finish if final else trainer.program.evaluate
     totals: dict[str, Weighted] = {}
     accumulators = init(metrics)
     with clock("evaluation"):
-        for part, seen in _dispatched(trainer, trainer.program.evaluate, state, split, clock):
+        for part, seen in _dispatched(trainer, function, state, split, clock):
             totals = total([totals, part])
             if metrics:
                 accumulators = update(metrics, accumulators, seen["predictions"], seen["batch"])
@@ -59,10 +62,10 @@ def evaluate(
 def evaluate_all(
     trainer: Trainer, state: TrainState, clock: Clock, workdir: pathlib.Path
 ) -> dict[str, dict[str, float]]:
-    """Returns the figures of every split, by split; the pictures in `workdir` are of the last."""
+    """Returns the figures of a run's end, by split; pictures in `workdir` are of the last split."""
     last = [*trainer.evaluation][-1:]
     return {
-        split: evaluate(trainer, state, split, clock, workdir if split in last else None)
+        split: evaluate(trainer, state, split, clock, workdir if split in last else None, True)
         for split in trainer.evaluation
     }
 

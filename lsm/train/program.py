@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +14,7 @@ from lsm.config import Experiment
 from lsm.cpu import unroll_micro_batches
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, MeshError
-from lsm.evaluate import columns
+from lsm.evaluate import Metric, columns
 from lsm.mesh import (
     Layout,
     batch_sharding,
@@ -54,6 +54,7 @@ class Program:
       evaluate: (params, model_state, batch, number, step) -> (metrics, seen), for the batch of
         that number after `step` updates; `seen` are the whole arrays, on every device, that
         `evaluation.metrics` read: {} without any.
+      finish: `evaluate` with what `evaluation.final` reads as well, for the end of a run.
       predict: (params, model_state, batch, number, step) -> predictions, whole on every device.
       finite: state -> whether its arrays are finite, by path; see `lsm.train.state.finite`.
       checksums: state -> a checksum of every leaf; see `lsm.run.saved.checksums`.
@@ -68,6 +69,7 @@ class Program:
     update: Step
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Weighted]]]
     evaluate: Callable[..., tuple[dict[str, Weighted], dict[str, Any]]]
+    finish: Callable[..., tuple[dict[str, Weighted], dict[str, Any]]]
     predict: Callable[..., dict[str, jax.Array]]
     finite: Callable[[TrainState], dict[str, jax.Array]]
     checksums: Callable[[TrainState], Any]
@@ -107,13 +109,16 @@ def build(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state
     )
     predict = make_predict(task, train.seed)
-    evaluate = _evaluate(experiment, predict)
+    often, final = experiment.evaluation.metrics, experiment.evaluation.final
+    evaluate = _evaluate(experiment, predict, often)
+    finish = _evaluate(experiment, predict, often + final)
     held = (state.params, state.model_state)
     if experiment.mesh.offload:  # averages are in host memory, too
-        evaluate, predict = (_on_devices(f, *held) for f in (evaluate, predict))
+        evaluate, finish, predict = (_on_devices(f, *held) for f in (evaluate, finish, predict))
     options = {"out_shardings": whole, "mesh": mesh}
     asked = (*evaluated(state), rows, whole, whole)
     update = _step(experiment, optimizer, mesh, state)
+    evaluate = jit(evaluate, in_shardings=asked, **options)
     return Program(
         mesh=mesh,
         abstract_state=abstract_state,
@@ -130,7 +135,8 @@ def build(
             calls="many",
             mesh=mesh,
         ),
-        evaluate=jit(evaluate, in_shardings=asked, **options),
+        evaluate=evaluate,
+        finish=jit(finish, in_shardings=asked, **options) if final else evaluate,
         predict=jit(predict, in_shardings=asked, **options),
         finite=jit(_on_devices(finite, state), in_shardings=(state,), **options),
         checksums=jit(_on_devices(checksums, state), in_shardings=(state,), **options),
@@ -213,9 +219,9 @@ def _step(
     return skip_nonfinite(step) if train.skip_nonfinite else step
 
 
-def _evaluate(experiment: Experiment, predict: Callable) -> Callable:
-    """Returns the pure function under `Program.evaluate`."""
-    task, seed, metrics = experiment.task, experiment.train.seed, experiment.evaluation.metrics
+def _evaluate(experiment: Experiment, predict: Callable, metrics: Sequence[Metric]) -> Callable:
+    """Returns the pure function under `Program.evaluate`, for these metrics."""
+    task, seed = experiment.task, experiment.train.seed
     read = {"weight", *columns(metrics)}
 
     def evaluate(params, model_state, batch, number, step):

@@ -47,7 +47,8 @@ class Trainer:
       train: training batches by step; of each, the rows of this process.
       evaluation: evaluation batches by split, of the splits that the experiment names; likewise.
       program: the compiled pieces.
-      metrics: those of the experiment, told the names of the classes.
+      metrics: those of every evaluation, told the names of the classes.
+      final: those of the last one, likewise.
     """
 
     experiment: Experiment
@@ -56,6 +57,7 @@ class Trainer:
     evaluation: dict[str, EvalBatches]
     program: Program
     metrics: tuple[Metric, ...]
+    final: tuple[Metric, ...]
 
     @classmethod
     def of(cls, experiment: Experiment, data_dir: os.PathLike | str | None) -> "Trainer":
@@ -83,11 +85,11 @@ class Trainer:
         _check_shapes({name: jax.ShapeDtypeStruct((), x.dtype) for name, x in sample.items()})
         program = build(experiment, horizon, sample)
         evaluation = _evaluation_batches(experiment, program, data_dir)
-        metrics = _told(experiment, classes)
-        _check_monitor(experiment, metrics, program)
+        metrics, final = _told(experiment, classes)
+        _check_monitor(experiment, metrics, final, program)
         rows = local_rows(program.batch, batches.batch_size)
         batches = dataclasses.replace(batches, rows=rows)
-        return cls(experiment, horizon, batches, evaluation, program, metrics)
+        return cls(experiment, horizon, batches, evaluation, program, metrics, final)
 
     def check_examples(self, split: str) -> None:
         """Checks all examples of "train", "validation" or "test" that are in memory.
@@ -324,30 +326,44 @@ def _check_input(experiment: Experiment, dataset: Dataset) -> None:
         )
 
 
-def _told(experiment: Experiment, classes: Sequence[str] | None) -> tuple[Metric, ...]:
-    """Returns the metrics, told the classes: a name, or a number for an output without one."""
+def _told(
+    experiment: Experiment, classes: Sequence[str] | None
+) -> tuple[tuple[Metric, ...], tuple[Metric, ...]]:
+    """Returns the metrics, and the final ones, told the classes.
+
+    An output without a name has a number; where a model has no such outputs, the names come as they
+    are: those of tokens can make a text.
+    """
     task = experiment.task
     outputs = getattr(task if isinstance(task, Labelled) else task.model, "outputs", None)
     names = classes or ()
     if len(names) < (outputs or 0):
         names = [*names, *map(str, range(len(names), outputs))]
-    return tuple(metric.told(names) for metric in experiment.evaluation.metrics)
+    evaluation = experiment.evaluation
+    often, final = ([m.told(names) for m in of] for of in (evaluation.metrics, evaluation.final))
+    return tuple(often), tuple(final)
 
 
-def _check_monitor(experiment: Experiment, metrics: tuple[Metric, ...], program: Program) -> None:
+def _check_monitor(
+    experiment: Experiment,
+    metrics: tuple[Metric, ...],
+    final: tuple[Metric, ...],
+    program: Program,
+) -> None:
     """Raises ConfigError where the monitored metric is not one of the task's."""
     state, batch, task = program.abstract_state, program.abstract_batch, experiment.task
     rngs = jax.eval_shape(lambda: streams(task.streams, experiment.train.seed, 0))
     means = jax.eval_shape(task.evaluate, state.params, state.model_state, batch, rngs, state.step)
     figures = task.summary({name: Weighted(1.0, 1.0) for name in means})
-    for name in names(metrics):
+    for name in names(metrics + final):
         if name in figures:
             raise ConfigError(f"evaluation.metrics: {name!r} is a metric of the task's own.")
-        figures[name] = 1.0
-    for name in columns(metrics):
-        column(batch, name, "evaluation.metrics")
-    if metrics:
-        _let_see_nothing(experiment, metrics, program)
+    for field, several in {"metrics": metrics, "final": final}.items():
+        for name in columns(several):
+            column(batch, name, f"evaluation.{field}")
+    if metrics or final:
+        _let_see_nothing(experiment, metrics + final, program)
+    figures |= dict.fromkeys(names(metrics), 1.0)
     monitor = experiment.evaluation.monitor
     if monitor not in figures:
         raise ConfigError(
