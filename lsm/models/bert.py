@@ -111,10 +111,6 @@ class BERT(nn.Module):
             self.sow("losses", "balance", config.experts.balance * y.balance_B / config.layers)
         return y.x_BxTxD
 
-    def table_logits(self, x_BxPxD: jax.Array) -> jax.Array:
-        """Returns the products (B, P, V) with the embedding of each token."""
-        return self.tokens.logits(x_BxPxD)
-
     def _mask(self, real_BxT: jax.Array) -> Mask:
         if self.transformer.experts:  # which must not count padding
             return Mask(keys_BxS=real_BxT)
@@ -227,7 +223,7 @@ class MaskedLM(_Head):
     def logits(self, x_BxPxD: jax.Array) -> jax.Array:
         """Maps features of any P positions to float32 logits (B, P, vocabulary)."""
         h_BxPxD = nn.gelu(self.transform(x_BxPxD), approximate=False)
-        y_BxPxV = self.encoder.table_logits(self.transform_norm(h_BxPxD))
+        y_BxPxV = self.encoder.tokens.logits(self.transform_norm(h_BxPxD))
         return y_BxPxV.astype(jnp.float32) + self.bias
 
 
