@@ -16,7 +16,7 @@ makes it again, or confirms it where it takes more than a minute (`benchmarks.co
     <!-- results:cifar_cnn, mnist_mlp -->
     <!-- /results -->
 
-and every line `Measured (cifar_cnn):` in the header of a config, with the line below it.
+and every line `Measured (cifar_cnn):` in the header of a config, with the indented ones below it.
 
 `check` names the records that are older than their code, and exits with status 1 where a document
 does not hold what `write` would put there. The spread of several seeds is the standard deviation
@@ -27,9 +27,11 @@ import functools
 import json
 import math
 import re
+import resource
 import statistics
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,9 +46,11 @@ from lsm.errors import ConfigError, DataError, listed, nearest
 from lsm.files import atomic_write, plain_json
 from lsm.run.result import Result, git_revision
 
+CPU_SECONDS = "cpu_seconds"
+"""In a workdir, what the run took of all cores together; beside other work, wall time is longer."""
 RECORDS = Path(__file__).with_suffix("")
 _TABLE = re.compile(r"^<!-- results:(.*?) -->\n(.*?)^<!-- /results -->$", re.DOTALL | re.MULTILINE)
-_LINE = re.compile(r"^Measured \((\w+)\):.*\n(?:  .*\n)?", re.MULTILINE)
+_LINE = re.compile(r"^Measured \((\w+)\):.*\n(?:  \S.*\n)*", re.MULTILINE)
 _SHARES = ("accuracy", "precision", "recall", "f1")
 _COLUMNS = ("system", "claimed", "measured: its exact form", "best")
 
@@ -85,9 +89,18 @@ def _stands(old: Mapping[str, Any], case: Case) -> bool:
 def _train(name: str, command: Sequence[str], workdir: Path) -> None:
     if (workdir / "result.json").exists():
         return
+    begun, before = workdir.exists(), _cpu_seconds()
     done = subprocess.run(command)
+    if not begun and workdir.exists():  # of a run in several pieces nobody knows the sum
+        (workdir / CPU_SECONDS).write_text(f"{_cpu_seconds() - before:.1f}")
     if done.returncode or not (workdir / "result.json").exists():
         raise DataError(f"{name}: {workdir} did not end well; see above.")
+
+
+def _cpu_seconds() -> float:
+    """What the processes that were waited for have taken, of all cores together."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def record(case: Case, digest: str, runs: Sequence[Path]) -> dict:
@@ -98,13 +111,14 @@ def record(case: Case, digest: str, runs: Sequence[Path]) -> dict:
     """
     kept = []
     for run in runs:
-        result = Result.load(run)
+        result, cpu = Result.load(run), run / CPU_SECONDS
         kept.append(
             {
                 "seed": result.seed,
                 "value": _figure(run, result, case.metric),
                 "step": result.step,
                 "wall_time": round(result.wall_time, 1),
+                "cpu_time": float(cpu.read_text()) if cpu.exists() else None,
                 "fingerprint": result.fingerprint,
                 "git_revision": result.git_revision,
                 "hardware": result.hardware,
@@ -160,21 +174,23 @@ def _measured(kept: Mapping[str, Any]) -> tuple[str, str]:
     machines = dict.fromkeys(_machine(run["hardware"]) for run in runs)
     revisions = dict.fromkeys(_short_revision(run["git_revision"]) for run in runs)
     time = duration(statistics.fmean(run["wall_time"] for run in runs))
+    times = [run.get("cpu_time") for run in runs]
+    cpu = "" if None in times else f", {duration(statistics.fmean(times))} of CPU time,"
     figure = f"{kept['metric']} {spread([run['value'] for run in runs], kept['metric'])}"
     seeds = f"{len(runs)} seed" + "s" * (len(runs) > 1)
-    where = f"{time} a run on {'; '.join(machines)}, at {', '.join(revisions)}"
+    where = f"{time} a run{cpu} on {'; '.join(machines)}, at {', '.join(revisions)}"
     if confirmed := kept.get("confirmed"):
         where += f" (begins alike at {_short_revision(confirmed)})"
     return f"{figure}, {seeds}", where
 
 
 def line(name: str) -> str:
-    """Returns the two lines of a record for the header of a config; one where there is none."""
+    """Returns the lines of a record for the header of a config; one where there is none."""
     kept = _load(name)
     if not kept:
         return f"Measured ({name}): not run yet.\n"
-    figure, where = _measured(kept)
-    return f"Measured ({name}): {figure},\n  {where}.\n"
+    text = f"Measured ({name}): {', '.join(_measured(kept))}."
+    return textwrap.fill(text, 99, subsequent_indent="  ", break_on_hyphens=False) + "\n"
 
 
 def spread(values: Sequence[float | None], metric: str) -> str:

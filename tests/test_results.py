@@ -1,5 +1,6 @@
 import ast
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -46,6 +47,8 @@ def trained(results, monkeypatch):
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(results.subprocess, "run", train)
+    taken = itertools.count(0, 45)  # asked before and after each run
+    monkeypatch.setattr(results, "_cpu_seconds", lambda: next(taken))
     return commands
 
 
@@ -92,6 +95,8 @@ def test_run_does_what_is_not_done_and_goes_on_after_a_failure(
     assert "-1 did not end well" in capsys.readouterr().err
     assert [path.stem for path in (tmp_path / "records").glob("*")] == ["modern"]
     monkeypatch.setattr(results.subprocess, "run", train)
+    taken = itertools.count(0, 45)  # asked before and after each run
+    monkeypatch.setattr(results, "_cpu_seconds", lambda: next(taken))
     trained.clear()
     assert results.main(["run"]) == 0
     assert [command[-1] for command in trained] == [
@@ -213,7 +218,7 @@ def test_write_fills_the_tables_and_check_is_content_then(results, trained, tmp_
     # Accuracies 70, 71, 72 %: mean 71, standard deviation sqrt((1 + 0 + 1) / 2) = 1.
     cifar = "`python -m experiments.cifar --config=experiments/configs/cifar/"
     measured = "test/accuracy 71.00 % ± 1.00 (70.00 to 72.00), 3 seeds"
-    where = "1 min 01 s a run on Xeon, 8 cores, at 0123456789+dirty"
+    where = "1 min 01 s a run, 45 s of CPU time, on Xeon, 8 cores, at 0123456789+dirty"
 
     def text(best):
         return (
@@ -231,7 +236,7 @@ def test_write_fills_the_tables_and_check_is_content_then(results, trained, tmp_
     results.main(["run", "modern"])
     results.main(["write", str(readme)])
     assert readme.read_text() == text(
-        "test/loss 1.812, 1 seed<br>1 min 00 s a run on Xeon, 8 cores, at 0123456789+dirty"
+        "test/loss 1.812, 1 seed<br>1 min 00 s a run, 45 s of CPU time, on Xeon, 8 cores, at 0123456789+dirty"
     )
 
 
@@ -244,8 +249,8 @@ def test_write_fills_the_header_of_a_config(results, trained, tmp_path):
     results.main(["write", str(config)])
     written = (
         '"""A net.\n\n'
-        "Measured (cifar_cnn): test/accuracy 71.00 % ± 1.00 (70.00 to 72.00), 3 seeds,\n"
-        "  1 min 01 s a run on Xeon, 8 cores, at 0123456789+dirty.\n"
+        "Measured (cifar_cnn): test/accuracy 71.00 % ± 1.00 (70.00 to 72.00), 3 seeds, 1 min 01 s a run, 45\n"
+        "  s of CPU time, on Xeon, 8 cores, at 0123456789+dirty.\n"
         '"""\n'
     )
     assert config.read_text() == written

@@ -2,8 +2,8 @@
 
     python -m experiments.cifar --config=experiments/configs/cifar/cnn.py --workdir=runs/cifar
 
-Measured (cifar_cnn): test/accuracy 71.02 % ± 0.82 (70.25 to 71.89), 3 seeds,
-  5 min 45 s a run on AMD EPYC, 2 cores, at 3218d74de9 (begins alike at c530eb7c91).
+Measured (cifar_cnn): test/accuracy 71.02 % ± 0.82 (70.25 to 71.89), 3 seeds, 5 min 45 s a run on
+  AMD EPYC, 2 cores, at 3218d74de9 (begins alike at c530eb7c91).
 """
 
 from lsm import Data, Experiment, Train

@@ -8,12 +8,12 @@ be true. With `standardised` pixels, of mean 0 and deviation 1, ten epochs reach
     python -m experiments.mnist --config=experiments/configs/mnist/mlp.py:long
     python -m experiments.mnist --config=experiments/configs/mnist/mlp.py:standardised
 
-Measured (mnist_mlp): test/accuracy 92.95 % ± 0.18 (92.75 to 93.07), 3 seeds,
-  16 s a run on AMD EPYC, 2 cores, at 9dc63af3f6.
-Measured (mnist_mlp_long): test/accuracy 97.58 % ± 0.05 (97.54 to 97.64), 3 seeds,
-  1 min 12 s a run on AMD EPYC, 2 cores, at 9dc63af3f6.
-Measured (mnist_mlp_standardised): test/accuracy 96.36 % ± 0.05 (96.32 to 96.41), 3 seeds,
-  10 s a run on AMD EPYC, 2 cores, at 9dc63af3f6.
+Measured (mnist_mlp): test/accuracy 92.95 % ± 0.18 (92.75 to 93.07), 3 seeds, 16 s a run on AMD
+  EPYC, 2 cores, at 9dc63af3f6.
+Measured (mnist_mlp_long): test/accuracy 97.58 % ± 0.05 (97.54 to 97.64), 3 seeds, 1 min 12 s a run
+  on AMD EPYC, 2 cores, at 9dc63af3f6.
+Measured (mnist_mlp_standardised): test/accuracy 96.36 % ± 0.05 (96.32 to 96.41), 3 seeds, 10 s a
+  run on AMD EPYC, 2 cores, at 9dc63af3f6.
 """
 
 from lsm import Data, Experiment, Train

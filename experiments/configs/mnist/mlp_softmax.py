@@ -6,10 +6,10 @@ ten logits.
     python -m experiments.mnist --config=experiments/configs/mnist/mlp_softmax.py:faulty
     python -m experiments.mnist --config=experiments/configs/mnist/mlp_softmax.py:repaired
 
-Measured (mnist_faulty): test/accuracy 96.96 % ± 0.17 (96.77 to 97.10), 3 seeds,
-  13 s a run on AMD EPYC, 2 cores, at 9dc63af3f6.
-Measured (mnist_repaired): test/accuracy 97.68 % ± 0.15 (97.53 to 97.83), 3 seeds,
-  11 s a run on AMD EPYC, 2 cores, at 9dc63af3f6.
+Measured (mnist_faulty): test/accuracy 96.96 % ± 0.17 (96.77 to 97.10), 3 seeds, 13 s a run on AMD
+  EPYC, 2 cores, at 9dc63af3f6.
+Measured (mnist_repaired): test/accuracy 97.68 % ± 0.15 (97.53 to 97.83), 3 seeds, 11 s a run on
+  AMD EPYC, 2 cores, at 9dc63af3f6.
 """
 
 import flax.linen as nn

@@ -6,10 +6,10 @@ The learning rate is twice nanoGPT's, which suits this small model better; with 
     python -m experiments.shakespeare --workdir=runs/shakespeare
     python -m experiments.shakespeare --config=experiments/configs/shakespeare/gpt.py:nanogpt
 
-Measured (shakespeare_nanogpt): validation/loss 1.899 ± 0.011 (1.886 to 1.907), 3 seeds,
-  2 min 20 s a run on AMD EPYC, 2 cores, at 3218d74de9 (begins alike at c530eb7c91).
-Measured (shakespeare): validation/loss 1.790 ± 0.011 (1.779 to 1.801), 3 seeds,
-  2 min 52 s a run on AMD EPYC, 2 cores, at 3218d74de9 (begins alike at c530eb7c91).
+Measured (shakespeare_nanogpt): validation/loss 1.899 ± 0.011 (1.886 to 1.907), 3 seeds, 2 min 20 s
+  a run on AMD EPYC, 2 cores, at 3218d74de9 (begins alike at c530eb7c91).
+Measured (shakespeare): validation/loss 1.790 ± 0.011 (1.779 to 1.801), 3 seeds, 2 min 52 s a run
+  on AMD EPYC, 2 cores, at 3218d74de9 (begins alike at c530eb7c91).
 """
 
 from lsm import Data, Evaluation, Experiment, Train
