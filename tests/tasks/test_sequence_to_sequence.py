@@ -1,6 +1,7 @@
 """Sequence to sequence: figures against NumPy's, the search, and what a wrong batch is told."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -15,13 +16,13 @@ from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError
 from lsm.evaluate import Bleu, Metric
 from lsm.generate import Beam
-from lsm.models import EncoderDecoder, Transformer
-from lsm.optim import Adam
-from lsm.tasks import SequenceToSequence
+from lsm.models import MLP, EncoderDecoder, Transformer
+from lsm.optim import SGD, Adam
+from lsm.tasks import Classification, SequenceToSequence
 from lsm.train import init_state, make_step
 
 BEGIN, END, V, ROOM = 2, 3, 12, 7
-BLOCKS = Transformer(layers=1, heads=4, width=32, hidden=64)
+BLOCKS = Transformer(layers=1, heads=2, width=16, hidden=32)
 MODEL = EncoderDecoder(vocabulary=V, encoder=BLOCKS, decoder=BLOCKS, context=16)
 TASK = SequenceToSequence(model=MODEL, search=Beam(size=3, longest=ROOM))
 
@@ -51,17 +52,30 @@ def texts(count, seed=0):
     return columns | {"written": written}
 
 
-def state(task=TASK):
-    batch = texts(4)
-    optimizer = Adam(learning_rate=0.005).make(Horizon(100, 4, 4))
-    return init_state(task, optimizer, batch, 0), optimizer, batch
+@functools.cache
+def parameters():
+    return jax.jit(lambda: TASK.init(jax.random.key(0), texts(4))[0])()
+
+
+def weighted(batch):
+    return batch | {"weight": np.float32([1, 2, 0, 1])}
+
+
+@jax.jit
+def evaluated(params, batch):
+    return TASK.evaluate(params, {}, batch)
 
 
 def test_figures_are_those_of_numpy_over_real_targets():
-    started, _, batch = state()
-    params = started.params
-    batch["weight"] = np.float32([1, 2, 0, 1])
-    logits = MODEL.apply({"params": params}, TASK.inputs(batch))
+    params, batch = parameters(), weighted(texts(4))
+    smoothing = dataclasses.replace(TASK, label_smoothing=0.1)
+
+    @jax.jit
+    def trained(params, batch):
+        logits = MODEL.apply({"params": params}, TASK.inputs(batch))
+        return logits, smoothing.loss(params, {}, batch, {"dropout": jax.random.key(0)})
+
+    logits, (value, output) = trained(params, batch)
     p = np.asarray(jax.nn.log_softmax(logits), np.float64)
     total = smoothed = right = weight = 0.0
     for row, (n, w) in enumerate(zip(batch["target_length"], batch["weight"], strict=True)):
@@ -70,45 +84,43 @@ def test_figures_are_those_of_numpy_over_real_targets():
             smoothed -= w * (0.9 * p[row, t, target] + 0.1 * p[row, t].mean())
             right += w * (p[row, t].argmax() == target)
             weight += w
-    found = TASK.evaluate(params, {}, batch)
+    found = evaluated(params, batch)
     figures = TASK.summary(found)
     assert float(found["loss"].weight) == weight
     assert figures["loss"] == pytest.approx(total / weight, rel=1e-5)
     assert figures["accuracy"] == pytest.approx(right / weight, rel=1e-5)
     assert figures["perplexity"] == pytest.approx(np.exp(total / weight), rel=1e-5)
-    smoothing = dataclasses.replace(TASK, label_smoothing=0.1)
-    value, output = smoothing.loss(params, {}, batch, {"dropout": jax.random.key(0)})
     assert value == pytest.approx(smoothed, rel=1e-5)
     assert smoothing.summary(output.metrics)["perplexity"] == pytest.approx(np.exp(total / weight))
 
 
 def test_padding_alters_nothing():
-    params, batch = state()[0].params, texts(4)
-    expected = TASK.evaluate(params, {}, batch)
+    batch = weighted(texts(4))
+    expected = evaluated(parameters(), batch)
     padded = dict(batch)
     for name in ("source", "target"):
         behind = np.arange(ROOM + 3) >= batch[f"{name}_length"][:, None]
         wider = np.pad(batch[name], ((0, 0), (0, 3)))
         padded[name] = np.where(behind, 5, wider)
-    found = TASK.evaluate(params, {}, padded)
+    found = evaluated(parameters(), padded)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
-@pytest.fixture(scope="module")
 def learnt():
     """Parameters that copy short texts."""
-    started, optimizer, _ = state()
+    optimizer = Adam(learning_rate=0.01).make(Horizon(100, 4, 4))
+    started = jax.jit(lambda: init_state(TASK, optimizer, texts(4), 0))()
     step = jax.jit(make_step(TASK, optimizer, seed=0))
-    for number in range(400):
+    for number in range(300):
         started, metrics = step(started, texts(64, seed=number + 1))
     assert metrics["loss"].mean < 0.1
     return started.params
 
 
-def test_it_learns_and_the_search_finds_it(learnt):
-    batch = texts(32, seed=1000)
+def test_it_learns_and_the_search_finds_it():
+    params, batch = learnt(), texts(32, seed=1000)
     sources = {name: x for name, x in batch.items() if name.startswith("source")}
-    found = jax.jit(TASK.predict)(learnt, {}, sources)
+    found = jax.jit(TASK.predict)(params, {}, sources)
     assert found["tokens"].shape == (32, ROOM) and found["tokens"].dtype == jnp.int32
     right = [
         (row[:n] == target[1:m]).all() if n == m - 1 else False
@@ -120,15 +132,15 @@ def test_it_learns_and_the_search_finds_it(learnt):
     assert np.mean(right) > 0.9
     # What it says of a text is what teacher forcing says of it.
     row = int(np.argmax(right))
-    alone = {name: x[row : row + 1] for name, x in batch.items()}
-    loss = TASK.evaluate(learnt, {}, alone)["loss"]
+    alone = {name: x[row : row + 1].repeat(4, 0) for name, x in batch.items()}
+    loss = evaluated(params, alone | {"weight": np.float32([1, 0, 0, 0])})["loss"]
     assert float(found["log_probability"][row]) == pytest.approx(-float(loss.sum), abs=1e-4)
     said = TASK.named(jax.device_get(found), NAMES)["text"][row]
     assert said == NAMES.text(batch["target"][row])
     assert TASK.named(found, ["a"] * V) == {}
 
 
-def test_bleu_is_sacrebleus(learnt):
+def test_bleu_is_sacrebleus():
     sacrebleu = pytest.importorskip("sacrebleu", reason="sacreBLEU is the reference")
     metric = Bleu(reference="text").told(NAMES)
     said = ["abcdab cd", "a b c d e", "hhh"]
@@ -154,15 +166,15 @@ def test_bleu_is_sacrebleus(learnt):
 
 @dataclasses.dataclass(frozen=True)
 class Right(Metric):
-    """Share of texts that are right to the letter."""
+    """Share of examples that are right."""
 
-    columns = ("target",)
+    columns = ("label",)
 
     def init(self):
         return (0, 0)
 
     def update(self, accumulator, predictions, batch):
-        right = (predictions["tokens"][:, : ROOM - 1] == batch["target"][:, 1:]).all(1)
+        right = predictions["label"] == batch["label"]
         return accumulator[0] + right.sum(), accumulator[1] + len(right)
 
     def compute(self, accumulator):
@@ -170,12 +182,17 @@ class Right(Metric):
 
 
 def experiment(**evaluation):
-    parts = {name: texts(n, n) for name, n in {"train": 64, "validation": 20, "test": 17}.items()}
+    """Of a task that compiles fast: metrics of the end are of any task."""
+    random = np.random.default_rng(0)
+    parts = {
+        name: {"x": random.normal(size=(n, 3)).astype(np.float32), "label": np.arange(n) % 3}
+        for name, n in {"train": 64, "validation": 20, "test": 17}.items()
+    }
     return Experiment(
-        name="copies",
-        task=TASK,
+        name="right",
+        task=Classification(model=MLP(widths=(), outputs=3), input="x"),
         data=Data(source=Arrays(**parts), validation="validation", test="test"),
-        optimizer=Adam(learning_rate=0.01),
+        optimizer=SGD(learning_rate=0.01),
         train=Train(steps=4, batch_size=16, log_every=2),
         evaluation=Evaluation(**{"every": 2, "final": (Right(),)} | evaluation),
         writers=(lsm.writers.Jsonl(),),
@@ -189,6 +206,34 @@ def test_metrics_of_the_end_are_computed_at_the_end_alone(tmp_path):
     assert ["right" in row for row in rows if row["split"] == "validation"] == [False, False]
     assert ["right" in row for row in rows if row["split"] == "test"] == [True]
     assert lsm.evaluate_run(experiment(), tmp_path)[1] == result.metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class RightTexts(Right):
+    """Share of texts that are right to the letter."""
+
+    columns = ("target",)
+
+    def update(self, accumulator, predictions, batch):
+        said, written = predictions["tokens"][:, : ROOM - 1], batch["target"][:, 1:]
+        return super().update(
+            accumulator, {"label": (said == written).all(1)}, {"label": np.ones(len(said), bool)}
+        )
+
+
+@pytest.mark.slow
+def test_a_run_searches_at_its_end(tmp_path):
+    parts = {name: texts(n, n) for name, n in {"train": 64, "test": 17}.items()}
+    made = dataclasses.replace(
+        experiment(final=(RightTexts(),)),
+        task=TASK,
+        data=Data(source=Arrays(**parts), validation=None, test="test"),
+    )
+    result = lsm.fit(made, tmp_path)
+    assert {"right", "loss"} <= result.metrics["test"].keys()
+    found = lsm.load(tmp_path, experiment=made).predict(parts["test"])
+    right = (found["tokens"][:, : ROOM - 1] == parts["test"]["target"][:, 1:]).all(1)
+    assert result.metrics["test"]["right"] == right.mean()
 
 
 def test_metrics_of_the_end_are_checked_at_the_start(tmp_path):

@@ -1,6 +1,7 @@
 """Runs on texts: buckets, packing, resuming, and what a run keeps to be asked without the data."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -23,6 +24,7 @@ from lsm.train.trainer import Trainer
 tokenizers = pytest.importorskip("tokenizers", reason="needs pip install 'lsm[text]'")
 
 SIZES = {"vocabulary": 32, "layers": 1, "heads": 2, "width": 16, "context": 32}
+TASK = LanguageModelling(model=gpt2(**SIZES))
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "log", "and", "ran"]
 
 
@@ -44,44 +46,48 @@ def texts(**more):
 def experiment(source, sampling=ByLength(pool=3), **more):
     return Experiment(
         name="texts",
-        task=LanguageModelling(model=gpt2(**SIZES)),
+        task=TASK,
         data=Data(source=source, validation="validation", test=None, sampling=sampling),
         optimizer=SGD(learning_rate=0.1),
         train=Train(steps=6, batch_size=8),
+        writers=(),
         **more,
     )
 
 
-@pytest.mark.parametrize(
-    "source",
-    [{"buckets": (9,)}, pytest.param({"pack": True}, marks=pytest.mark.slow)],
-    ids=["buckets", "packed"],
-)
-def test_a_run_on_eight_devices_resumes_bitwise(source, tmp_path):
-    every = Checkpoint(every=3)
-    made = experiment(texts(**source), mesh=Mesh(fsdp=2, data=4), checkpoint=every)
-    lsm.fit(made, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "half")
-    shutil.rmtree(tmp_path / "half/checkpoints/6")
-    (tmp_path / "half/result.json").unlink()
-    assert [path.name for path in (tmp_path / "half/checkpoints").glob("[0-9]*")] == ["3"]
-    again = experiment(texts(**source), mesh=made.mesh, checkpoint=every)
-    assert lsm.fit(again, tmp_path / "half").step == 6
-    first, second = (
-        lsm.load(tmp_path / name, experiment=made, step="last").params for name in ("half", "whole")
-    )
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run on subwords, and where it is."""
+    """A run on subwords over eight devices, and where it is."""
     source = dataclasses.replace(texts(buckets=(9,)), vocabulary=Subwords(kind="bpe", size=300))
     model = gpt2(**SIZES | {"vocabulary": 300})
-    made = dataclasses.replace(experiment(source), task=LanguageModelling(model=model))
+    made = experiment(source, mesh=Mesh(fsdp=2, data=4), checkpoint=Checkpoint(every=3))
+    made = dataclasses.replace(made, task=LanguageModelling(model=model))
     workdir = tmp_path_factory.mktemp("run")
     lsm.fit(made, workdir)
     return workdir, made
+
+
+def resumes_bitwise(made, whole, half):
+    shutil.copytree(whole, half)
+    shutil.rmtree(half / "checkpoints/6")
+    (half / "result.json").unlink()
+    assert [path.name for path in (half / "checkpoints").glob("[0-9]*")] == ["3"]
+    assert lsm.fit(made, half).step == 6
+    first, second = (lsm.load(path, experiment=made, step="last").params for path in (half, whole))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_a_run_in_buckets_on_eight_devices_resumes_bitwise(run, tmp_path):
+    workdir, made = run
+    resumes_bitwise(made, workdir, tmp_path / "half")
+
+
+@pytest.mark.slow
+def test_a_packed_run_on_eight_devices_resumes_bitwise(tmp_path):
+    every = Checkpoint(every=3)
+    made = experiment(texts(pack=True), mesh=Mesh(fsdp=2, data=4), checkpoint=every)
+    lsm.fit(made, tmp_path / "whole")
+    resumes_bitwise(made, tmp_path / "whole", tmp_path / "half")
 
 
 def test_another_vocabulary_is_not_gone_on_with(run):
@@ -129,19 +135,25 @@ def test_lines_of_files_are_texts(run, tmp_path, monkeypatch):
     assert [json.loads(line)["line"] for line in out.read_text().splitlines()] == [1, 3]
 
 
+@functools.cache
+def parameters():
+    batch = texts().open("train").take(np.arange(64))
+    return jax.jit(lambda: jax.tree.map(lambda x: 5 * x, TASK.init(jax.random.key(0), batch)[0]))()
+
+
+@jax.jit
+def told(params, batch):
+    """Returns the logits, and the sum of the losses with its weight."""
+    logits, _ = TASK.forward(params, {}, batch, {}, False, 0)
+    return logits, TASK.evaluate(params, {}, batch)["loss"]
+
+
 def test_packed_texts_are_as_if_each_stood_alone():
     rows, alone = (texts(pack=pack).open("train") for pack in (True, False))
     batch, one = (dataset.take(np.arange(len(dataset))) for dataset in (rows, alone))
-    task = LanguageModelling(model=gpt2(**SIZES))
-    params, state = task.init(jax.random.key(0), batch)
-    params = jax.tree.map(lambda x: 5 * x, params)
-
-    @jax.jit
-    def both(batch):
-        logits, _ = task.forward(params, state, batch, {}, False, 0)
-        return logits, task.evaluate(params, state, batch)["loss"]
-
-    (found, loss), (expected, total) = both(batch), both(one)
+    (found, loss), (expected, total) = (
+        jax.device_get(told(parameters(), given)) for given in (batch, one)
+    )
     known = {
         tuple(row[:length]): number
         for number, (row, length) in enumerate(
@@ -164,14 +176,11 @@ def test_packed_texts_are_as_if_each_stood_alone():
 
 
 def test_the_loss_counts_no_padding():
-    made = texts().open("train")
-    batch = made.take(np.arange(8))
-    task = LanguageModelling(model=gpt2(**SIZES))
-    params, state = task.init(jax.random.key(0), batch)
-    loss = task.evaluate(params, state, batch)["loss"]
+    batch = texts().open("train").take(np.arange(64))
+    _, loss = told(parameters(), batch)
     assert loss.weight == (batch["tokens_length"] - 1).sum()
     other = batch | {"tokens": np.where(batch["tokens"] == 0, 7, batch["tokens"])}
-    np.testing.assert_allclose(task.evaluate(params, state, other)["loss"].sum, loss.sum, rtol=1e-6)
+    np.testing.assert_allclose(told(parameters(), other)[1].sum, loss.sum, rtol=1e-6)
 
 
 def test_a_model_without_a_mask_is_told():
