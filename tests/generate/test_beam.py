@@ -1,5 +1,6 @@
 """Beam search against one in plain Python, exhaustive search and greedy choice, on random tables."""
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -36,9 +37,8 @@ def tables(rows, seed=0, sharpness=1.5):
     return (sharpness * random.normal(size=size)).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def searched(table, beam):
-    table = jnp.asarray(table)
-
     def decode(tokens_Nx1, cache):
         cache = cache._replace(prefix_N=cache.prefix_N * (V + 1) + tokens_Nx1[:, 0] + 1)
         return table[cache.text_N, cache.prefix_N][:, None], cache
@@ -85,12 +85,13 @@ def agree(found, row, expected):
     assert found.log_probability_B[row] == pytest.approx(log_p, abs=1e-5)
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 2.0])
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    ("size", "length_penalty"), [(1, 2.0), (2, 0.6), (3, 0.0), (3, 2.0), (7, 0.6)]
+)
 def test_search_is_that_in_plain_python(size, length_penalty):
     table = tables(40)
     beam = Beam(size=size, length_penalty=length_penalty, longest=LONGEST)
-    found = jax.jit(lambda table: searched(table, beam))(table)
+    found = searched(table, beam)
     for row in range(40):
         agree(found, row, in_python(table[row], beam))
     lengths = {*np.asarray(found.length_B).tolist()}
@@ -115,9 +116,9 @@ def test_a_beam_as_wide_as_all_texts_finds_the_best(length_penalty):
 
 
 def test_one_hypothesis_is_the_greedy_choice():
-    table = tables(30, seed=2)
+    table = tables(40, seed=2)
     found = searched(table, Beam(size=1, length_penalty=2.0, longest=LONGEST))
-    for row in range(30):
+    for row in range(40):
         text, log_p = (), 0.0
         while len(text) < LONGEST and END not in text:
             steps = log_softmax(table[row, number(text)])
