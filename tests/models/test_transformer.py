@@ -106,15 +106,20 @@ def test_a_block_with_memory_is_numpys():
 def test_parts_stand_alone_with_the_parameters_that_they_have_in_a_block():
     config = Transformer(layers=1, heads=H, width=D, bias=True, qk_norm=True)
     x, memory = arrays((B, T, D), (B, S, D))
-    whole = made(Block(config), x, CAUSAL, memory_BxSxD=memory)["params"]
     parts = {
         Attention: (x, CAUSAL),
         CrossAttention: (x, memory, Mask()),
         Mlp: (x,),
     }
+
+    @jax.jit
+    def init(key):
+        whole = Block(config).init(key, x, CAUSAL, memory_BxSxD=memory)["params"]
+        return whole, [part(config).init(key, *args)["params"] for part, args in parts.items()]
+
+    whole, each = init(jax.random.key(0))
     norms = {name: whole[name] for name in ("norm_1", "norm_cross", "norm_2")}
-    for part, args in parts.items():
-        alone = made(part(config), *args)["params"]
+    for alone in each:
         of_block = {name: whole[name] for name in alone}
         jax.tree.map(np.testing.assert_array_equal, alone, of_block)  # the same draws, too
         norms |= of_block
@@ -125,27 +130,22 @@ def test_norm_positions():
     """With maps that read nothing and an MLP of 0, what is left is norms of the input."""
     (x,) = arrays((B, T, D))
 
-    def run(position):
+    def run(x, position):
         block = Block(Transformer(layers=1, heads=H, width=D, norm_position=position))
+        variables = block.init(jax.random.key(0), x, CAUSAL)
+        zeros = jax.tree.map_with_path(lambda path, leaf: leaf * ("norm" in str(path)), variables)
+        return block.apply(zeros, x, CAUSAL).x_BxTxD, variables["params"]
 
-        @jax.jit
-        def normed(x):
-            variables = block.init(jax.random.key(0), x, CAUSAL)
-            zeros = jax.tree.map_with_path(
-                lambda path, leaf: leaf * ("norm" in str(path)), variables
-            )
-            return block.apply(zeros, x, CAUSAL).x_BxTxD, variables["params"]
-
-        y, params = normed(x)
-        return y, {name for name in params if "norm" in name}
-
+    positions = ("pre", "post", "sandwich")
+    found = jax.jit(lambda x: [run(x, position) for position in positions])(x)
+    (pre, post, sandwich), params = zip(*found, strict=True)
     normed = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
-    pre, post, sandwich = map(run, ("pre", "post", "sandwich"))
-    np.testing.assert_allclose(pre[0], x)
-    np.testing.assert_allclose(sandwich[0], x)
-    np.testing.assert_allclose(post[0], normed, rtol=1e-4, atol=1e-4)
-    assert pre[1] == post[1] == {"norm_1", "norm_2"}
-    assert sandwich[1] == {"norm_1", "norm_2", "post_norm_1", "post_norm_2"}
+    np.testing.assert_allclose(pre, x)
+    np.testing.assert_allclose(sandwich, x)
+    np.testing.assert_allclose(post, normed, rtol=1e-4, atol=1e-4)
+    norms = [{name for name in each if "norm" in name} for each in params]
+    assert norms[0] == norms[1] == {"norm_1", "norm_2"}
+    assert norms[2] == {"norm_1", "norm_2", "post_norm_1", "post_norm_2"}
 
 
 @pytest.mark.slow
@@ -330,7 +330,8 @@ def test_stages_hand_back_maps_and_read_the_memory_and_the_mask_of_their_rows():
 
 def test_a_cache_and_stages_do_not_go_together():
     model, mesh = STYLES["llama"], make_mesh(Mesh(data=1, pipeline=3), jax.devices()[:3])
-    variables = made(model, tokens())
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens())
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
     def decode(variables):
         return model.apply(variables, tokens(), model.cache(B, 16), method="decode")
@@ -370,8 +371,10 @@ def test_more_errors():
 def test_a_memory_is_given_as_often_as_the_parameters_were_made_for_it():
     config, x_BxTxD = Transformer(layers=1, heads=2, width=8), jnp.ones((1, 3, 8))
     block, mask = Block(config), Mask(causal=True)
-    plain, cross = made(block, x_BxTxD, mask), made(block, x_BxTxD, mask, memory_BxSxD=x_BxTxD)
+    memory = {"memory_BxSxD": x_BxTxD}
+    plain = jax.eval_shape(block.init, jax.random.key(0), x_BxTxD, mask)
+    cross = jax.eval_shape(block.init, jax.random.key(0), x_BxTxD, mask, **memory)
     with pytest.raises(ConfigError, match="Block: no memory given; .* made with one"):
-        block.apply(cross, x_BxTxD, mask)
+        jax.eval_shape(block.apply, cross, x_BxTxD, mask)
     with pytest.raises(ConfigError, match="Block: a memory given; .* made with none"):
-        block.apply(plain, x_BxTxD, mask, memory_BxSxD=x_BxTxD)
+        jax.eval_shape(block.apply, plain, x_BxTxD, mask, **memory)
