@@ -1,5 +1,6 @@
 """Beam search against one in plain Python, exhaustive search and greedy choice, on random tables."""
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -36,9 +37,8 @@ def tables(rows, seed=0, sharpness=1.5):
     return (sharpness * random.normal(size=size)).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def searched(table, beam):
-    table = jnp.asarray(table)
-
     def decode(tokens_Nx1, cache):
         cache = cache._replace(prefix_N=cache.prefix_N * (V + 1) + tokens_Nx1[:, 0] + 1)
         return table[cache.text_N, cache.prefix_N][:, None], cache
@@ -85,22 +85,20 @@ def agree(found, row, expected):
     assert found.log_probability_B[row] == pytest.approx(log_p, abs=1e-5)
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 2.0])
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize(("size", "length_penalty"), [(2, 0.6), (3, 2.0), (7, 0.0)])
 def test_search_is_that_in_plain_python(size, length_penalty):
     table = tables(40)
     beam = Beam(size=size, length_penalty=length_penalty, longest=LONGEST)
-    found = jax.jit(lambda table: searched(table, beam))(table)
+    found = searched(table, beam)
     for row in range(40):
         agree(found, row, in_python(table[row], beam))
     lengths = {*np.asarray(found.length_B).tolist()}
     assert len(lengths) > 2  # else little was tried
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-def test_a_beam_as_wide_as_all_texts_finds_the_best(length_penalty):
+def test_a_beam_as_wide_as_all_texts_finds_the_best():
     table = tables(10, seed=1)
-    beam = Beam(size=V**LONGEST, length_penalty=length_penalty, longest=LONGEST)
+    beam = Beam(size=V**LONGEST, length_penalty=1.0, longest=LONGEST)
     found = searched(table, beam)
     others = [token for token in range(V) if token != END]
     for row in range(10):
@@ -110,14 +108,14 @@ def test_a_beam_as_wide_as_all_texts_finds_the_best(length_penalty):
                 text = (*begun, END)
                 steps = [log_softmax(table[row, number(text[:i])])[text[i]] for i in range(n + 1)]
                 every.append((text, sum(steps)))
-        best = max(every, key=lambda one: one[1] / ((5 + len(one[0])) / 6) ** length_penalty)
+        best = max(every, key=lambda one: one[1] / ((5 + len(one[0])) / 6))
         agree(found, row, best)
 
 
 def test_one_hypothesis_is_the_greedy_choice():
-    table = tables(30, seed=2)
+    table = tables(40, seed=2)
     found = searched(table, Beam(size=1, length_penalty=2.0, longest=LONGEST))
-    for row in range(30):
+    for row in range(40):
         text, log_p = (), 0.0
         while len(text) < LONGEST and END not in text:
             steps = log_softmax(table[row, number(text)])
@@ -126,7 +124,7 @@ def test_one_hypothesis_is_the_greedy_choice():
 
 
 def test_a_row_does_not_depend_on_the_others():
-    table, beam = tables(6, seed=3), Beam(size=3, longest=LONGEST)
+    table, beam = tables(40, seed=3), Beam(size=3, length_penalty=2.0, longest=LONGEST)
     together = searched(table, beam)
     for row in range(6):
         alone = searched(table[row : row + 1], beam)
@@ -152,13 +150,14 @@ def test_the_search_ends_when_nothing_can_win():
         return jnp.zeros((len(tokens_Nx1), 1, V)), cache
 
     start = Prefix(jnp.zeros(2, jnp.int32), jnp.arange(2))
-    found = beam_search(decode, jnp.asarray(table[:, 0]), start, END, Beam(size=3, longest=LONGEST))
+    beam = Beam(size=3, longest=LONGEST)
+    found = jax.jit(lambda logits: beam_search(decode, logits, start, END, beam))(table[:, 0])
     jax.effects_barrier()
     assert (found.length_B == 1).all() and len(asked) == 1
 
 
 def test_eight_devices_are_one():
-    table, beam = tables(16, seed=4), Beam(size=3, longest=LONGEST)
+    table, beam = tables(40, seed=4), Beam(size=3, length_penalty=2.0, longest=LONGEST)
     mesh = make_mesh(Mesh(data=8))
     rows = batch_sharding(mesh)
     search = jit(

@@ -1,5 +1,8 @@
 """BERT: published sizes, padding, heads that share an encoder's paths, meshes, errors."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +15,13 @@ from lsm.models.experts import Experts
 from lsm.params import flat
 
 SMALL = families.bert_base(
-    vocabulary=40, context=16, layers=2, heads=4, width=32, hidden=64, dropout=0.0
+    vocabulary=40, context=16, layers=2, heads=4, width=16, hidden=32, dropout=0.0
 )
 LENGTHS = np.array([6, 3, 1, 0])
 HEADS = [Classifier(SMALL), Classifier(SMALL, pooling="mean"), TokenClassifier(SMALL)]
 HEADS += [MaskedLM(SMALL), Embedder(SMALL)]
+EXPERTS = dataclasses.replace(SMALL.transformer, experts=Experts(count=4, top_k=2))
+MIXED = Classifier(SMALL.clone(transformer=EXPERTS))
 
 
 def texts(t=6, fill=0):
@@ -25,8 +30,24 @@ def texts(t=6, fill=0):
     return Sequences(np.where(np.arange(t) < LENGTHS[:, None], tokens, fill), LENGTHS)
 
 
-def params_of(model):
-    return model.init(jax.random.key(0), texts())
+@functools.cache
+def made():
+    """The variables of all models, of one compilation."""
+    models = [SMALL, MIXED, *HEADS]
+    every = jax.jit(lambda key: [model.init(key, texts()) for model in models])(jax.random.key(0))
+    return dict(zip(models, every, strict=True))
+
+
+@functools.cache
+def outputs():
+    """What each head makes of texts of 6, and of 16 whose padding holds something."""
+
+    def run(every, *given):
+        return [[model.apply(v, x) for x in given] for model, v in zip(HEADS, every, strict=True)]
+
+    every = [made()[model] for model in HEADS]
+    found = jax.jit(run)(every, texts(), texts(t=16, fill=39))
+    return dict(zip(HEADS, found, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -42,9 +63,7 @@ def test_published_counts(family, count):
 
 @pytest.mark.parametrize("model", HEADS, ids=lambda model: type(model).__name__)
 def test_padding_alters_nothing(model):
-    variables = params_of(model)
-    run = jax.jit(model.apply)
-    short, long = run(variables, texts()), run(variables, texts(t=16, fill=39))
+    short, long = outputs()[model]
     if isinstance(short, dict):
         short, long = short["embedding"], long["embedding"]
     if isinstance(model, TokenClassifier | MaskedLM):
@@ -57,60 +76,51 @@ def test_padding_alters_nothing(model):
 
 
 def test_an_embedding_has_length_1_and_a_gradient_where_there_is_no_text():
-    model, variables = Embedder(SMALL), params_of(Embedder(SMALL))
+    model = Embedder(SMALL)
 
-    def total(params):
-        return model.apply({"params": params}, texts())["embedding"][:, 0].sum()
+    @jax.jit
+    @jax.grad
+    def gradient_of(variables):
+        return model.apply(variables, texts())["embedding"][:, 0].sum()
 
-    lengths = np.linalg.norm(model.apply(variables, texts())["embedding"], axis=1)
+    lengths = np.linalg.norm(outputs()[model][0]["embedding"], axis=1)
     np.testing.assert_allclose(lengths, [1, 1, 1, 0], atol=1e-6)
-    gradient = jax.grad(total)(variables["params"])
+    gradient = gradient_of(made()[model])
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
 
 
 def test_heads_have_the_encoder_s_paths():
-    encoder = {*flat(params_of(SMALL)["params"])}
+    encoder = {*flat(made()[SMALL]["params"])}
     for model in HEADS:
-        assert encoder <= {*flat(params_of(model)["params"])}
+        assert encoder <= {*flat(made()[model]["params"])}
 
 
 def test_types_are_told_apart():
-    variables = params_of(SMALL)
     ones = texts()._replace(types_BxT=jnp.ones((4, 6), int))
     zeros = texts()._replace(types_BxT=jnp.zeros((4, 6), int))
-    none, zero, one = (SMALL.apply(variables, x) for x in (texts(), zeros, ones))
+    run = jax.jit(lambda variables, *given: [SMALL.apply(variables, x) for x in given])
+    none, zero, one = run(made()[SMALL], texts(), zeros, ones)
     np.testing.assert_array_equal(none, zero)
     assert np.abs(np.asarray(zero - one)[0]).max() > 0.01
 
 
-@pytest.mark.parametrize("axes", [{"fsdp": 4}, {"tensor": 4, "data": 2}, {"sequence": 2}])
-def test_a_mesh_says_the_same(axes):
+def test_a_mesh_says_the_same():
     model = MaskedLM(SMALL)
-    variables = params_of(model)
-    expected = model.apply(variables, texts())
-    mesh = make_mesh(Mesh(**axes), jax.devices()[: np.prod([*axes.values()])])
-    with jax.set_mesh(mesh):
-        logits = jax.jit(model.apply)(variables, texts())
+    expected, _ = outputs()[model]
+    with jax.set_mesh(make_mesh(Mesh(fsdp=2, tensor=2, sequence=2))):
+        logits = jax.jit(model.apply)(made()[model], texts())
     real = np.arange(6) < LENGTHS[:, None]
     np.testing.assert_allclose(np.asarray(logits)[real], expected[real], atol=1e-5)
 
 
 def test_experts_do_not_count_padding():
-    model = Classifier(SMALL.clone(transformer=_with_experts()))
-    variables = params_of(model)
-    variables = {"params": variables["params"]}
+    variables = {"params": made()[MIXED]["params"]}
 
-    def balance(given):
-        _, sown = model.apply(variables, given, mutable=["losses"])
-        return np.asarray(sown["losses"]["balance"][0])[:3]
+    def run(variables, *given):
+        return [MIXED.apply(variables, x, mutable=["losses"])[1]["losses"] for x in given]
 
-    np.testing.assert_allclose(balance(texts()), balance(texts(t=16, fill=39)), rtol=1e-5)
-
-
-def _with_experts():
-    import dataclasses
-
-    return dataclasses.replace(SMALL.transformer, experts=Experts(count=4, top_k=2))
+    short, long = jax.jit(run)(variables, texts(), texts(t=16, fill=39))
+    np.testing.assert_allclose(short["balance"][0][:3], long["balance"][0][:3], rtol=1e-5)
 
 
 def test_longer_texts_than_positions():

@@ -1,6 +1,7 @@
 """Blocks against NumPy, what a cache and packed segments change (nothing), parts on their own."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +38,13 @@ STYLES = {
 }
 
 
+def made(module, *args, **options):
+    return jax.jit(functools.partial(module.init, **options))(jax.random.key(0), *args)
+
+
 def noisy(module, *args, **options):
     """Parameters far from their first values, so that nothing small hides."""
-    variables = module.init(jax.random.key(0), *args, **options)
+    variables = made(module, *args, **options)
     leaves, tree = jax.tree.flatten(variables)
     random = np.random.default_rng(0)
     return tree.unflatten([x + 0.2 * random.normal(size=x.shape).astype(x.dtype) for x in leaves])
@@ -90,7 +95,8 @@ def test_a_block_with_memory_is_numpys():
     h = h + dense(y, "cross_out")
     h = h + dense(np.maximum(dense(norm(h, "norm_2"), "up"), 0), "down")
 
-    found = Block(config).apply(variables, x, CAUSAL, **options, maps=True)
+    run = jax.jit(functools.partial(Block(config).apply, maps=True))
+    found = run(variables, x, CAUSAL, **options)
     np.testing.assert_allclose(found.x_BxTxD, h, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.maps_BxHxTxS, maps, atol=1e-5)
     np.testing.assert_allclose(found.cross_maps_BxHxTxS, cross_maps, atol=1e-5)
@@ -100,15 +106,20 @@ def test_a_block_with_memory_is_numpys():
 def test_parts_stand_alone_with_the_parameters_that_they_have_in_a_block():
     config = Transformer(layers=1, heads=H, width=D, bias=True, qk_norm=True)
     x, memory = arrays((B, T, D), (B, S, D))
-    whole = Block(config).init(jax.random.key(0), x, CAUSAL, memory_BxSxD=memory)["params"]
     parts = {
         Attention: (x, CAUSAL),
         CrossAttention: (x, memory, Mask()),
         Mlp: (x,),
     }
+
+    @jax.jit
+    def init(key):
+        whole = Block(config).init(key, x, CAUSAL, memory_BxSxD=memory)["params"]
+        return whole, [part(config).init(key, *args)["params"] for part, args in parts.items()]
+
+    whole, each = init(jax.random.key(0))
     norms = {name: whole[name] for name in ("norm_1", "norm_cross", "norm_2")}
-    for part, args in parts.items():
-        alone = part(config).init(jax.random.key(0), *args)["params"]
+    for alone in each:
         of_block = {name: whole[name] for name in alone}
         jax.tree.map(np.testing.assert_array_equal, alone, of_block)  # the same draws, too
         norms |= of_block
@@ -119,19 +130,22 @@ def test_norm_positions():
     """With maps that read nothing and an MLP of 0, what is left is norms of the input."""
     (x,) = arrays((B, T, D))
 
-    def run(position):
+    def run(x, position):
         block = Block(Transformer(layers=1, heads=H, width=D, norm_position=position))
         variables = block.init(jax.random.key(0), x, CAUSAL)
-        names = {name for name in variables["params"] if "norm" in name}
         zeros = jax.tree.map_with_path(lambda path, leaf: leaf * ("norm" in str(path)), variables)
-        return block.apply(zeros, x, CAUSAL).x_BxTxD, names
+        return block.apply(zeros, x, CAUSAL).x_BxTxD, variables["params"]
 
+    positions = ("pre", "post", "sandwich")
+    found = jax.jit(lambda x: [run(x, position) for position in positions])(x)
+    (pre, post, sandwich), params = zip(*found, strict=True)
     normed = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
-    np.testing.assert_allclose(run("pre")[0], x)
-    np.testing.assert_allclose(run("sandwich")[0], x)
-    np.testing.assert_allclose(run("post")[0], normed, rtol=1e-4, atol=1e-4)
-    assert run("pre")[1] == run("post")[1] == {"norm_1", "norm_2"}
-    assert run("sandwich")[1] == {"norm_1", "norm_2", "post_norm_1", "post_norm_2"}
+    np.testing.assert_allclose(pre, x)
+    np.testing.assert_allclose(sandwich, x)
+    np.testing.assert_allclose(post, normed, rtol=1e-4, atol=1e-4)
+    norms = [{name for name in each if "norm" in name} for each in params]
+    assert norms[0] == norms[1] == {"norm_1", "norm_2"}
+    assert norms[2] == {"norm_1", "norm_2", "post_norm_1", "post_norm_2"}
 
 
 @pytest.mark.slow
@@ -201,16 +215,14 @@ def test_a_cached_decoder_computes_the_memorys_keys_once():
     memory_mask = Mask(keys_BxS=jnp.arange(S)[None] < jnp.array([[S], [4]]))
     stack = Stack(config)
     variables = noisy(stack, x, CAUSAL, memory_BxSxD=memory)
-    expected = stack.apply(variables, x, CAUSAL, memory_BxSxD=memory, memory_mask=memory_mask)
 
-    first = stack.apply(
-        variables,
-        x[:, :2],
-        CAUSAL,
-        memory_BxSxD=memory,
-        memory_mask=memory_mask,
-        cache=config.cache(B, 8),
-    )
+    @jax.jit
+    def begin(variables, x, memory, cache):
+        options = {"memory_BxSxD": memory, "memory_mask": memory_mask}
+        whole = stack.apply(variables, x, CAUSAL, **options)
+        return whole, stack.apply(variables, x[:, :2], CAUSAL, **options, cache=cache)
+
+    expected, first = begin(variables, x, memory, config.cache(B, 8))
 
     @jax.jit
     def go_on(variables, x, cache):
@@ -228,7 +240,8 @@ def test_a_cached_decoder_computes_the_memorys_keys_once():
 def test_maps_of_all_layers_sum_to_one():
     stack = Stack(Transformer(layers=3, heads=4, kv_heads=2, width=16, window=3, global_every=3))
     (x,) = arrays((B, T, 16))
-    found = stack.apply(noisy(stack, x, CAUSAL), x, CAUSAL, maps=True).maps_BxHxTxS
+    run = jax.jit(functools.partial(stack.apply, maps=True))
+    found = run(noisy(stack, x, CAUSAL), x, CAUSAL).maps_BxHxTxS
     assert found.shape == (3, B, 4, T, T)
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
     assert (found[:2, :, :, 4, 0] == 0).all() and (found[2, :, :, 4, 0] > 0).all()
@@ -317,7 +330,8 @@ def test_stages_hand_back_maps_and_read_the_memory_and_the_mask_of_their_rows():
 
 def test_a_cache_and_stages_do_not_go_together():
     model, mesh = STYLES["llama"], make_mesh(Mesh(data=1, pipeline=3), jax.devices()[:3])
-    variables = model.init(jax.random.key(0), tokens())
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens())
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
     def decode(variables):
         return model.apply(variables, tokens(), model.cache(B, 16), method="decode")
@@ -357,9 +371,10 @@ def test_more_errors():
 def test_a_memory_is_given_as_often_as_the_parameters_were_made_for_it():
     config, x_BxTxD = Transformer(layers=1, heads=2, width=8), jnp.ones((1, 3, 8))
     block, mask = Block(config), Mask(causal=True)
-    plain = block.init(jax.random.key(0), x_BxTxD, mask)
-    cross = block.init(jax.random.key(0), x_BxTxD, mask, memory_BxSxD=x_BxTxD)
+    memory = {"memory_BxSxD": x_BxTxD}
+    plain = jax.eval_shape(block.init, jax.random.key(0), x_BxTxD, mask)
+    cross = jax.eval_shape(block.init, jax.random.key(0), x_BxTxD, mask, **memory)
     with pytest.raises(ConfigError, match="Block: no memory given; .* made with one"):
-        block.apply(cross, x_BxTxD, mask)
+        jax.eval_shape(block.apply, cross, x_BxTxD, mask)
     with pytest.raises(ConfigError, match="Block: a memory given; .* made with none"):
-        block.apply(plain, x_BxTxD, mask, memory_BxSxD=x_BxTxD)
+        jax.eval_shape(block.apply, plain, x_BxTxD, mask, **memory)

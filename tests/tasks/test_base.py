@@ -11,7 +11,7 @@ import pytest
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError
 from lsm.metrics import weigh
-from lsm.models import GPT, MLP
+from lsm.models import GPT, MLP, Transformer
 from lsm.optim import SGD
 from lsm.rng import stream, streams
 from lsm.tasks import Classification, LanguageModelling, Regression, Task, column
@@ -55,19 +55,26 @@ def pictures(rows=12, weight=None):
 
 
 def loss_of(task, batch):
-    params, state = task.init(jax.random.key(0), batch)
-    assert "losses" not in state
-    total, (metrics, changed) = task.loss(params, state, batch, rngs={})
-    assert "losses" not in changed
-    outputs, _ = task.forward(params, state, batch, {}, True, 0)
+    @jax.jit
+    def run(batch):
+        params, state = task.init(jax.random.key(0), batch)
+        assert "losses" not in state
+        total, (metrics, changed) = task.loss(params, state, batch, rngs={})
+        assert "losses" not in changed
+        return total, metrics, task.forward(params, state, batch, {}, True, 0)[0]
+
+    total, metrics, outputs = run(batch)
     return float(total), metrics, np.asarray(outputs)
 
 
 WEIGHT = np.r_[np.arange(10) / 4, 0, 0]
 
 
-@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["plain", "weighed"])
-@pytest.mark.parametrize("class_weights", [(), (1.0, 2.0, 0.5)], ids=["alike", "by class"])
+@pytest.mark.parametrize(
+    ("weight", "class_weights"),
+    [(None, ()), (WEIGHT, (1.0, 2.0, 0.5))],
+    ids=["alike", "weighed and by class"],
+)
 def test_the_mean_of_what_is_sown_is_added_to_the_mean_loss(weight, class_weights):
     task = Classification(model=Outer(Penalised()), class_weights=class_weights)
     batch = pictures(weight=weight)
@@ -104,7 +111,7 @@ def test_one_target_for_each_output_of_a_regression():
 def test_sown_terms_are_exact_under_accumulation_and_padding():
     transform = SGD(learning_rate=0.1).make(Horizon(4, 12, 12))
     task, batch = Classification(model=Outer(Penalised())), pictures(weight=WEIGHT)
-    state = init_state(task, transform, batch, seed=0)
+    state = jax.jit(lambda batch: init_state(task, transform, batch, seed=0))(batch)
     whole, parts = (
         jax.jit(make_step(task, transform, accumulation=n))(state, batch)[0] for n in (1, 4)
     )
@@ -121,9 +128,14 @@ def test_sown_terms_are_exact_under_accumulation_and_padding():
 
 def test_sown_terms_are_reported_in_evaluation_too():
     task, batch = Classification(model=Outer(Penalised())), pictures()
-    params, state = task.init(jax.random.key(0), batch)
-    _, trained = task.loss(params, state, batch, rngs={})
-    found = task.evaluate(params, state, batch)
+
+    @jax.jit
+    def run(batch):
+        params, state = task.init(jax.random.key(0), batch)
+        given = (params, state, batch)
+        return task.loss(*given, rngs={})[1], task.evaluate(*given)
+
+    trained, found = run(batch)
     assert float(found["size"].mean) == float(trained.metrics["size"].mean)
 
 
@@ -143,9 +155,9 @@ def test_what_cannot_be_sown_is_one_line(name, value, line):
             return nn.Dense(3)(x_BxD)
 
     task, batch = Classification(model=Wrong()), pictures()
-    params, state = task.init(jax.random.key(0), batch)
+    params, state = jax.eval_shape(task.init, jax.random.key(0), batch)
     with pytest.raises(ConfigError, match=line):
-        task.loss(params, state, batch, rngs={})
+        jax.eval_shape(task.loss, params, state, batch, {})
 
 
 def test_terms_of_one_name_add_up_whatever_their_shapes():
@@ -159,17 +171,16 @@ def test_terms_of_one_name_add_up_whatever_their_shapes():
                 self.sow("losses", "extra", term)
             return nn.Dense(3)(x_BxD)
 
-    for scalar_first in (True, False):
-        for weight in (None, WEIGHT):
-            task = Classification(model=Mixed(scalar_first))
-            total, metrics, _ = loss_of(task, pictures(weight=weight))
-            assert float(metrics["extra"].mean) == pytest.approx(2)
-            added = total / metrics["loss"].weight - metrics["loss"].mean
-            assert float(added) == pytest.approx(2, rel=1e-5)
+    for scalar_first, weight in ((True, WEIGHT), (False, None)):
+        task = Classification(model=Mixed(scalar_first))
+        total, metrics, _ = loss_of(task, pictures(weight=weight))
+        assert float(metrics["extra"].mean) == pytest.approx(2)
+        added = total / metrics["loss"].weight - metrics["loss"].mean
+        assert float(added) == pytest.approx(2, rel=1e-5)
 
 
 def projected(params="float32", changed=lambda x: x):
-    """A task that keeps parameters within 0.05; and its step, state and batch."""
+    """Of a task that keeps parameters within 0.05: what makes a state, the step, and a batch."""
 
     class Projected(Classification):
         def after_update(self, params, model_state, step):
@@ -178,12 +189,16 @@ def projected(params="float32", changed=lambda x: x):
     task, batch = Projected(model=MLP(widths=(5,), outputs=3)), pictures()
     optimizer = SGD(learning_rate=0.05)
     transform = optimizer.make(Horizon(8, 12, 12), master=params != "float32")
-    state = init_state(task, transform, batch, 0, params)
-    return jax.jit(make_step(task, transform)), state, batch
+
+    def start(batch):
+        return init_state(task, transform, batch, 0, params)
+
+    return start, make_step(task, transform), batch
 
 
 def test_a_projection_reaches_the_master_copies():
-    step, state, batch = projected("bfloat16")
+    start, step, batch = projected("bfloat16")
+    state, step = jax.jit(start)(batch), jax.jit(step)
     for _ in range(8):
         state, _ = step(state, batch)
     master = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(state.opt_state["master"]))
@@ -203,9 +218,10 @@ def test_a_projection_reaches_the_master_copies():
     ids=["dtype", "lost", "new"],
 )
 def test_after_update_must_keep_what_there_is(changed, line):
-    step, state, batch = projected(changed=changed)
+    start, step, batch = projected(changed=changed)
+    state = jax.eval_shape(start, batch)
     with pytest.raises(ConfigError, match=f"task.after_update: .*{line}"):
-        step(state, batch)
+        jax.eval_shape(step, state, batch)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +248,8 @@ def test_what_a_task_returns_is_checked(method, returned, line):
     task, batch = Wrong(model=MLP(widths=(5,), outputs=3)), pictures()
     transform = SGD(learning_rate=0.1).make(Horizon(8, 12, 12))
     with pytest.raises(ConfigError, match=line) as error:
-        make_step(task, transform)(init_state(task, transform, batch, 0), batch)
+        state = jax.eval_shape(lambda batch: init_state(task, transform, batch, 0), batch)
+        jax.eval_shape(make_step(task, transform), state, batch)
     assert "\n" not in str(error.value)
 
 
@@ -259,14 +276,20 @@ def test_streams_are_functions_of_seed_name_step_and_purpose():
 
 
 def test_predictions_of_a_language_model_are_the_same_in_chunks():
-    model = GPT(vocabulary=11, context=8)
+    blocks = Transformer(layers=2, heads=2, width=16)
+    model = GPT(vocabulary=11, context=8, transformer=blocks)
     batch = {"tokens": np.random.default_rng(0).integers(0, 11, (3, 9)).astype(np.int32)}
     task = LanguageModelling(model=model)
-    params, state = task.init(jax.random.key(0), batch)
-    params = jax.tree.map(lambda x: 5 * x, params)
-    whole = task.predict(params, state, batch)
-    parts = dataclasses.replace(task, chunks=4).predict(params, state, batch)
-    logits = model.apply({"params": params}, batch["tokens"][:, :-1])
+    in_chunks = dataclasses.replace(task, chunks=4)
+
+    @jax.jit
+    def run(batch):
+        params, state = task.init(jax.random.key(0), batch)
+        params = jax.tree.map(lambda x: 5 * x, params)
+        logits = model.apply({"params": params}, batch["tokens"][:, :-1])
+        return [each.predict(params, state, batch) for each in (task, in_chunks)], logits
+
+    (whole, parts), logits = run(batch)
     picked = np.take_along_axis(
         np.asarray(jax.nn.log_softmax(logits)), batch["tokens"][:, 1:, None], -1
     )[..., 0]
@@ -278,13 +301,14 @@ def test_predictions_of_a_language_model_are_the_same_in_chunks():
 def test_predictions_are_rows_of_examples():
     batch = pictures()
     task = Classification(model=MLP(widths=(5,), outputs=3))
-    params, state = task.init(jax.random.key(0), batch)
-    found = task.predict(params, state, {"image": batch["image"]})  # no label is needed
+    params, state = jax.jit(task.init)(jax.random.key(0), batch)
+    found = jax.jit(task.predict)(params, state, {"image": batch["image"]})  # no label is needed
     np.testing.assert_allclose(found["probability"].sum(-1), np.ones(12), rtol=1e-6)
     np.testing.assert_array_equal(found["label"], found["probability"].argmax(-1))
     regression = Regression(model=MLP(widths=(5,), outputs=2), input="image", target="y")
-    params, state = regression.init(jax.random.key(0), batch)
-    assert regression.predict(params, state, batch)["prediction"].shape == (12, 2)
+    params, state = jax.eval_shape(regression.init, jax.random.key(0), batch)
+    said = jax.eval_shape(regression.predict, params, state, batch)
+    assert said["prediction"].shape == (12, 2)
 
 
 @pytest.mark.parametrize(
@@ -325,22 +349,19 @@ class TrainByDefault(nn.Module):
         return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x_BxD)) * (1.0 + train)
 
 
-@pytest.mark.parametrize(
-    ("model", "ratio"),
-    [
-        (nn.Dense(3), 1),
-        (nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(3)]), 1),
-        (Keyword(), 2),
-        (TrainByDefault(), None),
-    ],
-)
-def test_a_model_need_not_take_train(model, ratio):
-    task, batch = Classification(model=model), pictures()
-    params, state = task.init(jax.random.key(0), batch)
-    rngs = {"dropout": jax.random.key(1)}
-    trained, _ = task.forward(params, state, batch, rngs, True, 0)
-    plain, _ = task.forward(params, state, batch, {}, False, 0)
-    if ratio:
-        np.testing.assert_allclose(trained, ratio * plain, rtol=1e-6)
-    else:
-        assert not np.allclose(trained, 2 * plain)
+def test_a_model_need_not_take_train():
+    sequence = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(3)])
+    ratios = [(nn.Dense(3), 1), (sequence, 1), (Keyword(), 2), (TrainByDefault(), None)]
+
+    def run(task, batch):
+        given = (*task.init(jax.random.key(0), batch), batch)
+        trained, _ = task.forward(*given, {"dropout": jax.random.key(1)}, True, 0)
+        return trained, task.forward(*given, {}, False, 0)[0]
+
+    tasks = [Classification(model=model) for model, _ in ratios]
+    found = jax.jit(lambda batch: [run(task, batch) for task in tasks])(pictures())
+    for (trained, plain), (_, ratio) in zip(found, ratios, strict=True):
+        if ratio:
+            np.testing.assert_allclose(trained, ratio * plain, rtol=1e-6)
+        else:
+            assert not np.allclose(trained, 2 * plain)

@@ -18,6 +18,8 @@ ENCODER = families.bert_base(
     vocabulary=V, context=64, layers=1, heads=2, width=16, hidden=32, dropout=0.0
 )
 TASK = MaskedLanguageModelling(model=MaskedLM(ENCODER), mask=MASK, special=(CLS, SEP))
+ONES = np.ones(8, np.float32)
+evaluate, words, hidden = jax.jit(TASK.evaluate), jax.jit(TASK._words), jax.jit(hide)
 
 
 def batch(rows=8, t=40, **more):
@@ -45,72 +47,78 @@ def words_of(columns, most=3, seed=1):
 
 @pytest.fixture(scope="module")
 def params():
-    return TASK.init(jax.random.key(0), batch())[0]
+    return jax.jit(TASK.init)(jax.random.key(0), batch())[0]
 
 
 def test_as_many_as_said_are_hidden_and_no_special_ones():
     columns = batch(rows=400)
-    hidden = np.asarray(hide(jax.random.key(0), TASK._words(columns), 0.15))
+    found = np.asarray(hidden(jax.random.key(0), words(columns), 0.15))
     may = inside(columns)
-    assert not (hidden & ~may).any()
+    assert not (found & ~may).any()
     counts = np.maximum(np.round(0.15 * may.sum(1)), 1)
-    np.testing.assert_array_equal(hidden.sum(1), counts)
+    np.testing.assert_array_equal(found.sum(1), counts)
     assert counts.max() <= math.ceil(0.15 * 40)
 
 
 def test_every_token_is_hidden_equally_often():
-    may = np.tile(np.arange(20), (4000, 1))
-    share = np.asarray(hide(jax.random.key(1), may, 0.15)).mean(0)
+    may = np.tile(np.arange(40), (400, 1))
+    found = [hidden(key, may, 0.15) for key in jax.random.split(jax.random.key(1), 10)]
+    share = np.mean(found, axis=(0, 1))
     np.testing.assert_allclose(share, 0.15, atol=4 * (0.15 * 0.85 / 4000) ** 0.5)
 
 
 def test_words_are_hidden_whole():
-    columns = batch(rows=200)
-    words = words_of(columns)
-    hidden = np.asarray(
-        hide(jax.random.key(0), TASK._words({**columns, "tokens_words": words}), 0.15)
-    )
-    for row, of in zip(hidden, words, strict=True):
+    columns = batch(rows=400)
+    given = words_of(columns)
+    of_tokens = words({**columns, "tokens_words": given})
+    found = np.asarray(hidden(jax.random.key(0), of_tokens, 0.15))
+    for row, of in zip(found, given, strict=True):
         for word in set(of[row]):
             assert row[of == word].all()
     limit = np.maximum(np.round(0.15 * inside(columns).sum(1)), 1)
-    assert (hidden.sum(1) <= limit).all() and hidden.sum() > 0.75 * limit.sum()
+    assert (found.sum(1) <= limit).all() and found.sum() > 0.75 * limit.sum()
 
 
 def test_words_of_two_texts_are_not_one():
     columns = batch(rows=1, t=10) | {"tokens_length": np.array([10])}
-    words = np.array([[-1, 0, 1, 2, -1, 0, 1, 2, 3, -1]])
+    apart = np.array([[-1, 0, 1, 2, -1, 0, 1, 2, 3, -1]])
     types = np.array([[0, 0, 0, 0, 0, 1, 1, 1, 1, 1]])
-    given = {**columns, "tokens_words": words, "tokens_types": types}
-    found = np.asarray(TASK._words(given))[0]
-    assert len(set(found[words[0] >= 0])) == 7
+    given = {**columns, "tokens_words": apart, "tokens_types": types}
+    found = np.asarray(words(given))[0]
+    assert len(set(found[apart[0] >= 0])) == 7
     touching = np.array([[-1, 0, 1, 2, 2, 2, 3, 4, 5, -1]])  # [SEP] left out
-    found = np.asarray(TASK._words({**given, "tokens_words": touching}))[0]
+    found = np.asarray(words({**given, "tokens_words": touching}))[0]
     assert found[3] == found[4] != found[5]
 
 
 def test_8_of_10_become_the_mask_1_any_token_and_1_stays():
     columns = batch(rows=3000)
-    hidden = inside(columns)
-    new = np.asarray(TASK._changed(jax.random.key(0), columns["tokens"], hidden))
-    np.testing.assert_array_equal(new[~hidden], columns["tokens"][~hidden])
-    masks, stays = (new == MASK)[hidden].mean(), (new == columns["tokens"])[hidden].mean()
+    may = inside(columns)
+    new = np.asarray(jax.jit(TASK._changed)(jax.random.key(0), columns["tokens"], may))
+    np.testing.assert_array_equal(new[~may], columns["tokens"][~may])
+    masks, stays = (new == MASK)[may].mean(), (new == columns["tokens"])[may].mean()
     # Any token is the mask, or the one that was there, once in V.
     assert abs(masks - (0.8 + 0.1 / V)) < 0.005 and abs(stays - (0.1 + 0.1 / V)) < 0.005
 
 
 def test_the_loss_is_that_of_hidden_tokens_by_numpy(params):
-    columns = batch() | {"weight": np.array([1, 1, 0, 2, 1, 1, 0.5, 1], np.float32)}
+    columns = batch(weight=np.array([1, 1, 0, 2, 1, 1, 0.5, 1], np.float32))
     rngs = streams(TASK.streams, 0, 3, "evaluation")
-    figures = TASK.evaluate(params, {}, columns, rngs)
-    pick, change = jax.random.split(rngs["mask"])
-    hidden = np.asarray(hide(pick, TASK._words(columns), 0.15))
-    tokens = TASK._changed(change, columns["tokens"], hidden)
-    texts = TASK.inputs(columns)._replace(tokens_BxT=tokens)
-    logits = np.asarray(TASK.model.apply({"params": params}, texts), np.float64)
+    figures = evaluate(params, {}, columns, rngs)
+
+    @jax.jit
+    def reference(params, columns, key):
+        pick, change = jax.random.split(key)
+        at = hide(pick, TASK._words(columns), 0.15)
+        tokens = TASK._changed(change, columns["tokens"], at)
+        texts = TASK.inputs(columns)._replace(tokens_BxT=tokens)
+        return at, TASK.model.apply({"params": params}, texts)
+
+    at, logits = reference(params, columns, rngs["mask"])
+    logits = np.asarray(logits, np.float64)
     normaliser = np.log(np.exp(logits).sum(-1))
     loss = normaliser - np.take_along_axis(logits, columns["tokens"][..., None], 2)[..., 0]
-    weights = hidden * columns["weight"][:, None]
+    weights = at * columns["weight"][:, None]
     np.testing.assert_allclose(figures["loss"].sum, (loss * weights).sum(), rtol=1e-5)
     np.testing.assert_allclose(figures["loss"].weight, weights.sum(), rtol=1e-6)
     right = logits.argmax(-1) == columns["tokens"]
@@ -123,18 +131,18 @@ def test_the_loss_is_that_of_hidden_tokens_by_numpy(params):
 def test_evaluations_hide_the_same_and_steps_do_not(params):
     def loss(number, purpose):
         rngs = streams(TASK.streams, 0, number, purpose)
-        return float(TASK.evaluate(params, {}, batch(), rngs)["loss"].sum)
+        return float(evaluate(params, {}, batch(weight=ONES), rngs)["loss"].sum)
 
     assert loss(0, "evaluation") == loss(0, "evaluation") != loss(1, "evaluation")
     assert loss(0, "") != loss(1, "")
 
 
 def test_padding_is_no_target(params):
-    short = batch(rows=4, t=20)
+    short = batch(t=20, weight=ONES)
     tokens = np.pad(short["tokens"], ((0, 0), (0, 20)), constant_values=50)
     rngs = streams(TASK.streams, 0, 0, "evaluation")
     weights = [
-        float(TASK.evaluate(params, {}, {**short, "tokens": x}, rngs)["loss"].weight)
+        float(evaluate(params, {}, {**short, "tokens": x}, rngs)["loss"].weight)
         for x in (short["tokens"], tokens)
     ]
     assert weights[0] == weights[1] == np.maximum(np.round(0.15 * inside(short).sum(1)), 1).sum()
@@ -142,15 +150,21 @@ def test_padding_is_no_target(params):
 
 def test_a_gradient_of_a_text_without_words_is_finite(params):
     columns = batch() | {"tokens_length": np.zeros(8, np.int32)}
-    grads, _ = jax.grad(TASK.loss, has_aux=True)(params, {}, columns, streams(TASK.streams, 0, 0))
+    gradient = jax.jit(jax.grad(TASK.loss, has_aux=True))
+    grads, _ = gradient(params, {}, columns, streams(TASK.streams, 0, 0))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
 
 
 def test_masks_of_a_text_are_filled(params):
     columns = batch()
     columns["tokens"][:, 1] = MASK
-    said = np.asarray(TASK.predict(params, {}, columns)["token"])
-    logits = TASK.model.apply({"params": params}, TASK.inputs(columns))
+
+    @jax.jit
+    def both(params, columns):
+        logits = TASK.model.apply({"params": params}, TASK.inputs(columns))
+        return TASK.predict(params, {}, columns)["token"], logits
+
+    said, logits = map(np.asarray, both(params, columns))
     np.testing.assert_array_equal(said[:, 1], np.argmax(logits[:, 1], -1))
     np.testing.assert_array_equal(said[:, 2:], columns["tokens"][:, 2:])
     names = [f"t{i}" for i in range(V)]

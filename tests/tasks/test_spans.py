@@ -1,5 +1,7 @@
 """Classes of tokens, and spans: losses and predictions against NumPy's, by hand."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -30,26 +32,46 @@ def log_softmax(x):
 LABELS = np.array([[-1, 0, 2, -1, 1, -1], [-1, 2, 1, -1, 0, 0]], np.int32)  # two 0s in the padding
 
 
-def test_labels_below_0_and_padding_do_not_count():
+@functools.cache
+def tags():
+    """Columns; logits, figures, gradients and predictions of them, by one compilation."""
     columns = texts(label=LABELS, weight=np.array([1, 3], np.float32))
-    params, _ = TAGS.init(jax.random.key(0), columns)
-    logits = TAGS.model.apply({"params": params}, TAGS.inputs(columns))
-    figures = TAGS.evaluate(params, {}, columns)
+
+    @jax.jit
+    def run(columns):
+        params, _ = TAGS.init(jax.random.key(0), columns)
+        logits = TAGS.model.apply({"params": params}, TAGS.inputs(columns))
+        grads, _ = jax.grad(TAGS.loss, has_aux=True)(params, {}, columns, {})
+        return (
+            logits,
+            TAGS.evaluate(params, {}, columns),
+            grads,
+            TAGS.predict(params, {}, columns),
+        )
+
+    return columns, *run(columns)
+
+
+def test_labels_below_0_and_padding_do_not_count():
+    columns, logits, figures, grads, _ = tags()
     counts = (LABELS >= 0) & REAL
     assert counts.sum() == 5
     picked = np.take_along_axis(log_softmax(logits), np.maximum(LABELS, 0)[..., None], 2)[..., 0]
     weights = counts * columns["weight"][:, None]
     np.testing.assert_allclose(figures["loss"].sum, -(picked * weights).sum(), rtol=1e-5)
     assert figures["loss"].weight == 3 * 1 + 2 * 3 == figures["accuracy"].weight
-    grads, _ = jax.grad(TAGS.loss, has_aux=True)(params, {}, columns, {})
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
 
 
 def test_padding_has_no_label():
-    columns = texts(label=LABELS)
-    params, _ = TAGS.init(jax.random.key(0), columns)
-    said = np.asarray(TAGS.predict(params, {}, columns)["label"])
+    *_, predicted = tags()
+    said = np.asarray(predicted["label"])
     assert (said[~REAL] == -1).all() and (said[REAL] >= 0).all()
+
+
+@jax.jit
+def measured(logits, columns):
+    return SPANS.metrics(logits, columns, False, 0)
 
 
 def test_a_span_s_loss_is_of_what_is_real():
@@ -57,7 +79,7 @@ def test_a_span_s_loss_is_of_what_is_real():
     logits = random.normal(size=(2, 6, 2)).astype(np.float32)
     logits[~REAL] = 50.0  # padding would take all of the sum
     columns = texts(start=np.array([2, 1]), end=np.array([4, 1]))
-    figures = SPANS.metrics(logits, columns, False, 0)
+    figures = measured(logits, columns)
     expected = 0.0
     for row, n in enumerate(LENGTHS):
         for side, name in enumerate(("start", "end")):
@@ -73,7 +95,7 @@ def test_the_best_span_is_that_of_a_search(pair):
     types = np.tile(np.arange(t) >= 3, (rows, 1)).astype(np.int32)
     columns = {"tokens": np.zeros((rows, t), np.int32), "tokens_length": lengths}
     columns |= {"tokens_types": types} if pair else {}
-    said = SPANS.predictions(logits, columns)
+    said = jax.jit(SPANS.predictions)(logits, columns)
     for row, n in enumerate(lengths):
         start, end = (log_softmax(logits[row, :n, side]) for side in (0, 1))
         spans = {(0, 0): start[0] + end[0]}
@@ -95,7 +117,7 @@ def test_exact_match_and_f1_by_hand():
         "start": np.array([2, 2, 0]),
         "end": np.array([4, 5, 0]),
     }
-    figures = SPANS.metrics(logits, columns, False, 0)
+    figures = measured(logits, columns)
     # (1, 3) and (2, 5) share 2 tokens: 2 x 2 / (3 + 4).
     assert figures["exact_match"].sum == 2
     np.testing.assert_allclose(figures["f1"].sum, 1 + 4 / 7 + 1, rtol=1e-6)

@@ -38,15 +38,28 @@ def text(rows=16, seed=0):
 
 MLP_TASK = Classification(model=MLP(widths=(32,)))
 GPT_TASK = LanguageModelling(
-    model=GPT(vocabulary=11, context=8, transformer=Transformer(layers=2, heads=2, width=32))
+    model=GPT(vocabulary=11, context=8, transformer=Transformer(layers=2, heads=2, width=16))
 )
-TASKS = [(MLP_TASK, pictures), (GPT_TASK, text)]
+ADAM = Adam(learning_rate=1e-2)
 
 
-def steps(task, batches, optimizer=None, wrap=lambda step: step, **options):
-    tx = (optimizer or Adam(learning_rate=1e-2)).make(HORIZON)
-    state = init_state(task, tx, batches[0], seed=0)
-    step = jax.jit(wrap(make_step(task, tx, **options)))
+@functools.cache
+def start_of(task, optimizer):
+    tx = optimizer.make(HORIZON)
+    return jax.jit(lambda batch: init_state(task, tx, batch, seed=0))
+
+
+def plainly(step):
+    return step
+
+
+@functools.cache
+def step_of(task, optimizer, wrap, **options):
+    return jax.jit(wrap(make_step(task, optimizer.make(HORIZON), **options)))
+
+
+def steps(task, batches, optimizer=ADAM, wrap=plainly, **options):
+    state, step = start_of(task, optimizer)(batches[0]), step_of(task, optimizer, wrap, **options)
     for batch in batches:
         state, metrics = step(state, batch)
     return state, metrics
@@ -60,13 +73,18 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize(("task", "make"), TASKS, ids=["mlp", "gpt"])
-def test_accumulation_equals_the_whole_batch(task, make):
+@pytest.mark.parametrize(
+    ("task", "make", "accumulation", "unrolls"),
+    # A GPT's gradients in a loop are below, over devices.
+    [(MLP_TASK, pictures, 4, (False, True)), (GPT_TASK, text, 2, (True,))],
+    ids=["mlp", "gpt"],
+)
+def test_accumulation_equals_the_whole_batch(task, make, accumulation, unrolls):
     batches = [make(seed=i) for i in range(3)]
     sgd = SGD(learning_rate=0.1)
     whole, whole_metrics = steps(task, batches, sgd)
-    for unroll in (False, True):
-        parts, parts_metrics = steps(task, batches, sgd, accumulation=4, unroll=unroll)
+    for unroll in unrolls:
+        parts, parts_metrics = steps(task, batches, sgd, accumulation=accumulation, unroll=unroll)
         assert_close(whole.params, parts.params)
         assert_close(whole_metrics, parts_metrics)
 
@@ -87,7 +105,8 @@ def test_an_example_of_weight_zero_does_not_count():
     weight = np.r_[np.ones(12), np.zeros(4)]
     padded = pictures(weight=weight)
     short = {name: column[:12] for name, column in padded.items()}
-    assert_close(steps(MLP_TASK, [padded])[0].params, steps(MLP_TASK, [short])[0].params)
+    sgd = SGD(learning_rate=0.1)
+    assert_close(steps(MLP_TASK, [padded], sgd)[0].params, steps(MLP_TASK, [short], sgd)[0].params)
 
 
 def test_gradient_is_the_two_layer_network_written_by_hand():
@@ -95,10 +114,9 @@ def test_gradient_is_the_two_layer_network_written_by_hand():
     task = Regression(model=MLP(widths=(4,), outputs=1), form="half")
     random = np.random.default_rng(0)
     x, y = random.normal(size=(6, 3)).astype("f"), random.normal(size=6).astype("f")
-    tx = SGD(learning_rate=0.1).make(HORIZON)
-    state = init_state(task, tx, {"x": x, "y": y}, seed=0)
-    new, _ = make_step(task, tx)(state, {"x": x, "y": y})
-    params = jax.tree.map(np.asarray, state.params)
+    batch, sgd = {"x": x, "y": y}, SGD(learning_rate=0.1)
+    new, _ = steps(task, [batch], sgd)
+    params = jax.tree.map(np.asarray, start_of(task, sgd)(batch).params)
     b1, w1 = params["Dense_0"]["bias"], params["Dense_0"]["kernel"]
     b2, w2 = params["Dense_1"]["bias"], params["Dense_1"]["kernel"]
     z1 = x @ w1 + b1
@@ -115,14 +133,18 @@ def test_gradient_is_the_two_layer_network_written_by_hand():
 def test_class_weights_and_smoothing_touch_training_only():
     task = Classification(model=MLP(), class_weights=(2.0,) + (1.0,) * 9, label_smoothing=0.1)
     batch = pictures()
-    params, state = task.init(jax.random.key(0), batch)
-    _, trained = task.loss(params, state, batch, rngs={})
-    evaluated = task.evaluate(params, state, batch)
     plain = dataclasses.replace(task, class_weights=(), label_smoothing=0.0)
+
+    @jax.jit
+    def run(batch):
+        given = (*task.init(jax.random.key(0), batch), batch)
+        return task.loss(*given, rngs={})[1], task.evaluate(*given), plain.evaluate(*given)
+
+    trained, evaluated, expected = run(batch)
     zeros = (batch["label"] == 0).sum()
     assert float(trained.metrics["loss"].weight) == 16 + zeros
     assert float(trained.metrics["accuracy"].weight) == 16
-    assert_equal(evaluated, plain.evaluate(params, state, batch))
+    assert_equal(evaluated, expected)
 
 
 def sharded_runs(task, make, mesh, accumulation):
@@ -152,19 +174,17 @@ def sharded_runs(task, make, mesh, accumulation):
     return run(), run()
 
 
-@functools.cache
-def on_one_device(task, make):
-    return sharded_runs(task, make, make_mesh(Mesh(), jax.devices()[:1]), accumulation=1)[0]
-
-
 @pytest.mark.parametrize(
-    ("mesh", "accumulation"),
-    [(Mesh(), 2), (Mesh(fsdp=8, data=1), 1), (Mesh(data=2, fsdp=4), 2)],
-    ids=["data", "fsdp", "both"],
+    ("task", "make", "mesh", "accumulation"),
+    [
+        (MLP_TASK, pictures, Mesh(), 2),
+        (MLP_TASK, pictures, Mesh(fsdp=8, data=1), 1),
+        (GPT_TASK, text, Mesh(data=2, fsdp=4), 2),
+    ],
+    ids=["mlp-data", "mlp-fsdp", "gpt-both"],
 )
-@pytest.mark.parametrize(("task", "make"), TASKS, ids=["mlp", "gpt"])
 def test_eight_devices_equal_one(task, make, mesh, accumulation):
-    one, one_metrics = on_one_device(task, make)
+    one, one_metrics = steps(task, [make(seed=i) for i in range(3)], SGD(learning_rate=0.1))
     (many, metrics), again = sharded_runs(task, make, make_mesh(mesh), accumulation)
     assert_close(one.params, many.params)
     assert_close(one_metrics, metrics)
@@ -186,12 +206,13 @@ def test_dropout_draws_by_seed_and_step_alone():
 
 def test_batch_norm_keeps_running_means():
     task = Classification(model=CNN(widths=(8,), convs=1))
-    state, _ = steps(task, [pictures(), pictures(seed=1)])
+    state, _ = steps(task, [pictures(), pictures(seed=1)], SGD(learning_rate=0.1))
     means = state.model_state["batch_stats"]["BatchNorm_0"]["mean"]
     assert np.abs(means).max() > 0
+    evaluate = jax.jit(task.evaluate)
     assert_equal(
-        task.evaluate(state.params, state.model_state, pictures()),
-        task.evaluate(state.params, state.model_state, pictures()),
+        evaluate(state.params, state.model_state, pictures()),
+        evaluate(state.params, state.model_state, pictures()),
     )
 
 
@@ -262,7 +283,7 @@ def test_the_schedule_goes_on_while_updates_are_skipped():
     batches = [bad, bad, good]
     before, _ = steps(MLP_TASK, batches[:2], falling, wrap=skip_nonfinite)
     after, _ = steps(MLP_TASK, batches, falling, wrap=skip_nonfinite)
-    grads, _ = jax.grad(MLP_TASK.loss, has_aux=True)(before.params, {}, good, {})
+    grads, _ = jax.jit(jax.grad(MLP_TASK.loss, has_aux=True))(before.params, {}, good, {})
     rate = falling.learning_rates(HORIZON, 2)["learning_rate"]
     assert rate == pytest.approx(0.8)
     assert_close(
@@ -271,10 +292,11 @@ def test_the_schedule_goes_on_while_updates_are_skipped():
 
 
 def test_the_step_is_pure():
-    tx = Adam(learning_rate=1e-2).make(HORIZON)
-    state = init_state(MLP_TASK, tx, pictures(), seed=0)
-    step = make_step(MLP_TASK, tx)
-    assert_equal(step(state, pictures()), step(state, pictures()))
+    state, step = start_of(MLP_TASK, ADAM)(pictures()), step_of(MLP_TASK, ADAM, plainly)
+    traced_anew = jax.jit(make_step(MLP_TASK, ADAM.make(HORIZON)))
+    first = step(state, pictures())
+    assert_equal(first, traced_anew(state, pictures()))
+    assert_equal(first, step(state, pictures()))
 
 
 def test_an_injected_learning_rate_goes_on_too():
