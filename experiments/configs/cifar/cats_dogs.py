@@ -8,7 +8,8 @@ another), and draws only the last layer. The test pictures are all 2000 of cats 
     python -m experiments.cifar --config=experiments/configs/cifar/cats_dogs.py:eight
     python -m experiments.cifar --config=experiments/configs/cifar/cats_dogs.py:tuned
 
-Measured (cats_dogs): not run yet.
+Measured (cats_dogs): test/accuracy 72.65 % ± 0.93 (71.75 to 73.60), 3 seeds, 56 s a run on AMD
+  EPYC, 2 cores, at 436c28439a.
 Measured (cats_dogs_eight): not run yet.
 Measured (cats_dogs_tuned): not run yet.
 """

@@ -3,12 +3,13 @@
 Published for CCT-2/3x2, 0.28 M parameters: test/accuracy 89.2 % after 200 epochs with AutoAugment,
 mixup and CutMix. For two cores and an hour this one has a stem of three narrow convolutions with
 batch norm, so that the blocks have 16 tokens instead of 64, and two blocks more. It is evaluated on
-six views of a picture, mirrored and shifted (`lsm.models.Views`): one view alone gave 84.3 % after
-the same training, the six 86.9 %.
+six views of a picture, mirrored and shifted (`lsm.models.Views`); one view alone gave two and a half
+points less after the same training.
 
     python -m experiments.cifar --config=experiments/configs/cifar/cct.py --workdir=runs/cct
 
-Measured (cifar_cct): not run yet.
+Measured (cifar_cct): test/accuracy 86.81 %, 1 seed, 44 min 49 s a run on AMD EPYC, 2 cores, at
+  436c28439a.
 """
 
 from lsm import Data, Evaluation, Experiment, Train
