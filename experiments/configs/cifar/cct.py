@@ -3,8 +3,8 @@
 Published for CCT-2/3x2, 0.28 M parameters: test/accuracy 89.2 % after 200 epochs with AutoAugment,
 mixup and CutMix. For two cores and an hour this one has a stem of three narrow convolutions with
 batch norm, so that the blocks have 16 tokens instead of 64, and two blocks more. It is evaluated on
-six views of a picture, mirrored and shifted (`lsm.models.Views`); one view alone gave two and a half
-points less after the same training.
+six views of a picture, mirrored and shifted (`lsm.models.Views`); one view alone gave
+two and a half points less after the same training.
 
     python -m experiments.cifar --config=experiments/configs/cifar/cct.py --workdir=runs/cct
 
