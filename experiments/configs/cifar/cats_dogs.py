@@ -10,8 +10,10 @@ another), and draws only the last layer. The test pictures are all 2000 of cats 
 
 Measured (cats_dogs): test/accuracy 72.65 % ± 0.93 (71.75 to 73.60), 3 seeds, 56 s a run on AMD
   EPYC, 2 cores, at 436c28439a.
-Measured (cats_dogs_eight): not run yet.
-Measured (cats_dogs_tuned): not run yet.
+Measured (cats_dogs_eight): test/accuracy 88.79 %, 1 seed, 6 min 56 s a run on AMD EPYC, 2 cores,
+  at 436c28439a.
+Measured (cats_dogs_tuned): test/accuracy 77.67 % ± 0.38 (77.30 to 78.05), 3 seeds, 1 min 05 s a
+  run on AMD EPYC, 2 cores, at 436c28439a.
 """
 
 from lsm import Data, Evaluation, Experiment, Start, Train

@@ -11,7 +11,8 @@ pictures of ants and bees), looked for in --data_dir.
 Parameters and Adam's moments take 2.5 GB, gradients 0.8 GB more; --config.mesh.fsdp=8 gives each of
 8 devices an eighth of them.
 
-Measured (folder_simple_cnn): not run yet.
+Measured (folder_simple_cnn): validation/accuracy 55.56 %, 1 seed, 6 min 46 s a run, 7 min 55 s of
+  CPU time, on AMD EPYC, 2 cores, at ec24451224.
 """
 
 from experiments.folder import pictures

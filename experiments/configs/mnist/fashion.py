@@ -2,7 +2,8 @@
 
 python -m experiments.mnist --config=experiments/configs/mnist/fashion.py --workdir=runs/fashion
 
-Measured (fashion): not run yet.
+Measured (fashion): test/accuracy 94.65 %, 1 seed, 1 h 06 min a run on AMD EPYC, 2 cores, at
+  456ea02cf5.
 """
 
 from experiments.configs.cifar.airbench import make_optimizer
