@@ -14,12 +14,14 @@ takes 0.05.
     python -m experiments.linear --config=experiments/configs/linear/descent.py:line
     python -m experiments.linear --config=experiments/configs/linear/descent.py:line_best
 
-Measured (linear_slope): test/theta_1 1.428, 1 seed, 1 s a run on AMD EPYC, 2 cores, at c530eb7c91.
-Measured (linear_slope_best): test/theta_1 1.429, 1 seed, 1 s a run on AMD EPYC, 2 cores, at
-  c530eb7c91.
-Measured (linear_line): test/loss 5.562e+28, 1 seed, 2 s a run on AMD EPYC, 2 cores, at c530eb7c91.
-Measured (linear_line_best): test/loss 1.137e-14, 1 seed, 2 s a run on AMD EPYC, 2 cores, at
-  c530eb7c91.
+Measured (linear_slope): test/theta_1 1.428, 1 seed, 0 s a run, 3 s of CPU time, on AMD EPYC, 2
+  cores, at fa504febbf.
+Measured (linear_slope_best): test/theta_1 1.429, 1 seed, 0 s a run, 3 s of CPU time, on AMD EPYC,
+  2 cores, at fa504febbf.
+Measured (linear_line): test/loss 5.562e+28, 1 seed, 1 s a run, 3 s of CPU time, on AMD EPYC, 2
+  cores, at fa504febbf.
+Measured (linear_line_best): test/loss 1.137e-14, 1 seed, 1 s a run, 3 s of CPU time, on AMD EPYC,
+  2 cores, at fa504febbf.
 """
 
 import jax
