@@ -16,7 +16,7 @@ from lsm.errors import ConfigError, DataError
 from lsm.metrics import Weighted, accuracy, weigh
 from lsm.models.attention import Mask
 from lsm.tasks.base import Batch, ModelState, Params, Rngs, Task, check_labels, column
-from lsm.tasks.texts import LENGTH, SEGMENTS
+from lsm.tasks.texts import LENGTH, SEGMENTS, row_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,11 +138,7 @@ class LanguageModelling(Task):
     def _targets(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Targets (B, T), and their weights (B, T) float32."""
         targets_BxT = column(batch, self.tokens, "task.tokens")[:, 1:]
-        weights = batch.get("weight", jnp.ones(()))
-        # (B,) to (B, 1): by row, not by position.
-        if weights.ndim == 1:
-            weights = weights[:, None]
-        return targets_BxT, weights * self._real(batch, targets_BxT)
+        return targets_BxT, row_weights(batch) * self._real(batch, targets_BxT)
 
     def _real(self, batch: Batch, targets_BxT: jax.Array) -> jax.Array:
         """Float32 (B, T), 0 at targets that are padding or of another text than what is before."""
@@ -177,9 +173,9 @@ class LanguageModelling(Task):
             )
 
 
-def with_perplexity(means: Mapping[str, float]) -> dict[str, float]:
-    """Returns figures with "perplexity", the exponential of "loss", added."""
-    loss = means["loss"]
+def with_perplexity(means: Mapping[str, float], name: str = "loss") -> dict[str, float]:
+    """Returns figures with "perplexity", the exponential of the one of that name, added."""
+    loss = means[name]
     # exp(710) is beyond float64, and raises.
     return {**means, "perplexity": math.inf if loss >= 700 else math.exp(loss)}
 

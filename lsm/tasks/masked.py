@@ -14,10 +14,9 @@ from lsm import losses
 from lsm.checks import require
 from lsm.errors import ConfigError, DataError
 from lsm.metrics import Weighted, accuracy, weigh
-from lsm.models.sequences import Sequences
-from lsm.tasks.base import Batch, ModelState, Params, Rngs, Task, column
+from lsm.tasks.base import Batch, ModelState, Params, Rngs, column
 from lsm.tasks.language import with_perplexity
-from lsm.tasks.texts import check_sequences, sequences
+from lsm.tasks.texts import OfTokens, row_weights
 
 WORDS = "_words"
 """A column of tokens NAME (B, T) may have in NAME_words (B, T) which word each token is of."""
@@ -38,7 +37,7 @@ class Hidden(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskedLanguageModelling(Task):
+class MaskedLanguageModelling(OfTokens):
     """Cross-entropy of hidden tokens in nats, with accuracy and perplexity (arXiv:1810.04805).
 
     Of each text of n tokens round(rate x n) are hidden, at least one; 80 % become the mask, 10 %
@@ -51,14 +50,12 @@ class MaskedLanguageModelling(Task):
 
     Attributes:
       model: `lsm.models.MaskedLM`, or another with its methods `features` and `logits`.
-      tokens: column with the texts.
       mask: id of the token that hides another.
       special: ids that are never hidden, such as those that begin and end a text.
       rate: share of a text that is hidden.
     """
 
     unit: ClassVar[str] = "hidden_tokens"
-    tokens: str = "tokens"
     mask: int
     special: tuple[int, ...] = ()
     rate: float = 0.15
@@ -75,10 +72,6 @@ class MaskedLanguageModelling(Task):
     def streams(self) -> tuple[str, ...]:
         """Those of the model, and "mask"."""
         return (*super().streams, "mask")
-
-    def inputs(self, batch: Batch) -> Sequences:
-        """Returns the texts."""
-        return sequences(batch, self.tokens)
 
     def forward(
         self,
@@ -103,9 +96,7 @@ class MaskedLanguageModelling(Task):
             method="logits",
         )
         targets_BxP = jnp.take_along_axis(self.inputs(batch).tokens_BxT, at_BxP, axis=1)
-        weights = batch.get("weight", jnp.ones(()))
-        # (B,) to (B, 1): by row.
-        return Hidden(logits_BxPxV, targets_BxP, hidden_BxP * weights.reshape(-1, 1)), changed
+        return Hidden(logits_BxPxV, targets_BxP, hidden_BxP * row_weights(batch)), changed
 
     def metrics(
         self, outputs: Hidden, batch: Batch, train: bool, step: jax.Array
@@ -157,7 +148,7 @@ class MaskedLanguageModelling(Task):
     def check(self, batch: Batch) -> None:
         """Raises DataError for missing columns, unknown tokens, or words that are none."""
         vocabulary = getattr(self.model, "vocabulary", None)
-        check_sequences(batch, self.tokens, vocabulary)
+        super().check(batch)
         for field, ids in (("mask", (self.mask,)), ("special", self.special)):
             if vocabulary is not None and any(not 0 <= k < vocabulary for k in ids):
                 raise ConfigError(f"task.{field}: {ids} given; the vocabulary has {vocabulary}.")

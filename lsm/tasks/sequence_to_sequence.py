@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import ClassVar
@@ -19,7 +18,8 @@ from lsm.metrics import Weighted, accuracy, weigh
 from lsm.models import Mask
 from lsm.models.sequences import Sequences
 from lsm.tasks.base import Batch, ModelState, Params, Rngs, Task
-from lsm.tasks.texts import check_sequences, sequences
+from lsm.tasks.language import with_perplexity
+from lsm.tasks.texts import check_sequences, row_weights, sequences
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,10 +65,8 @@ class SequenceToSequence(Task):
 
     def weights(self, batch: Batch, train: bool) -> jax.Array:
         """Returns the weights (B, T - 1) float32 of the targets: 0 behind a text's end."""
-        weights = jnp.asarray(batch.get("weight", 1.0), jnp.float32)
-        # (B,) to (B, 1): by row, not by position.
-        weights = weights[:, None] if weights.ndim == 1 else weights
-        return sequences(batch, self.target, "task.target").real_BxT[:, 1:] * weights
+        real_BxT = sequences(batch, self.target, "task.target").real_BxT
+        return real_BxT[:, 1:] * row_weights(batch)
 
     def metrics(
         self, outputs: jax.Array, batch: Batch, train: bool, step: jax.Array
@@ -90,9 +88,7 @@ class SequenceToSequence(Task):
     def summary(self, totals: Mapping[str, Weighted]) -> dict[str, float]:
         """Adds perplexity, the exponential of the mean loss, without smoothing."""
         means = super().summary(totals)
-        loss = means.get("cross_entropy", means["loss"])
-        # exp(710) is beyond float64, and raises.
-        return means | {"perplexity": math.inf if loss >= 700 else math.exp(loss)}
+        return with_perplexity(means, "cross_entropy" if "cross_entropy" in means else "loss")
 
     def predict(
         self,

@@ -10,32 +10,12 @@ from lsm import losses
 from lsm.checks import require_sizes
 from lsm.errors import DataError
 from lsm.metrics import Weighted, accuracy, weigh
-from lsm.models.sequences import Sequences
-from lsm.tasks.base import Batch, Task, check_labels, column
-from lsm.tasks.texts import check_sequences, sequences
+from lsm.tasks.base import Batch, check_labels, column
+from lsm.tasks.texts import OfTokens, row_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _OfTokens(Task):
-    """A task whose model reads texts and says something of each token.
-
-    Attributes:
-      tokens: column with the texts, or with pairs of them.
-    """
-
-    tokens: str = "tokens"
-
-    def inputs(self, batch: Batch) -> Sequences:
-        """Returns the texts."""
-        return sequences(batch, self.tokens)
-
-    def check(self, batch: Batch) -> None:
-        """Raises DataError for missing columns, ids or lengths that cannot be."""
-        check_sequences(batch, self.tokens, getattr(self.model, "vocabulary", None))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenClassification(_OfTokens):
+class TokenClassification(OfTokens):
     """Softmax cross-entropy of a class for each token, with accuracy, over those that count.
 
     A word's label stands at its first token; the others, as special tokens, have one below 0, and
@@ -52,10 +32,7 @@ class TokenClassification(_OfTokens):
         """Returns the weights of tokens (B, T) float32."""
         labels_BxT = column(batch, self.label, "task.label")
         counts_BxT = (labels_BxT >= 0) & self.inputs(batch).real_BxT
-        weights = batch.get("weight", jnp.ones(()))
-        # (B,) to (B, 1): by row.
-        weights = weights[:, None] if weights.ndim == 1 else weights
-        return counts_BxT.astype(jnp.float32) * weights
+        return counts_BxT.astype(jnp.float32) * row_weights(batch)
 
     def metrics(
         self, outputs: jax.Array, batch: Batch, train: bool, step: jax.Array
@@ -89,7 +66,7 @@ class TokenClassification(_OfTokens):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Spans(_OfTokens):
+class Spans(OfTokens):
     """Where the answer to a question stands in a text: its first and last token (SQuAD).
 
     The loss is the mean of the cross-entropies of both, in nats, over the tokens that are no

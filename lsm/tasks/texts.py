@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lsm.errors import DataError
 from lsm.models.sequences import Sequences
-from lsm.tasks.base import Batch, check_labels, column
+from lsm.tasks.base import Batch, Task, check_labels, column
 from lsm.tasks.labels import Labelled
 
 LENGTH, TYPES, SEGMENTS = "_length", "_types", "_segments"
@@ -25,6 +27,13 @@ def sequences(batch: Batch, name: str, field: str = "task.tokens") -> Sequences:
     return Sequences(tokens_BxT, lengths_B, batch.get(name + TYPES))
 
 
+def row_weights(batch: Batch) -> jax.Array:
+    """Returns the column "weight" float32 as weights (B, 1) of rows, or (B, T); 1 without it."""
+    weights = jnp.asarray(batch.get("weight", 1.0), jnp.float32)
+    # (B,) to (B, 1): by row, not by position.
+    return weights[:, None] if weights.ndim == 1 else weights
+
+
 def check_sequences(
     batch: Batch, name: str, vocabulary: int | None, field: str = "task.tokens"
 ) -> None:
@@ -37,6 +46,25 @@ def check_sequences(
             f"{field}: a length of {low if low < 0 else high} in column {name + LENGTH!r}, where "
             f"{name!r} has room for {room}."
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfTokens(Task):
+    """A task whose model reads texts and says something of each token.
+
+    Attributes:
+      tokens: column with the texts, or with pairs of them.
+    """
+
+    tokens: str = "tokens"
+
+    def inputs(self, batch: Batch) -> Sequences:
+        """Returns the texts."""
+        return sequences(batch, self.tokens)
+
+    def check(self, batch: Batch) -> None:
+        """Raises DataError for missing columns, ids or lengths that cannot be."""
+        check_sequences(batch, self.tokens, getattr(self.model, "vocabulary", None))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,8 @@ def test_pictures_of_any_size_train_evaluate_and_are_predicted_alike(tmp_path):
     Image.fromarray(pictures[0]).save(tmp_path / "0.png")
     found = load(tmp_path / "run", experiment=config).predict(tmp_path / "0.png")
     np.testing.assert_allclose(found["probability"][0], first["probability"], rtol=1e-5)
-    with pytest.raises(lsm.errors.DataError, match="task.input: the examples are arrays of different shapes"):
+    with pytest.raises(
+        lsm.errors.DataError, match="task.input: the examples are arrays of different shapes"
+    ):
         plain = dataclasses.replace(data, evaluate=())
         lsm.fit(dataclasses.replace(config, data=plain), tmp_path / "other")
