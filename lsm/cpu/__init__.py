@@ -8,6 +8,8 @@ reshape, another order of the same work, an option that is not set there.
 - `mean_of_rows`: a sum over rows as a product; XLA makes several passes of it.
 - `max_pool_2x2`, `max_pool_3x3`: with gradients of their own; that of `reduce_window` takes ten
   times as long (four to eighteen).
+- `conv`: a convolution whose kernel's gradient is made of products where it is large: XLA's own
+  takes two to four times as long.
 - `Bias`: a convolution's bias as a layer, so that pooling can come before it: the same values, to
   the bit, for a quarter of the additions.
 - `TWO_PASS`: a layer norm's variance from the centred values; one pass over x and x^2 is 8 % slower
@@ -23,6 +25,7 @@ more dimensions are slow here, and the same elsewhere; and a barrier keeps the g
 positions apart from the sums that it is made of.
 """
 
+from lsm.cpu.convolution import conv
 from lsm.cpu.features import cores, emulates_bfloat16
 from lsm.cpu.heap import keep_memory
 from lsm.cpu.options import Calls, compiler_options
@@ -45,6 +48,7 @@ __all__ = [
     "as_rows",
     "by_rows",
     "compiler_options",
+    "conv",
     "cores",
     "dot_rows",
     "emulates_bfloat16",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lsm.checks import require, require_sizes
-from lsm.cpu import max_pool_2x2
+from lsm.cpu import conv, max_pool_2x2
 from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models.batch_norm import BatchNorm
 from lsm.models.initializers import TORCH, Dirac, Scaled
@@ -74,6 +74,7 @@ class Airbench(nn.Module):
             (3, 3),
             use_bias=False,
             dtype=self.dtype,
+            conv_general_dilated=conv,
             kernel_init=Dirac(),
             name=f"conv_{number}",
         )

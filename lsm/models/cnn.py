@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from lsm.checks import require, require_sizes
-from lsm.cpu import Bias, max_pool_2x2
+from lsm.cpu import Bias, conv, max_pool_2x2
 from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models.batch_norm import BatchNorm
 from lsm.models.initializers import HE
@@ -74,8 +74,8 @@ class CNN(nn.Module):
         """Maps (B, H, W, C) to logits (B, outputs)."""
         x = x_BxHxWxC
         for stage, width in enumerate(self.widths, 1):
-            for conv in range(1, self.convs + 1):
-                pool = conv == self.convs and (self.pool_last or stage < len(self.widths))
+            for number in range(1, self.convs + 1):
+                pool = number == self.convs and (self.pool_last or stage < len(self.widths))
                 x = self._convolve(x, width, pool, train)
         x_BxD = x.mean(axis=(1, 2)) if self.head == "mean" else x.reshape(x.shape[0], -1)
         x_BxD = nn.Dropout(self.dropout, deterministic=not train)(x_BxD)
@@ -91,6 +91,7 @@ class CNN(nn.Module):
             # Batch norm subtracts a bias and adds its own; without it, `Bias` comes after pooling.
             use_bias=False,
             dtype=self.dtype,
+            conv_general_dilated=conv,
             kernel_init=self.kernel_init,
         )(x_BxHxWxC)
         if pool:

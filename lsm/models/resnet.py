@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lsm.checks import require, require_sizes
-from lsm.cpu import max_pool_3x3
+from lsm.cpu import conv, max_pool_3x3
 from lsm.errors import ConfigError
 from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models.batch_norm import BatchNorm
@@ -38,6 +38,7 @@ def _conv(model: Any, width: int, kernel: int, stride: int, name: str) -> nn.Con
         padding=kernel // 2,
         use_bias=False,
         dtype=model.dtype,
+        conv_general_dilated=conv,
         kernel_init=model.kernel_init,
         name=name,
     )
@@ -75,10 +76,10 @@ class _Block(nn.Module):
         if self.bottleneck:
             convs = [(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)]
         y_BxHxWxC = x_BxHxWxC
-        for number, conv in enumerate(convs, 1):
+        for number, shape in enumerate(convs, 1):
             last = number == len(convs)
             scale = 0.0 if last and self.zero_init else 1.0
-            y_BxHxWxC = _conv(self, *conv, name=f"conv_{number}")(y_BxHxWxC)
+            y_BxHxWxC = _conv(self, *shape, name=f"conv_{number}")(y_BxHxWxC)
             y_BxHxWxC = _norm(self, f"norm_{number}", scale)(y_BxHxWxC, train)
             y_BxHxWxC = y_BxHxWxC if last else nn.relu(y_BxHxWxC)
         return nn.relu(self._shortcut(x_BxHxWxC, y_BxHxWxC.shape[-1], train) + y_BxHxWxC)
