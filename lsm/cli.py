@@ -5,6 +5,7 @@ Its flags are absl's global ones: an experiment may define more, and absl's own 
 
 import contextlib
 import dataclasses
+import itertools
 import logging as stdlib_logging
 import os
 import pathlib
@@ -21,8 +22,9 @@ from lsm.config.origin import CONFIG, Origin, experiment_of, origin_of
 from lsm.cpu import libtpu
 from lsm.errors import ConfigError, listed
 from lsm.files import atomic_write, expanded
+from lsm.generate import Sampling
 from lsm.run.result import Result
-from lsm.train import evaluate_run, fit, predict_files, predict_run, preview, state_table
+from lsm.train import evaluate_run, fit, load, predict_files, predict_run, preview, state_table
 from lsm.train import summary as layers
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, FILE.py or FILE.py:arg")
@@ -31,9 +33,10 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "where datasets are; default T
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ("train", "eval", "predict", "table", "preview"),
+    ("train", "eval", "predict", "sample", "table", "preview"),
     "train; eval: evaluate the run in --workdir; predict: write its predictions of every example "
-    "there, or of --input; table: print what the model is made of, and where arrays go; or "
+    "there, or of --input; sample: print what it writes after --prompt; table: print what the "
+    "model is made of, and where arrays go; or "
     "preview: write WORKDIR/preview.png, pictures of the first batch as the network gets it",
 )
 _INPUT = flags.DEFINE_multi_string(
@@ -42,6 +45,18 @@ _INPUT = flags.DEFINE_multi_string(
 _OUTPUT = flags.DEFINE_string(
     "output", None, "of --input, FILE.csv or FILE.jsonl; default WORKDIR/predictions/input.jsonl"
 )
+_PROMPT = flags.DEFINE_multi_string("prompt", None, "with --mode=sample: what texts begin with")
+_SAMPLE = {
+    "max_tokens": flags.DEFINE_integer("max_tokens", None, "of a text (256)", lower_bound=1),
+    "samples": flags.DEFINE_integer("samples", None, "texts for each prompt (1)", lower_bound=1),
+    "temperature": flags.DEFINE_float("temperature", None, "0 takes the likeliest token (1)"),
+    "top_k": flags.DEFINE_integer("top_k", None, "tokens that are drawn from (all)"),
+    "top_p": flags.DEFINE_float("top_p", None, "probability that is drawn from (1)"),
+    "min_p": flags.DEFINE_float("min_p", None, "least share of the likeliest's probability (0)"),
+    "repetition_penalty": flags.DEFINE_float("repetition_penalty", None, "above 1 against it (1)"),
+    "stop": flags.DEFINE_multi_string("stop", None, "string that ends a text"),
+    "seed": flags.DEFINE_integer("sample_seed", None, "of what is drawn (0)"),
+}
 _HELP = flags.DEFINE_bool("config_help", False, "print every field of the config, and exit")
 _CHANGE = flags.DEFINE_bool("allow_config_change", False, "continue a run with another config")
 _PROFILE = flags.DEFINE_string("profile", "", "FIRST:LAST steps to trace into WORKDIR/profile")
@@ -89,6 +104,9 @@ def _run(default: str | os.PathLike | None, overrides: Mapping[str, str]) -> Non
     for flag in (_INPUT, _OUTPUT):
         if flag.value and not (_MODE.value == "predict" and _INPUT.value):
             raise ConfigError(f"--{flag.name}: it is for --mode=predict with --input.")
+    for flag in (_PROMPT, *_SAMPLE.values()):
+        if flag.value is not None and _MODE.value != "sample":
+            raise ConfigError(f"--{flag.name}: it is for --mode=sample.")
     # Before `_found`, which may go elsewhere.
     given = [expanded(name, "--input").absolute() for name in _INPUT.value or ()]
     output = _OUTPUT.value and expanded(_OUTPUT.value, "--output").absolute()
@@ -108,6 +126,8 @@ def _run(default: str | os.PathLike | None, overrides: Mapping[str, str]) -> Non
     elif _MODE.value == "predict":
         step, files = predict_run(experiment, workdir, data_dir=data_dir)
         print(f"{experiment.name}: step {step}, {', '.join(map(str, files.values()))}")
+    elif _MODE.value == "sample":
+        _sample(experiment, workdir)
     elif _MODE.value == "table":
         print(layers(experiment, data_dir), end="\n\n")
         print(state_table(experiment, data_dir))
@@ -129,6 +149,30 @@ def _run(default: str | os.PathLike | None, overrides: Mapping[str, str]) -> Non
         print(_closing_line(experiment, result, workdir))
 
 
+def _sample(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """Prints texts: one alone as it is written, several one after the other."""
+    given = {name: flag.value for name, flag in _SAMPLE.items() if flag.value is not None}
+    ways = {field.name for field in dataclasses.fields(Sampling)}
+    sampling = Sampling(**{name: given.pop(name) for name in ways & given.keys()})
+    prompts = _PROMPT.value or _no_prompt()
+    trained = load(workdir, experiment=experiment)
+    if len(prompts) == 1 and given.get("samples", 1) == 1:
+        given.pop("samples", None)
+        texts = trained.stream(prompts[0], sampling=sampling, **given)
+        for text in itertools.chain([prompts[0] + next(texts, "")], texts):
+            print(text, end="", flush=True)
+        print()
+        return
+    texts = trained.generate(prompts, sampling=sampling, **given)
+    for number, text in enumerate(texts):
+        prompt = prompts[number * len(prompts) // len(texts)]
+        print(f"[{number + 1}] {prompt}{text.text}")
+
+
+def _no_prompt() -> NoReturn:
+    raise ConfigError("--prompt is needed with --mode=sample: what the text begins with.")
+
+
 def _found(
     default: str | None, overrides: Mapping[str, str]
 ) -> tuple[Experiment, pathlib.Path, Origin]:
@@ -139,7 +183,7 @@ def _found(
     data_dir = _DATA_DIR.value and str(expanded(_DATA_DIR.value, "--data_dir").absolute())
     workdir = _WORKDIR.value and expanded(_WORKDIR.value, "--workdir")
     asked = _MODE.value in ("table", "preview") and workdir
-    later = _MODE.value in ("eval", "predict") or asked
+    later = _MODE.value in ("eval", "predict", "sample") or asked
     if (later or default is None) and not _CONFIG.value:
         there = workdir or (default and pathlib.Path("runs", config_flags.load(default).name))
         if there and (there / CONFIG).exists():

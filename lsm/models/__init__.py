@@ -4,9 +4,10 @@ A Transformer is arranged from the parts in `lsm.models.transformer`; see docs/m
 """
 
 from lsm.models.airbench import Airbench
-from lsm.models.attention import Cache, Mask, attend
+from lsm.models.attention import Mask, attend
 from lsm.models.batch_norm import BatchNorm
 from lsm.models.bert import BERT, Classifier, Embedder, MaskedLM, TokenClassifier
+from lsm.models.cache import Cache, Caches
 from lsm.models.cnn import CNN
 from lsm.models.convnext import ConvNeXt
 from lsm.models.encoder_decoder import EncoderDecoder
@@ -33,6 +34,7 @@ __all__ = [
     "BatchNorm",
     "Block",
     "Cache",
+    "Caches",
     "Classifier",
     "ConvNeXt",
     "Convolutions",

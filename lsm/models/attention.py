@@ -1,4 +1,4 @@
-"""Attention: who sees whom, what is kept between calls, and softmax(q k^T) v itself."""
+"""Attention: who sees whom, and softmax(q k^T) v itself."""
 
 import dataclasses
 import functools
@@ -84,87 +84,6 @@ class Mask:
                     f"Mask.{name}: shape {x.shape} given for {t} queries and {s} keys; (B, "
                     f"{length}) is needed (with a cache, keys are all of its room)."
                 )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cache:
-    """Keys and values of the positions so far: a value that goes into a call and comes out new.
-
-    Those of several blocks are one Cache of arrays with a leading layer dimension.
-
-    Attributes:
-      k_BxSxGxK: keys, rotated; S is the room.
-      v_BxSxGxK: values.
-      length: int32, scalar or (B,): how many positions are filled.
-      memory: keys and values (B, S, G, K) of what cross-attention reads, once they are computed.
-    """
-
-    k_BxSxGxK: jax.Array
-    v_BxSxGxK: jax.Array
-    length: jax.Array
-    memory: tuple[jax.Array, jax.Array] | None = None
-
-    def filled(self, length: jax.Array | int) -> "Cache":
-        """Returns the cache with another `length`, scalar or (B,), in every block.
-
-        What lies behind it is never seen, and written over: after padded prompts have gone
-        through a model together, `cache.filled(lengths_B)` goes on where each of them ends.
-        """
-        length = jnp.asarray(length, jnp.int32)
-        layers = self.k_BxSxGxK.shape[:-4]
-        return dataclasses.replace(self, length=jnp.broadcast_to(length, layers + length.shape))
-
-    def extended(self, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array) -> "Cache":
-        """Returns the cache of one block with T more positions.
-
-        Whether there is room is not known before it runs: beyond its end, a cache writes over
-        its last positions, and what comes out is wrong. Count on the host.
-
-        Raises:
-          ConfigError: there are more positions than the whole cache holds.
-        """
-        t, room = k_BxTxGxK.shape[1], self.k_BxSxGxK.shape[1]
-        if t > room:
-            raise ConfigError(f"cache: {t} positions given, but it has room for {room}.")
-        # Rows that are equally long are written as one slice; under vmap it becomes a scatter.
-        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
-        if self.length.ndim:
-            write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
-        k_BxSxGxK, v_BxSxGxK = (
-            write(old, new.astype(old.dtype), self.length)
-            for old, new in ((self.k_BxSxGxK, k_BxTxGxK), (self.v_BxSxGxK, v_BxTxGxK))
-        )
-        return dataclasses.replace(
-            self, k_BxSxGxK=k_BxSxGxK, v_BxSxGxK=v_BxSxGxK, length=self.length + t
-        )
-
-    def branched(self, parents_BxN: jax.Array) -> "Cache":
-        """Returns the cache of N branches of each of B texts: row b x N + n is one of them.
-
-        It goes on from branch `parents_BxN[b, n]` of the same text, which are as many as the rows
-        are now: 1 before they branch. The memory stays as it is: branches of a text share it.
-        """
-
-        def gathered(x: jax.Array) -> jax.Array:
-            (*layers, rows), rest = x.shape[:-3], x.shape[-3:]
-            b, n = parents_BxN.shape
-            x = x.reshape(*layers, b, rows // b, *rest)
-            chosen = parents_BxN.reshape(*[1] * len(layers), b, n, *[1] * len(rest))
-            return jnp.take_along_axis(x, chosen, axis=-4).reshape(*layers, b * n, *rest)
-
-        return dataclasses.replace(
-            self, k_BxSxGxK=gathered(self.k_BxSxGxK), v_BxSxGxK=gathered(self.v_BxSxGxK)
-        )
-
-    def masked(self, mask: Mask) -> Mask:
-        """Returns `mask` without the room that is not filled: the future, where it is causal."""
-        if mask.causal:
-            return mask
-        room = self.k_BxSxGxK.shape[:2]
-        filled_BxS = jnp.broadcast_to(jnp.arange(room[1]) < self.length[..., None], room)
-        keys_BxS = filled_BxS if mask.keys_BxS is None else filled_BxS & mask.keys_BxS
-        return dataclasses.replace(mask, keys_BxS=keys_BxS)
 
 
 def positions(t: int, offset: int | jax.Array = 0) -> jax.Array:

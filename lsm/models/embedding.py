@@ -20,7 +20,13 @@ class Embedding(nn.Embed):
     def logits(self, x_BxTxD: jax.Array) -> jax.Array:
         """Returns the products (B, T, V) with each token's vector, in the computation's dtype."""
         table_VxD = self.table()
-        return by_rows(lambda x: jnp.einsum("...d,vd->...v", x, table_VxD), x_BxTxD)
+
+        def product(x: jax.Array) -> jax.Array:
+            if x.size == x.shape[-1]:  # one token alone: XLA's CPU back end is four times as fast
+                return (table_VxD @ x.ravel()).reshape(*x.shape[:-1], -1)
+            return jnp.einsum("...d,vd->...v", x, table_VxD)
+
+        return by_rows(product, x_BxTxD)
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:

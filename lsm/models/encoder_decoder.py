@@ -12,7 +12,8 @@ from lsm.cpu import dot_rows
 from lsm.errors import ConfigError
 from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models import stack
-from lsm.models.attention import Cache, Mask, positions
+from lsm.models.attention import Mask, positions
+from lsm.models.cache import Caches
 from lsm.models.embedding import Embedding, sinusoids
 from lsm.models.gpt import CAUSAL
 from lsm.models.initializers import Gaussian
@@ -93,7 +94,7 @@ class EncoderDecoder(nn.Module):
         self._balance(y, self.encoder)
         return x_BxSxD
 
-    def cache(self, batch_size: int, length: int) -> Cache:
+    def cache(self, batch_size: int, length: int) -> Caches:
         """Returns an empty cache for `length` target positions, for `decode`.
 
         Raises:
@@ -106,10 +107,10 @@ class EncoderDecoder(nn.Module):
     def decode(
         self,
         tokens_BxT: jax.Array,
-        cache: Cache,
+        cache: Caches,
         memory_mask: Mask,
         memory_BxSxD: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache]:
+    ) -> tuple[jax.Array, Caches]:
         """Maps the next target tokens to logits (B, T, V), and the cache with them.
 
         The first call has the memory, whose keys and values are in the cache from then on. After
@@ -159,7 +160,7 @@ class _Side(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxTxD: jax.Array, mask: Mask, train: bool, cache: Cache | None = None, **options
+        self, x_BxTxD: jax.Array, mask: Mask, train: bool, cache: Caches | None = None, **options
     ) -> tuple[jax.Array, BlockOutput]:
         """Returns features (B, T, D), and what the blocks gave; arguments are `Stack`'s."""
         config, (t, d) = self.config, x_BxTxD.shape[1:]
@@ -171,7 +172,7 @@ class _Side(nn.Module):
                 at_CxD = self.param("positions", Gaussian(0.02), (self.context, d), jnp.float32)
             else:
                 at_CxD = jnp.asarray(sinusoids(self.context, d))
-            at = at_CxD[positions(t, 0 if cache is None else cache.length[0])]
+            at = at_CxD[positions(t, 0 if cache is None else cache.length)]
             # The barrier is for the gradient on a CPU, as in GPT.
             x_BxTxD = jax.lax.optimization_barrier(x_BxTxD + at.astype(config.dtype))
         x_BxTxD = nn.Dropout(config.dropout, deterministic=not train)(x_BxTxD)

@@ -12,7 +12,8 @@ from lsm.cpu import dot_rows
 from lsm.errors import ConfigError
 from lsm.mesh import BATCH_AXES, Fsdp, Layout, Rule, constrain, ways
 from lsm.models import stack
-from lsm.models.attention import Cache, Mask, capped, positions
+from lsm.models.attention import Mask, capped, positions
+from lsm.models.cache import Caches
 from lsm.models.embedding import Embedding
 from lsm.models.initializers import Gaussian
 from lsm.models.transformer import Transformer
@@ -101,7 +102,7 @@ class GPT(nn.Module):
         """
         return self._features(tokens_BxT, train, mask, None)[0]
 
-    def cache(self, batch_size: int, length: int) -> Cache:
+    def cache(self, batch_size: int, length: int) -> Caches:
         """Returns an empty cache for `length` positions, for `decode`.
 
         Raises:
@@ -112,8 +113,8 @@ class GPT(nn.Module):
         return self.transformer.cache(batch_size, length)
 
     def decode(
-        self, tokens_BxT: jax.Array, cache: Cache, mask: Mask = CAUSAL
-    ) -> tuple[jax.Array, Cache]:
+        self, tokens_BxT: jax.Array, cache: Caches, mask: Mask = CAUSAL
+    ) -> tuple[jax.Array, Caches]:
         """Maps the next tokens, a prompt or one each, to logits (B, T, V) and the cache with them.
 
             logits, cache = model.apply(variables, tokens_BxT, cache, method="decode")
@@ -121,8 +122,17 @@ class GPT(nn.Module):
         The logits are those of the whole text at once, as long as the cache has room; but experts
         with a capacity count their places anew in each call.
         """
-        x_BxTxD, cache = self._features(tokens_BxT, False, mask, cache)
+        x_BxTxD, cache = self.extend(tokens_BxT, cache, mask)
         return self.logits(x_BxTxD), cache
+
+    def extend(
+        self, tokens_BxT: jax.Array, cache: Caches, mask: Mask = CAUSAL
+    ) -> tuple[jax.Array, Caches]:
+        """Returns what `decode` does, with features (B, T, D) in place of logits.
+
+        Of a prompt only the last position's logits are needed, and there are V of them at each.
+        """
+        return self._features(tokens_BxT, False, mask, cache)
 
     def logits(self, x_BxTxD: jax.Array) -> jax.Array:
         """Maps features to float32 logits (B, T, vocabulary)."""
@@ -130,8 +140,8 @@ class GPT(nn.Module):
         return capped(y.astype(jnp.float32), self.logit_softcap)
 
     def _features(
-        self, tokens_BxT: jax.Array, train: bool, mask: Mask, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None]:
+        self, tokens_BxT: jax.Array, train: bool, mask: Mask, cache: Caches | None
+    ) -> tuple[jax.Array, Caches | None]:
         config = self.transformer
         x_BxTxD = self.tokens.table()[tokens_BxT]
         if self.scale_embedding:
@@ -154,11 +164,10 @@ class GPT(nn.Module):
         x_BxTxD = constrain(y.x_BxTxD, rows, "sequence", None)
         return (x_BxTxD if config.norm_position == "post" else self.norm_f(x_BxTxD)), y.cache
 
-    def _positions(self, t: int, mask: Mask, cache: Cache | None) -> jax.Array:
+    def _positions(self, t: int, mask: Mask, cache: Caches | None) -> jax.Array:
         """The learned positions (T, D) or (B, T, D)."""
         if cache is not None:
-            # All layers have cached as many positions as the first.
-            return self.learned[positions(t, cache.length[0])]
+            return self.learned[positions(t, cache.length)]
         if t > self.context:
             raise ConfigError(f"context: {self.context} positions are learned; {t} tokens given.")
         segments_BxT, here_T = mask.segments_BxT, jnp.arange(t)

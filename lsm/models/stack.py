@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from lsm.errors import MeshError
 from lsm.mesh import Layout, Rule, unplaced, ways
-from lsm.models.attention import Cache, Mask
+from lsm.models.attention import Mask
+from lsm.models.cache import Caches
 from lsm.models.pipeline import run_layers
 from lsm.models.remat import rematerialised
 from lsm.models.transformer import Block, BlockOutput, Transformer
@@ -33,11 +34,31 @@ LAYOUT = Layout(
 """How a stack's parameters lie on a mesh, and the axes it uses: for the `layout` of a model."""
 
 
+def unstacked(blocks: Any) -> tuple[Any, ...]:
+    """Returns the parameters of each block, of those stacked (L, ...), or as they are already.
+
+    Outside of a trace they lie on devices as they did.
+    """
+    if isinstance(blocks, tuple):
+        return blocks
+    depth = len(jax.tree.leaves(blocks)[0])
+    return tuple(
+        jax.tree.map(functools.partial(_layer_of, layer), blocks) for layer in range(depth)
+    )
+
+
+def _layer_of(layer: int, x: jax.Array) -> jax.Array:
+    if isinstance(x, jax.core.Tracer) or not isinstance(x.sharding, jax.NamedSharding):
+        return x[layer]
+    return jax.device_put(x[layer], jax.NamedSharding(x.sharding.mesh, jax.P(*x.sharding.spec[1:])))
+
+
 class Stack(nn.Module):
     """The blocks of an encoder or a decoder; what they lack is an embedding and a head.
 
-    Parameters lie under "blocks", with a leading layer axis. Rows go through stages on different
-    devices where the mesh has the axis "pipeline".
+    Parameters lie under "blocks", with a leading layer axis; with a cache they may come as a tuple
+    of each block's, too, so that none is cut out of the whole first (`unstacked`). Rows go through
+    stages on different devices where the mesh has the axis "pipeline".
 
     Attributes:
       config: hyper-parameters.
@@ -54,14 +75,14 @@ class Stack(nn.Module):
         train: bool = False,
         memory_BxSxD: jax.Array | None = None,
         memory_mask: Mask = Mask(),
-        cache: Cache | None = None,
+        cache: Caches | None = None,
         maps: bool = False,
     ) -> BlockOutput:
         """Returns the residual stream after all blocks, and the sum of their balance losses.
 
-        The arguments are those of `Block`; the cache, in and out, and the attention weights have
-        a leading layer dimension. Cross-attention is there if a memory was when the parameters
-        were made.
+        The arguments are those of `Block`, but for a cache of each block, in and out; attention
+        weights have a leading layer dimension. Cross-attention is there if a memory was when the
+        parameters were made.
 
         Raises:
           MeshError: a cache on a mesh with stages, or stages that do not divide the layers.
@@ -75,16 +96,27 @@ class Stack(nn.Module):
             self.param("blocks", self._init_blocks, memory_BxSxD is not None)
         # Balance losses are added up row by row and go along: each stage has other rows at a tick.
         rows = (x_BxTxD.astype(config.dtype), jnp.zeros(x_BxTxD.shape[0]))
-        rows, results = run_layers(
-            rematerialised(_layer(config, train, maps), config.remat),
-            self._layers(train, cache),
-            rows,
-            config.unroll,
-            beside=(mask, memory_BxSxD, memory_mask),
-        )
+        layer, beside = _layer(config, train, maps), (mask, memory_BxSxD, memory_mask)
+        if cache is not None:
+            return self._cached(layer, rows, cache, beside)
+        layer = rematerialised(layer, config.remat)
+        layers = self._layers(train)
+        rows, results = run_layers(layer, layers, rows, config.unroll, beside=beside)
         return BlockOutput(*rows, *results)
 
-    def _layers(self, train: bool, cache: Cache | None) -> tuple[Any, ...]:
+    def _cached(self, layer: Callable, rows: Any, cache: Caches, beside: Any) -> BlockOutput:
+        """As `run_layers`, written out: a loop would copy the cache of each block out and in."""
+        config, found = self.config, []
+        blocks = self.get_variable("params", "blocks")
+        for number, (params, own) in enumerate(zip(unstacked(blocks), cache, strict=True), 1):
+            is_global = number % config.global_every == 0 if config.global_every else None
+            rows, results = layer(rows, (params, None, is_global, own, None), jnp.int32(0), *beside)
+            found.append(results)
+        caches, *maps = zip(*found, strict=True)
+        stacked = (None if m[0] is None else jnp.stack(m) for m in maps)
+        return BlockOutput(*rows, Caches(caches), *stacked)
+
+    def _layers(self, train: bool) -> tuple[Any, ...]:
         """Returns what each layer has of its own (L, ...), as `_layer` takes it."""
         config, keys_L, global_L = self.config, None, None
         if train and (config.dropout or config.drop_path):
@@ -92,7 +124,7 @@ class Stack(nn.Module):
         if config.global_every:  # the last of every so many, as in Gemma
             global_L = (jnp.arange(config.layers) + 1) % config.global_every == 0
         drop_L = jnp.linspace(0, config.drop_path, config.layers) if config.drop_path else None
-        return self.get_variable("params", "blocks"), keys_L, global_L, cache, drop_L
+        return self.get_variable("params", "blocks"), keys_L, global_L, None, drop_L
 
     def _init_blocks(self, key: jax.Array, cross: bool) -> Any:
         x_BxTxD = jnp.zeros((1, 1, self.config.width), self.config.dtype)

@@ -17,7 +17,8 @@ from lsm.checks import require, require_choice, require_sizes
 from lsm.cpu import TWO_PASS, dot_rows
 from lsm.errors import ConfigError, MeshError
 from lsm.mesh import ways
-from lsm.models.attention import Cache, Mask, attend, rotate
+from lsm.models.attention import Mask, attend, rotate
+from lsm.models.cache import Cache, Caches
 from lsm.models.experts import Experts, Mixture
 from lsm.models.initializers import Gaussian
 from lsm.models.layers import Dtype, Initializer, between, drop_examples, inside
@@ -141,12 +142,10 @@ class Transformer:
         """Returns how kernels start."""
         return self.initializer or Gaussian(0.02 / (2 * self.layers) ** 0.5 if residual else 0.02)
 
-    def cache(self, batch_size: int, length: int) -> Cache:
-        """Returns an empty cache for `length` positions in every block: arrays (L, B, S, G, K)."""
+    def cache(self, batch_size: int, length: int) -> Caches:
+        """Returns empty caches for `length` positions in every block."""
         g, _, k = self.groups
-        shape = (self.layers, batch_size, length, g, k)
-        k, v = (jnp.zeros(shape, self.dtype) for _ in range(2))  # two buffers can be donated
-        return Cache(k_BxSxGxK=k, v_BxSxGxK=v, length=jnp.zeros(self.layers, jnp.int32))
+        return Caches.empty(self.layers, batch_size, g, length, k, self.dtype)
 
 
 class Attention(nn.Module):
@@ -195,7 +194,8 @@ class Attention(nn.Module):
             mask = dataclasses.replace(mask, window=config.window, unbounded=is_global)
         if cache is not None:
             cache = cache.extended(k_BxTxGxK, v_BxTxGxK)
-            k_BxTxGxK, v_BxTxGxK, mask = cache.k_BxSxGxK, cache.v_BxSxGxK, cache.masked(mask)
+            k_BxTxGxK, v_BxTxGxK = cache.read()
+            mask = cache.masked(mask)
         options = {"train": train, "maps": maps, "offset": offset}
         y_BxTxD, weights = _read(config, q_BxTxGxQxK, k_BxTxGxK, v_BxTxGxK, mask, **options)
         return y_BxTxD, cache, weights

@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import flax
@@ -15,9 +15,11 @@ import numpy as np
 from lsm.config import Experiment, schema
 from lsm.config.origin import CONFIG, experiment_of, saved_config
 from lsm.data.inputs import Inputs, Lengths
+from lsm.data.texts.codec import Codec, codec_of
 from lsm.data.values import narrowed, not_finite
 from lsm.errors import CheckpointError, ConfigError, DataError, listed
 from lsm.files import expanded
+from lsm.generate import Decoder, Piece, Sampling, Stop, Written, collected, write
 from lsm.mesh import Mesh, batch_sharding, batch_ways, jit, local_rows, make_mesh, place, replicated
 from lsm.params import flat, nested
 from lsm.run.weights import open_run
@@ -94,6 +96,77 @@ class Trained:
             found = {name: cut(x, lengths - 1) for name, x in found.items()}
         names = self.inputs and self.inputs.called(self.experiment.task)
         return found | (self.experiment.task.named(found, names) if names else {})
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_tokens: int = 256,
+        sampling: Sampling = Sampling(),
+        samples: int = 1,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> list[Written]:
+        """Returns what a language model writes after prompts: `samples` texts for each, in order.
+
+        Sample k of prompt i is the same whatever else is asked for, up to rounding.
+
+        Args:
+          prompts: a text or several.
+          max_tokens: tokens of a text, at the most; it also ends with a token that ends a text.
+          sampling: how tokens are drawn; `lsm.generate.GREEDY` takes the likeliest.
+          samples: texts for each prompt.
+          stop: strings that end a text, and are not part of it.
+          seed: of all that is drawn.
+
+        Raises:
+          ConfigError: the task is no language model, or a prompt is as long as its context.
+          DataError: a prompt has characters that the run does not know.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        pieces = self.pieces(prompts, max_tokens, sampling, samples, stop, seed)
+        return collected(pieces, len(prompts) * samples)
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """Yields the text that `generate` returns, as it is written; the options are its."""
+        given = {"max_tokens": 256, "sampling": Sampling(), "stop": (), "seed": 0} | options
+        return (piece.text for piece in self.pieces([prompt], samples=1, **given))
+
+    def pieces(
+        self,
+        prompts: Sequence[str],
+        max_tokens: int,
+        sampling: Sampling,
+        samples: int,
+        stop: Sequence[str],
+        seed: int,
+    ) -> Iterator[Piece]:
+        """Yields what `generate` returns, token by token, row by row."""
+        codec, rows = self.codec, [prompt for prompt in prompts for _ in range(samples)]
+        ends = Stop(longest=max_tokens, tokens=codec.ends, strings=tuple(stop))
+        seeds = [
+            int(np.random.SeedSequence((seed, number, sample)).generate_state(1)[0])
+            for number in range(len(prompts))
+            for sample in range(samples)
+        ]
+        ids = [codec.encode(prompt) for prompt in rows]
+        return write(self.decoder, ids, codec.text, ends, sampling, seeds)
+
+    @functools.cached_property
+    def codec(self) -> Codec:
+        """Text to the ids that the model reads, and back."""
+        return codec_of(self.inputs_known, self.column)
+
+    @functools.cached_property
+    def decoder(self) -> Decoder:
+        """The model as it writes; raises ConfigError where it does not."""
+        task = self.experiment.task
+        if not isinstance(task, LanguageModelling) or not hasattr(task.model, "extend"):
+            raise ConfigError(
+                f"generate: {type(task).__name__} of {type(task.model).__name__} writes no texts; "
+                "LanguageModelling of a GPT is needed."
+            )
+        return Decoder(task.model, {"params": self.params, **self.model_state}, self.mesh)
 
     @property
     def inputs_known(self) -> Inputs:

@@ -7,7 +7,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from lsm.errors import ConfigError
-from lsm.models import Cache, Mask, Transformer, attend
+from lsm.models import Cache, Caches, Mask, Transformer, attend
 from lsm.models.attention import _splash, rotate
 from lsm.models.transformer import Attention
 
@@ -244,16 +244,16 @@ def test_a_tpu_takes_the_kernel_where_it_serves(mask, keys, offset, taken):
 @pytest.mark.parametrize("length", [3, np.array([0, 4])], ids=str)
 def test_a_cache_is_written_at_its_length(length):
     _, k, v = qkv()
-    empty = jnp.zeros((B, T, G, K))
-    cache = Cache(k_BxSxGxK=empty, v_BxSxGxK=empty, length=jnp.int32(0)).filled(length)
+    (empty,) = Caches.empty(1, B, G, T, K, jnp.float32)
+    cache = empty.filled(length)
     new = jax.jit(Cache.extended)(cache, k[:, :2], v[:, :2])
     expected = np.zeros((B, T, G, K), np.float32)
     for b, start in enumerate(np.broadcast_to(length, B)):
         expected[b, start : start + 2] = k[b, :2]
-    np.testing.assert_array_equal(new.k_BxSxGxK, expected)
+    np.testing.assert_array_equal(new.read()[0], expected)
     np.testing.assert_array_equal(new.length, np.asarray(length) + 2)
     with pytest.raises(ConfigError, match="cache: 9 positions given, but it has room for 8"):
-        Cache(k_BxSxGxK=empty[:, 1:], v_BxSxGxK=empty[:, 1:], length=jnp.int32(0)).extended(k, v)
+        empty.extended(*(jnp.concatenate([x, x[:, :1]], axis=1) for x in (k, v)))
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_branches_share_the_memory_and_go_on_from_their_parents():
         text = np.concatenate([text, new], -1)
         rows = jnp.asarray(new.reshape(B * n, 1))
         logits, cache = decode(variables, rows, cache, mask)
-        assert cache.memory[0].shape[1] == B
+        assert cache[0].memory[0].shape[0] == B
         each = Sequences(*(np.repeat(x, n, 0) for x in source[:2]))
         last = text.shape[-1] - 1
         padded = np.pad(text.reshape(B * n, -1), ((0, 0), (0, 4 - last)))  # one shape to compile

@@ -120,6 +120,17 @@ class Encoder:
         return TokenNames(_made(self.tokenizer))
 
     @functools.cached_property
+    def tokens(self) -> Any:
+        """The `tokenizers.Tokenizer`, which neither cuts nor pads."""
+        return _made(self.tokenizer)
+
+    @functools.cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that begin and end a text, or none."""
+        found = (tuple(map(self.tokens.token_to_id, pair)) for pair in _ENDS)
+        return next((pair for pair in found if None not in pair), ())
+
+    @functools.cached_property
     def pad(self) -> int:
         """The id of padding: the tokenizer's own, else 0."""
         ids = _made(self.tokenizer)

@@ -1,0 +1,222 @@
+"""Prompts in, tokens out one by one: two pure functions, compiled once for each size of room."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lsm.generate.sampling import Draws, draw
+from lsm.mesh import BATCH_AXES, Mesh, batch_sharding, batch_ways, jit, make_mesh, replicated
+from lsm.models.stack import unstacked
+
+_CHUNK = 512
+"""Tokens of a prompt that go through the model at a time: a bound of memory."""
+_LEAST = 32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class State:
+    """Texts that are being written.
+
+    Attributes:
+      cache: of all tokens but the last of each row.
+      draws: how each row is drawn.
+      seen_BxV: bool, the tokens of prompt and text.
+      number_B: int32, how many were drawn.
+    """
+
+    cache: Any
+    draws: Draws
+    seen_BxV: jax.Array
+    number_B: jax.Array
+
+
+class Drawn(NamedTuple):
+    """The last token of each text.
+
+    Attributes:
+      token_B: int32.
+      log_probability_B: float32, the model's own of it, in nats: before temperature and filters.
+    """
+
+    token_B: jax.Array
+    log_probability_B: jax.Array
+
+
+class Decoder:
+    """A model with its parameters as tokens are written: an array for each block.
+
+    It holds a copy of the blocks' parameters, since each cut out of the stack at every token would
+    be read twice.
+
+    Attributes:
+      model: with the methods `cache`, `extend` and `logits` of `lsm.models.GPT`.
+    """
+
+    def __init__(self, model: Any, variables: Any, mesh: jax.sharding.Mesh | None = None):
+        """Takes a model's variables, as they lie on `mesh`; None is one device."""
+        self.model = model
+        self._mesh = mesh or make_mesh(Mesh(), jax.devices()[:1])
+        self._variables = _by_block(jax.tree.map(jnp.asarray, variables))
+        self._held = jax.tree.map(lambda x: x.sharding, self._variables)
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of prompt and text together, at the most; None where there is no bound."""
+        return getattr(self.model, "context", None)
+
+    def start(
+        self, prompts: Sequence[np.ndarray], longest: int, draws: Draws, number: int = 0
+    ) -> tuple[State, Drawn]:
+        """Returns the state after prompts (n,) int of any lengths, and the first token of each.
+
+        Args:
+          prompts: at least a token each; with `longest`, no longer than `context`.
+          longest: tokens that will be drawn at the most.
+          draws: how, of each row.
+          number: how many tokens were drawn before, of texts that go on.
+        """
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        needed = int(lengths.max()) + longest
+        # The next power of two: few programs, however long prompts are.
+        room = max(_LEAST, 1 << (needed - 1).bit_length())
+        room = room if self.context is None else min(room, self.context)
+        extra = -len(prompts) % batch_ways(self._mesh)
+        rows = [*range(len(prompts)), *[0] * extra]  # all devices have as many
+        lengths, draws = lengths[rows], jax.tree.map(lambda x: x[rows], draws)
+        tokens_BxT = np.zeros((len(rows), lengths.max()), np.int32)
+        for row, given in enumerate(rows):
+            tokens_BxT[row, : lengths[row]] = prompts[given]
+        state = self._empty(room)(draws, np.int32(number))
+        last_BxD = None
+        for begin, chunk_BxT in _chunks(tokens_BxT, room):
+            given = (state, last_BxD, chunk_BxT, lengths, np.int32(begin))
+            state, last_BxD = self._extend(self._variables, *given)
+        return self._begin(self._variables, state, last_BxD, lengths)
+
+    def step(self, state: State, drawn: Drawn) -> tuple[State, Drawn]:
+        """Returns what is so with `drawn`, and the next token; the old state's arrays are taken."""
+        return self._step(self._variables, state, drawn)
+
+    @property
+    def _whole(self) -> jax.sharding.NamedSharding:
+        return replicated(self._mesh)
+
+    @property
+    def _rows(self) -> jax.sharding.NamedSharding:
+        return batch_sharding(self._mesh)
+
+    @property
+    def _placed(self) -> State:
+        """The sharding of each array of a state."""
+        kept = jax.NamedSharding(self._mesh, jax.P(BATCH_AXES, "tensor"))
+        cache = jax.eval_shape(lambda: self.model.cache(1, 1))
+        return State(
+            cache=jax.tree.map(lambda x: kept if x.ndim == 4 else self._whole, cache),
+            draws=Draws(*[self._rows] * len(Draws._fields)),
+            seen_BxV=self._rows,
+            number_B=self._rows,
+        )
+
+    @property
+    def _made(self) -> tuple[State, Drawn]:
+        return self._placed, Drawn(self._rows, self._rows)
+
+    @functools.cached_property
+    def _empty(self) -> Callable[[int], Callable[..., State]]:
+        """Returns, by room, what makes the state of nothing."""
+
+        def empty(room: int, draws: Draws, number: jax.Array) -> State:
+            rows = len(draws.seed_B)
+            return State(
+                cache=self.model.cache(rows, room),
+                draws=draws,
+                seen_BxV=jnp.zeros((rows, self.model.vocabulary), bool),
+                number_B=jnp.full(rows, number, jnp.int32),
+            )
+
+        def of(room: int) -> Callable[..., State]:
+            placed = self._placed
+            return self._jit(functools.partial(empty, room), (placed.draws, self._whole), placed)
+
+        return functools.cache(of)
+
+    @functools.cached_property
+    def _extend(self) -> Any:
+        """One chunk of the prompts more."""
+
+        def extend(variables, state, last_BxD, tokens_BxT, lengths_B, begin):
+            x_BxTxD, cache = self.model.apply(variables, tokens_BxT, state.cache, method="extend")
+            place_B = lengths_B - 1 - begin
+            here_B = (place_B >= 0) & (place_B < tokens_BxT.shape[1])
+            at_Bx1x1 = jnp.clip(place_B, 0, tokens_BxT.shape[1] - 1)[:, None, None]
+            found_BxD = jnp.take_along_axis(x_BxTxD, at_Bx1x1, axis=1)[:, 0]
+            if last_BxD is not None:
+                found_BxD = jnp.where(here_B[:, None], found_BxD, last_BxD)
+            real_BxT = begin + jnp.arange(tokens_BxT.shape[1]) < lengths_B[:, None]
+            rows_Bx1 = jnp.arange(len(tokens_BxT))[:, None]
+            seen_BxV = state.seen_BxV.at[rows_Bx1, tokens_BxT].max(real_BxT)
+            return dataclasses.replace(state, cache=cache, seen_BxV=seen_BxV), found_BxD
+
+        rows = self._rows
+        given = (self._held, self._placed, rows, rows, rows, self._whole)
+        return self._jit(extend, given, (self._placed, rows), donate=(1,))
+
+    @functools.cached_property
+    def _begin(self) -> Any:
+        """The first token after the prompts."""
+
+        def begin(variables, state, last_BxD, lengths_B):
+            state = dataclasses.replace(state, cache=state.cache.filled(lengths_B))
+            logits = self.model.apply(variables, last_BxD[:, None], method="logits")
+            return _drawn(state, logits[:, 0])
+
+        given = (self._held, self._placed, self._rows, self._rows)
+        return self._jit(begin, given, self._made, donate=(1,))
+
+    @functools.cached_property
+    def _step(self) -> Any:
+        def step(variables, state, drawn):
+            logits, cache = self.model.apply(
+                variables, drawn.token_B[:, None], state.cache, method="decode"
+            )
+            return _drawn(dataclasses.replace(state, cache=cache), logits[:, 0])
+
+        return self._jit(step, (self._held, *self._made), self._made, donate=(1,))
+
+    def _jit(self, function: Callable, given: Any, made: Any, donate: Sequence[int] = ()) -> Any:
+        # Programs for "many" calls gain nothing here, and on some CPUs are not kept between runs.
+        options = {"in_shardings": given, "out_shardings": made, "mesh": self._mesh}
+        return jit(function, **options, donate=donate, calls="some")
+
+
+def _by_block(variables: Any) -> Any:
+    """Variables whose stacked blocks are a tuple of each block's."""
+    if not isinstance(variables, Mapping):
+        return variables
+    return {
+        name: unstacked(x) if name == "blocks" else _by_block(x) for name, x in variables.items()
+    }
+
+
+def _chunks(tokens_BxT: np.ndarray, room: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields where each chunk begins, and it, of a few sizes: powers of two up to `_CHUNK`."""
+    begin, length = 0, tokens_BxT.shape[1]
+    while begin < length:
+        size = min(_CHUNK, max(_LEAST, 1 << (length - begin - 1).bit_length()), room - begin)
+        chunk = tokens_BxT[:, begin : begin + size]
+        yield begin, np.pad(chunk, ((0, 0), (0, size - chunk.shape[1])))
+        begin += size
+
+
+def _drawn(state: State, logits_BxV: jax.Array) -> tuple[State, Drawn]:
+    token_B = draw(logits_BxV, state.seen_BxV, state.draws, state.number_B)
+    chosen_B = jnp.take_along_axis(logits_BxV, token_B[:, None], axis=1)[:, 0]
+    seen_BxV = state.seen_BxV.at[jnp.arange(len(token_B)), token_B].set(True)
+    state = dataclasses.replace(state, seen_BxV=seen_BxV, number_B=state.number_B + 1)
+    return state, Drawn(token_B, chosen_B - jax.nn.logsumexp(logits_BxV, axis=-1))
