@@ -57,7 +57,8 @@ class CharacterCodec(Codec):
 
     def text(self, ids: Sequence[int]) -> str:
         """See `Codec.text`."""
-        return "".join(self.characters[number] for number in ids)
+        # A model may know more ids than there are characters.
+        return "".join(self.characters[number : number + 1] for number in ids)
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
