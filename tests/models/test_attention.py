@@ -252,7 +252,7 @@ def test_a_cache_is_written_at_its_length(length):
         expected[b, start : start + 2] = k[b, :2]
     np.testing.assert_array_equal(new.read()[0], expected)
     np.testing.assert_array_equal(new.length, np.asarray(length) + 2)
-    with pytest.raises(ConfigError, match="cache: 9 positions given, but it has room for 8"):
+    with pytest.raises(ConfigError, match="cache: 10 positions given, but it has room for 9"):
         empty.extended(*(jnp.concatenate([x, x[:, :1]], axis=1) for x in (k, v)))
 
 

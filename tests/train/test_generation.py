@@ -1,5 +1,6 @@
 """Texts of a run, from Python and on the command line."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
