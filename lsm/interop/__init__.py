@@ -3,17 +3,22 @@
 from lsm.interop.bert import HuggingFaceBERT
 from lsm.interop.convnets import timm_convnext, torchvision_convnext, torchvision_resnet
 from lsm.interop.names import Names, Source, Torch, by_key_head, transposed
+from lsm.interop.opened import Published, open_model
+from lsm.interop.table import Table
 from lsm.interop.tensors import Tensors, open_tensors
 from lsm.interop.timm import TimmViT, timm_mixer
 
 __all__ = [
     "HuggingFaceBERT",
     "Names",
+    "Published",
     "Source",
+    "Table",
     "Tensors",
     "TimmViT",
     "Torch",
     "by_key_head",
+    "open_model",
     "open_tensors",
     "timm_convnext",
     "timm_mixer",

@@ -7,6 +7,7 @@ from lsm.models.airbench import Airbench
 from lsm.models.attention import Cache, Mask, attend
 from lsm.models.batch_norm import BatchNorm
 from lsm.models.bert import BERT, Classifier, Embedder, MaskedLM, TokenClassifier
+from lsm.models.block import Attention, Block, CrossAttention, Mlp
 from lsm.models.cnn import CNN
 from lsm.models.convnext import ConvNeXt
 from lsm.models.encoder_decoder import EncoderDecoder
@@ -19,7 +20,7 @@ from lsm.models.resnet import ResNet, WideResNet
 from lsm.models.sequences import Sequences
 from lsm.models.stack import Stack
 from lsm.models.text_classifier import TextClassifier
-from lsm.models.transformer import Attention, Block, CrossAttention, Mlp, Transformer
+from lsm.models.transformer import Transformer
 from lsm.models.views import Views
 from lsm.models.vit import Convolutions, ViT
 
