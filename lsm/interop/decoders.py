@@ -125,7 +125,7 @@ def _gemma(*more):
         Fixed("hidden_act", *_TANH, written=False),
         Same("rms_norm_eps", "epsilon", float, 1e-6),
         Same("tie_word_embeddings", "tied", bool, True),
-        Same("query_pre_attn_scalar", "query_width", float, 256),
+        Same("query_pre_attn_scalar", "query_width", int, 256),
         _BIAS,
         Fixed("use_bidirectional_attention", None, False, written=False),
         *more,

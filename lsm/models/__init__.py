@@ -1,6 +1,6 @@
 """Architectures, one a file: pure Linen modules called as `module.apply(variables, x, train)`.
 
-A Transformer is arranged from the parts in `lsm.models.transformer`; see docs/models.md.
+A Transformer is arranged from the parts in `transformer` and `block`; see docs/models.md.
 """
 
 from lsm.models.airbench import Airbench

@@ -178,7 +178,7 @@ class Block(nn.Module):
           mask: which positions each one sees, `Mask(causal=True)` in a decoder; the window is
             `config.window`.
           train: whether to drop.
-          is_global: whether to see past the window, and turn as such blocks do (`config.global_theta`).
+          is_global: whether to see past the window, and turn by the global frequencies.
           memory_BxSxD: what cross-attention reads, such as an encoder's output.
           memory_mask: which of its positions are seen.
           cache: of the positions before these: they see it, and are added to it. It holds the
@@ -265,8 +265,5 @@ def _read(config: Transformer, q_BxTxGxQxK, *args, train, maps, offset=0, prefix
 def _feed_forward(config: Transformer, x: jax.Array, dense: Callable[..., nn.Module]) -> jax.Array:
     hidden, activation = config.hidden or 4 * config.width, ACTIVATIONS[config.mlp]
     h = dense(hidden, "up")(x)
-    if config.mlp in GATED:
-        h = activation(dense(hidden, "gate")(x)) * h
-    else:
-        h = activation(h)
+    h = activation(dense(hidden, "gate")(x)) * h if config.mlp in GATED else activation(h)
     return dense(config.width, "down", residual=True)(h)

@@ -1,4 +1,4 @@
-"""Frequencies of rotary positions (arXiv:2104.09864), and how they are rescaled for longer texts."""
+"""Frequencies of rotary positions (arXiv:2104.09864), and rescaling for longer texts."""
 
 import dataclasses
 import math

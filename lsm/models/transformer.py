@@ -89,7 +89,7 @@ class Transformer:
     global_theta: float | None = None
     rescale: LinearRescale | Llama3Rescale | None = None
     global_rescale: LinearRescale | Llama3Rescale | None = None
-    query_width: float | None = None
+    query_width: int | None = None
     norm: Literal["layer", "rms", "rms_offset"] = "layer"
     epsilon: float = 1e-6
     norm_position: Literal["pre", "post", "sandwich"] = "pre"
@@ -111,7 +111,7 @@ class Transformer:
         require(self, dropout="[0, 1)", drop_path="[0, 1)")
         require(self, window="[1, inf)", global_every="[0, inf)")
         require(self, theta="(0, inf)", global_theta="(0, inf)", attention_softcap="(0, inf)")
-        require(self, query_width="(0, inf)")
+        require(self, query_width="[1, inf)")
         require_choice(self, "norm", "layer", "rms", "rms_offset")
         require_choice(self, "norm_position", "pre", "post", "sandwich")
         require_choice(self, "mlp", *ACTIVATIONS)
