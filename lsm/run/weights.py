@@ -157,16 +157,23 @@ class NamedWeights:
         return {name: self._placed(name, sharding) for name, sharding in wanted.items()}
 
     def _placed(self, name: str, sharding: jax.sharding.NamedSharding) -> jax.Array:
-        source, view = self._sources[name], self._tensors.view
+        source, view, spec = self._sources[name], self._tensors.view, self.spec[name]
 
         def made(layer: int = 0) -> np.ndarray:
             return source.function(*map(view, source.layer(layer)))
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
             if source.layers is None:
-                return np.array(made()[index])
+                whole = np.array(made()[index])
+                self._tensors.forget()
+                return whole
             layers = range(source.layers)[index[0]]
-            return np.stack([made(layer)[index[1:]] for layer in layers])
+            shape = (len(range(n)[at]) for n, at in zip(spec.shape[1:], index[1:], strict=True))
+            stacked = np.empty((len(layers), *shape), spec.dtype)
+            for row, layer in zip(stacked, layers, strict=True):  # no list of them, beside the stack
+                row[...] = made(layer)[index[1:]]
+                self._tensors.forget()
+            return stacked
 
         return jax.make_array_from_callback(self.spec[name].shape, sharding, part)
 

@@ -156,9 +156,10 @@ def _state(program: Program, weights: NamedWeights) -> TrainState:
     state = program.abstract_state
     here = flat({"params": state.params, **state.model_state})
     arrays = {}
-    for path, leaf in here.items():
-        found = weights.read({path: leaf.sharding})[path]
-        arrays[path] = jax.block_until_ready(found.astype(leaf.dtype))
+    # The largest first: while it is made of its parts, there is no other yet.
+    for path in sorted(here, key=lambda path: -here[path].size):
+        found = weights.read({path: here[path].sharding})[path]
+        arrays[path] = jax.block_until_ready(found.astype(here[path].dtype))
     tree = nested(arrays)
     zeros = jax.tree.map(
         lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding), state.opt_state
