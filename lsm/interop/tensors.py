@@ -78,7 +78,6 @@ class Tensors:
             )
         return self._views[name]
 
-
     def forget(self) -> None:
         """Gives back the memory of what was read; it is read again where it is looked at."""
         for held in self._maps:
