@@ -65,6 +65,12 @@ _BERT_PARTS = (
 )
 
 
+_BERT_HARMLESS = frozenset(
+    f"pooler_{x}"
+    for x in ("fc_size", "num_attention_heads", "num_fc_layers", "size_per_head", "type")
+)
+
+
 def _bert(architecture: str, model: Any, rows: tuple[Row, ...], *parts: Any) -> Family:
     spare = r"embeddings\.position_ids$|(^|\.)pooler\.|^cls\.seq_relationship\."
     spare += r"|^cls\.predictions\.decoder\."
@@ -74,8 +80,7 @@ def _bert(architecture: str, model: Any, rows: tuple[Row, ...], *parts: Any) -> 
         every = (*_BERT, *rows)
         return Table(rows=every, heads=heads, key_heads=heads, prefix="bert.", ignored=spare)
 
-    # Of a text's parts and its cuts: not of what is computed.
-    return Family(architecture, "bert", model, (*_BERT_PARTS, *parts), names)
+    return Family(architecture, "bert", model, (*_BERT_PARTS, *parts), names, _BERT_HARMLESS)
 
 
 _VIT_LAYER = "vit.encoder.layer.{}"

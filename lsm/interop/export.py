@@ -1,34 +1,33 @@
 """A model written as Hugging Face's: config.json, safetensors, and the files beside them."""
 
+import collections
 import json
-import logging
 import os
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lsm.errors import CheckpointError, ConfigError, listed
+from lsm.errors import ConfigError, listed
 from lsm.files import atomic_write, expanded, readable_disk_errors
 from lsm.interop.family import Family, filled
-from lsm.interop.names import Names
-from lsm.interop.opened import CONFIG, families, family_of
+from lsm.interop.names import Names, Source
+from lsm.interop.opened import CONFIG, as_in, families, family_of
 from lsm.interop.tensors import FILE, INDEX
 
 SHARD = 5_000_000_000
 """Bytes of a file of safetensors, at most; a larger tensor has its own."""
 
-_log = logging.getLogger("lsm")
-
 Spec = Mapping[str, jax.ShapeDtypeStruct]
+Read = Callable[[str], np.ndarray]
 
 
 def exported(
     model: Any,
     here: Spec,
-    read: Callable[[str], np.ndarray],
+    read: Read,
     out: os.PathLike | str,
     *,
     origin: Mapping[str, Any] | None = None,
@@ -42,8 +41,8 @@ def exported(
       here: shape and dtype of its arrays, by path.
       read: path -> the array.
       out: folder; it must be new or empty.
-      origin: what an import has kept: "config", "dtypes" of the tensors, "prefix"; None is another
-        model, whose config.json is made anew and whose tensors are float32.
+      origin: what an import has kept: "config", and "dtypes" of the tensors by name; None is
+        another model, whose config.json is made anew and whose tensors are float32.
       files: what stands beside, such as tokenizer.json: content by name.
       shard: bytes of a file, at most.
 
@@ -55,22 +54,20 @@ def exported(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out: {out} is there already; give a folder that is new or empty.")
     family, config = _config(model, here, origin or {})
-    names = family.names_of(model)
-    if origin and not origin.get("prefix", True):
-        names = names.without_prefix()
-    sources = writable(names, here)
     dtypes = (origin or {}).get("dtypes", {})
-    plan = _Plan(sources, here, dtypes, shard)
+    names = as_in(family.names_of(model), dtypes)
+    sources = writable(names, here)
+    shards = _shards(dict(_parts(sources, here, dtypes)), shard)
     with readable_disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        plan.write(out, read)
+        _write(out, shards, sources, read)
     for name, content in (files or {}).items():
         atomic_write(out / name, content)
     atomic_write(out / CONFIG, json.dumps(config, indent=2).encode())
     return family.architecture
 
 
-def writable(names: Names, here: Spec) -> dict[str, Any]:
+def writable(names: Names, here: Spec) -> dict[str, Source]:
     """Returns the source of each array, which must have an inverse."""
     sources = dict(names.sources(here))
     if missing := [path for path in here if path not in sources]:
@@ -111,50 +108,71 @@ def _family_for(model: Any) -> Family:
     )
 
 
-class _Plan:
-    """Which tensor stands in which file, before any is written."""
+class _Part(NamedTuple):
+    """One tensor of a file: of which array here, of which layer, the how-manieth made of it."""
 
-    def __init__(self, sources: Mapping[str, Any], here: Spec, dtypes: Mapping[str, str], most):
-        self._sources, self._dtypes = sources, dtypes
-        self._shards: list[dict[str, tuple[str, int | None, int]]] = [{}]
-        size = 0
-        for path, source in sources.items():
-            stack = here[path].shape[0] if source.layers else 1
-            each = here[path].size // stack // len(source.tensors)
-            for layer in range(source.layers or 1):
-                for number, name in enumerate(source.layer(layer)):
-                    bytes_ = each * self._dtype(name).itemsize
-                    if size and size + bytes_ > most:
-                        self._shards.append({})
-                        size = 0
-                    size += bytes_
-                    place = (path, layer if source.layers else None, number)
-                    self._shards[-1][name] = place
+    path: str
+    layer: int | None
+    number: int
+    dtype: np.dtype
+    size: int
 
-    def _dtype(self, name: str) -> np.dtype:
-        return np.dtype(jax.numpy.dtype(self._dtypes.get(name, "float32")))
 
-    def write(self, out: pathlib.Path, read: Callable[[str], np.ndarray]) -> None:
-        count, files, size = len(self._shards), {}, 0
-        for number, shard in enumerate(self._shards, 1):
-            name = FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-            size += self._write_one(out / name, shard, read)
-            files |= dict.fromkeys(shard, name)
-        if count > 1:
-            index = {"metadata": {"total_size": size}, "weight_map": files}
-            atomic_write(out / INDEX, json.dumps(index, indent=2).encode())
+def _parts(
+    sources: Mapping[str, Source], here: Spec, dtypes: Mapping[str, str]
+) -> Iterator[tuple[str, _Part]]:
+    """Yields the name and the part of every tensor."""
+    common = collections.Counter(dtypes.values()).most_common(1)
+    usual = common[0][0] if common else "float32"
+    for path, source in sources.items():
+        shape = here[path].shape if source.layers is None else here[path].shape[1:]
+        sizes = [x.size for x in source.inverse(np.broadcast_to(np.float32(0), shape))]
+        for layer in [None] if source.layers is None else range(source.layers):
+            for number, name in enumerate(source.layer(layer or 0)):
+                dtype = jax.numpy.dtype(dtypes.get(name, usual))
+                yield name, _Part(path, layer, number, dtype, sizes[number] * dtype.itemsize)
 
-    def _write_one(self, path: pathlib.Path, shard: Mapping[str, Any], read: Callable) -> int:
-        from safetensors.numpy import save_file
 
-        tensors, held = {}, {}
-        for name, (at, layer, number) in shard.items():
-            if at not in held:
-                held = {at: read(at)}  # one at a time
-            array = held[at] if layer is None else held[at][layer]
-            tensor = self._sources[at].inverse(array)[number]
-            tensors[name] = np.ascontiguousarray(tensor.astype(self._dtype(name)))
-        if not tensors:
-            raise CheckpointError(f"export: {path.name} would hold no tensor.")
-        save_file(tensors, path, metadata={"format": "pt"})
-        return sum(x.nbytes for x in tensors.values())
+def _shards(parts: Mapping[str, _Part], most: int) -> list[dict[str, _Part]]:
+    """Returns which tensors stand in which file."""
+    shards, size = [{}], 0
+    for name, part in parts.items():
+        if size and size + part.size > most:
+            shards.append({})
+            size = 0
+        shards[-1][name] = part
+        size += part.size
+    return shards
+
+
+def _write(
+    out: pathlib.Path, shards: list[dict[str, _Part]], sources: Mapping[str, Source], read: Read
+) -> None:
+    """Writes the files of tensors, and their index where there are several."""
+    from safetensors.numpy import save_file
+
+    files, held = {}, _Held(sources, read)
+    for number, shard in enumerate(shards, 1):
+        file = FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: held(part) for name, part in shard.items()}, out / file, {"format": "pt"})
+        files |= dict.fromkeys(shard, file)
+    if len(shards) > 1:
+        total = sum(part.size for shard in shards for part in shard.values())
+        index = {"metadata": {"total_size": total}, "weight_map": files}
+        atomic_write(out / INDEX, json.dumps(index, indent=2).encode())
+
+
+class _Held:
+    """Makes tensors, and holds the array and the layer that the last one was of."""
+
+    def __init__(self, sources: Mapping[str, Source], read: Read):
+        self._sources, self._read = sources, read
+        self._array = self._made = (None, None)
+
+    def __call__(self, part: _Part) -> np.ndarray:
+        if self._array[0] != part.path:
+            self._array = part.path, self._read(part.path)
+        if self._made[0] != (part.path, part.layer):
+            array = self._array[1] if part.layer is None else self._array[1][part.layer]
+            self._made = (part.path, part.layer), self._sources[part.path].inverse(array)
+        return np.ascontiguousarray(self._made[1][part.number].astype(part.dtype))

@@ -3,7 +3,8 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lsm.errors import CheckpointError, ConfigError, listed, nearest
@@ -74,10 +75,18 @@ def open_model(path: os.PathLike | str) -> Published:
         tensors, files = open_tensors(path), _beside(path)
     family = family_of(config)
     model = family.read(config)
-    names = family.names_of(model)
-    if not any(name.startswith(names.prefix) for name in tensors.specs):
-        names = names.without_prefix()
+    names = as_in(family.names_of(model), tensors.specs)
     return Published(path, config, family, model, names, tensors, files)
+
+
+def as_in(names: Table, there: Collection[str]) -> Table:
+    """Returns names as they are spelled in a file: without a prefix, or as TensorFlow's norms."""
+    if there and not any(name.startswith(names.prefix) for name in there):
+        names = names.respelled(rf"^{re.escape(names.prefix)}", "", prefix="")
+    if any(name.endswith("LayerNorm.gamma") for name in there):
+        names = names.respelled(r"LayerNorm\.weight$", "LayerNorm.gamma")
+        names = names.respelled(r"LayerNorm\.bias$", "LayerNorm.beta")
+    return names
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,17 +40,17 @@ class Table(Names):
     prefix: str = ""
     ignored: str | None = None
 
-    def without_prefix(self) -> "Table":
-        """Returns the names of files of a model without a head, which lack the prefix."""
+    def respelled(self, pattern: str, replacement: str, **changes: Any) -> "Table":
+        """Returns a table with `re.sub` applied to the names there, and other changes."""
 
-        def short(name: str) -> str:
-            return name.removeprefix(self.prefix)
+        def other(name: str) -> str:
+            return re.sub(pattern, replacement, name)
 
         rows = (
-            (path, short(to) if isinstance(to, str) else tuple(map(short, to)))
+            (path, other(to) if isinstance(to, str) else tuple(map(other, to)))
             for path, to in self.rows
         )
-        return dataclasses.replace(self, rows=tuple(rows), prefix="")
+        return dataclasses.replace(self, rows=tuple(rows), **changes)
 
     def sources(self, here: Mapping[str, jax.ShapeDtypeStruct]) -> Mapping[str, Source]:
         """See `Names.sources`; an array without a row is left out."""
@@ -68,7 +69,7 @@ class Table(Names):
             read, write = _of_experts, _to_experts
         return Source(tensors, read, layers, write)
 
-    def _layout(self, path: str, count: int):
+    def _layout(self, path: str, count: int) -> tuple[Callable, Callable]:
         """Returns how an array is made of `count` tensors, and how they are of it."""
         kernel = path.endswith("/kernel") and self.transposes
         if re.search(r"(^|/)qkv/", path):

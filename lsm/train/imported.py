@@ -174,7 +174,6 @@ def _write_records(
     dtypes = {name: str(spec.dtype) for name, spec in published.tensors.specs.items()}
     kept = {
         "config": published.config,
-        "prefix": bool(published.names.prefix),
         "dtypes": dtypes,
         "files": [*published.files],
     }

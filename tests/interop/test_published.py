@@ -11,7 +11,6 @@ from lsm.interop import open_model
 from lsm.interop.export import exported
 from lsm.models import GPT, Sequences
 from lsm.models.bert import BERT
-from lsm.models.families import _model  # noqa: F401
 from lsm.params import flat, nested
 from lsm.run.weights import FileWeights, NamedWeights
 
@@ -146,7 +145,8 @@ def test_logits_and_round_trips(name, tmp_path):
 
     leaves = flat(arrays)
     out = tmp_path / "back"
-    kept = {"config": published.config, "prefix": bool(published.names.prefix)}
+    dtypes = {name: str(spec.dtype) for name, spec in published.tensors.specs.items()}
+    kept = {"config": published.config, "dtypes": dtypes}
     exported(published.model, here, lambda path: np.asarray(leaves[path]), out, origin=kept)
     assert_same_files(tmp_path / "there", out)
 
