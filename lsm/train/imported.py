@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsm.config import Experiment, Start, Train, schema
-from lsm.config.origin import CONFIG, experiment_of
+from lsm.config.origin import CONFIG, saved_config
 from lsm.data import Data, Files, Folder, Source, Subwords, Texts, Tokens
 from lsm.data.inputs import Inputs
 from lsm.durations import Horizon
@@ -28,7 +28,7 @@ from lsm.models import GPT, Classifier, MaskedLM, ResNet, TokenClassifier, ViT
 from lsm.optim import SGD
 from lsm.params import flat, nested
 from lsm.run.checkpoint import Checkpoints
-from lsm.run.weights import FileWeights, NamedWeights, open_run
+from lsm.run.weights import FileWeights, NamedWeights, RunWeights, open_run
 from lsm.tasks import (
     Classification,
     LanguageModelling,
@@ -50,6 +50,9 @@ KEPT = "published.json"
 """What an import keeps of a model's config.json, and the dtypes of its tensors, for an export."""
 
 Batch = Mapping[str, jax.ShapeDtypeStruct]
+
+_GROUP = 1 << 28
+"""Bytes of small arrays that an export reads at once."""
 
 _LONGEST = 1024  # tokens of a text that an evaluation reads at once, unless more are asked for
 
@@ -100,7 +103,7 @@ def export_run(
     """Writes the best checkpoint of a workdir as a folder that `transformers` loads.
 
     Tensors of an import get the dtypes back that they had, others are float32. Arrays are read and
-    written one at a time.
+    written in parts.
 
     Args:
       workdir: of an import or a run, whose model is one of those that can be imported.
@@ -117,16 +120,35 @@ def export_run(
     """
     prepare_jax()
     folder = expanded(workdir, "--workdir")
-    model = experiment_of(folder).task.model
-    whole = replicated(make_mesh(Mesh(), jax.devices()[:1]))
+    advice = "Its model is in a script, which an export does not run."
+    model = schema.from_json(saved_config(folder).get("task"), Task, advice).model
+    kept, files = _kept(folder)
     with open_run(folder, "best") as (weights, step):
-
-        def read(path: str) -> np.ndarray:
-            return np.asarray(weights.read({path: whole})[path])
-
-        kept, files = _kept(folder)
+        read = _Reader(weights)
         name = exported(model, weights.spec, read, out, origin=kept, files=files, shard=shard)
     return name, step
+
+
+class _Reader:
+    """Reads arrays in groups: each one compiles the check of its sums."""
+
+    def __init__(self, weights: RunWeights):
+        self._weights, self._held = weights, {}
+        self._whole = replicated(make_mesh(Mesh(), jax.devices()[:1]))
+        self._groups, size = [[]], 0
+        for path, spec in weights.spec.items():
+            if size and size + spec.size * spec.dtype.itemsize > _GROUP:
+                self._groups.append([])
+                size = 0
+            self._groups[-1].append(path)
+            size += spec.size * spec.dtype.itemsize
+
+    def __call__(self, path: str) -> np.ndarray:
+        if path not in self._held:
+            (group,) = (group for group in self._groups if path in group)
+            self._held = {}
+            self._held = self._weights.read(dict.fromkeys(group, self._whole))
+        return np.asarray(self._held[path])
 
 
 def _kept(workdir: pathlib.Path) -> tuple[dict[str, Any] | None, dict[str, bytes]]:
@@ -159,7 +181,8 @@ def _state(program: Program, weights: NamedWeights) -> TrainState:
     # The largest first: while it is made of its parts, there is no other yet.
     for path in sorted(here, key=lambda path: -here[path].size):
         found = weights.read({path: here[path].sharding})[path]
-        arrays[path] = jax.block_until_ready(found.astype(here[path].dtype))
+        same = found.dtype == here[path].dtype
+        arrays[path] = found if same else jax.block_until_ready(found.astype(here[path].dtype))
     tree = nested(arrays)
     zeros = jax.tree.map(
         lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding), state.opt_state

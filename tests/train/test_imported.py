@@ -44,7 +44,7 @@ def tokenizer():
 
 HEADS = {"heads": 4, "kv_heads": 2, "head_width": 4}
 MODEL = families.llama(
-    vocabulary=257, layers=2, **HEADS, width=16, hidden=24, context=32, tied=True
+    vocabulary=257, layers=2, **HEADS, width=16, hidden=24, context=64, tied=True
 )
 
 
@@ -144,6 +144,7 @@ def begun(**start):
     )
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_folder_or_the_workdir_and_is_exported(folder, workdir, tmp_path):
     published = open_model(folder)
     assert published.model == MODEL
@@ -226,6 +227,7 @@ def test_a_slip_on_the_command_line_is_one_line(words, told, capsys):
     assert capsys.readouterr().err == f"error: {told}\n" or told.endswith("needed")
 
 
+@pytest.mark.slow
 def test_classes_of_texts_keep_their_names(tmp_path):
     model = Classifier(
         families.bert_base(vocabulary=257, layers=1, heads=2, width=8, hidden=8, context=16),
