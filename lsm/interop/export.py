@@ -16,12 +16,39 @@ from lsm.interop.family import Family, filled
 from lsm.interop.names import Names, Source
 from lsm.interop.opened import CONFIG, as_in, families, family_of
 from lsm.interop.tensors import FILE, INDEX
+from lsm.params import flat
 
 SHARD = 5_000_000_000
 """Bytes of a file of safetensors, at most; a larger tensor has its own."""
 
 Spec = Mapping[str, jax.ShapeDtypeStruct]
 Read = Callable[[str], np.ndarray]
+
+
+def save_model(
+    model: Any,
+    variables: Mapping[str, Any],
+    out: os.PathLike | str,
+    *,
+    files: Mapping[str, bytes] | None = None,
+) -> str:
+    """Writes a model and its variables as a folder that `transformers` loads, in float32.
+
+    Args:
+      model: the Linen module.
+      variables: what `model.init` gives: "params", and other collections.
+      out: folder; it must be new or empty.
+      files: what stands beside, such as tokenizer.json: content by name.
+
+    Returns:
+      The name of its architecture.
+
+    Raises:
+      ConfigError: no architecture expresses the model, or `out` is not empty.
+      TrainingError: the disk is full or cannot be written.
+    """
+    arrays = flat(dict(variables))
+    return exported(model, arrays, lambda path: np.asarray(arrays[path]), out, files=files)
 
 
 def exported(
