@@ -128,10 +128,11 @@ def _family_for(model: Any) -> Family:
         try:
             family.write(model)
         except ConfigError as error:
-            told.append(f"{family.architecture}: {error}")
+            told.append(f"{family.architecture}: {str(error).rstrip('.')}")
     raise ConfigError(
         f"export: no published architecture has a {type(model).__name__} like this"
-        + (f"; {'; '.join(told)}" if told else ".")
+        + "".join(f"; {line}" for line in told)
+        + "."
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lsm.errors import ConfigError, listed, nearest
-from lsm.interop.parts import Config, Part, Settings, refused
+from lsm.interop.parts import Config, Part, Settings, refused, unsaid
 from lsm.interop.table import Table
 
 _FREE = ("drop_path", "unroll", "remat", "dtype", "initializer", "kernel_init", "zero_init")
@@ -102,8 +102,7 @@ class Family:
         back = filled(self.read(config))
         for field, value in settings.items():
             if field not in _FREE and not _same(value, back.get(field)):
-                given = f"(of the model) {field}"
-                raise refused(given, value, f"{back.get(field)!r} in {self.architecture}")
+                raise unsaid(field, value, f"{back.get(field)!r}")
         return config
 
     def is_of(self, model: Any) -> bool:

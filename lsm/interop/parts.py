@@ -22,6 +22,11 @@ def refused(key: str, value: Any, allowed: str) -> ConfigError:
     return ConfigError(f"config.json: {key}: {shortened(repr(value))} given; allowed: {allowed}.")
 
 
+def unsaid(field: str, value: Any, allowed: str) -> ConfigError:
+    """Returns the error of a field of a model that an architecture cannot say."""
+    return ConfigError(f"model.{field}: {shortened(repr(value))} given; allowed: {allowed}.")
+
+
 class Part(abc.ABC):
     """Some keys of a config.json, and the fields of a model that they stand for.
 
@@ -120,7 +125,9 @@ class Choice(Part):
         for there, value in self.values.items():
             if type(value) is type(here) and value == here:
                 return {self.keys[0]: there}
-        raise refused(f"(of the model) {self.fields[0]}", here, f"{[*self.values.values()]}")
+        raise unsaid(
+            self.fields[0], here, ", ".join(map(repr, dict.fromkeys(self.values.values())))
+        )
 
 
 class Size(Part):
@@ -196,7 +203,7 @@ class TopK(Part):
         """See `Part.write`."""
         experts = settings["experts"]
         if experts is None:
-            raise refused("(of the model) experts", None, "some")
+            raise unsaid("experts", None, "some")
         return dict(zip(self.keys, (experts.count, experts.top_k), strict=True))
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lsm.interop.parts import NEEDED, Config, Part, Settings, refused, typed
+from lsm.interop.parts import NEEDED, Config, Part, Settings, refused, typed, unsaid
 from lsm.models.rotary import LinearRescale, Llama3Rescale
 
 
@@ -32,6 +32,8 @@ class Windows(Part):
             window = typed(config, "sliding_window", int, self.default)
         if self.switched and not typed(config, "use_sliding_window", bool, False):
             window = None
+        if self.every and window is None:
+            raise refused("sliding_window", None, "a number")
         wide = self._wide(config, config.get("num_hidden_layers", 0), window is not None)
         if all(wide):
             return {"window": None, "global_every": 0}
@@ -75,7 +77,7 @@ class Windows(Part):
             wide = [window is None or (every and (i + 1) % every == 0) for i in range(layers)]
             config["layer_types"] = [f"{'full' if x else 'sliding'}_attention" for x in wide]
         elif every:
-            raise refused("(of the model) global_every", every, "0")
+            raise unsaid("global_every", every, "0")
         return config
 
 
@@ -93,11 +95,12 @@ class Rotary(Part):
 
     def read(self, config: Config) -> Settings:
         """See `Part.read`."""
-        given = config.get("rope_parameters") or {}
+        given, rescaling = (config.get(key) or {} for key in ("rope_parameters", "rope_scaling"))
         if not isinstance(given, dict):
             raise refused("rope_parameters", given, "an object")
+        if given and rescaling:
+            raise refused("rope_scaling", rescaling, "null, as rope_parameters are there")
         theta = typed(config, "rope_theta", float, self.theta)
-        rescaling = config.get("rope_scaling") or {}
         if self.local is None:
             theta, rescale = _rope(given or rescaling, theta)
             return {"theta": theta, "rescale": rescale}
@@ -109,9 +112,11 @@ class Rotary(Part):
         local, local_rescale = _rope(given.get("sliding_attention") or {}, local)
         if local_rescale is not None:
             raise refused("rope_parameters", given, "no rescaling of sliding_attention")
+        if "sliding_attention" not in (config.get("layer_types") or ["sliding_attention"]):
+            local, local_rescale = theta, rescale  # no block has a window: all are as global ones
         return {
             "theta": local,
-            "rescale": None,
+            "rescale": local_rescale,
             "global_theta": theta,
             "global_rescale": rescale,
         }
@@ -119,18 +124,21 @@ class Rotary(Part):
     def write(self, settings: Settings) -> dict[str, Any]:
         """See `Part.write`; in the form that older versions of transformers read too."""
         if settings["theta"] is None:
-            raise refused("(of the model) theta", None, "a number")
+            raise unsaid("theta", None, "a number")
         if self.local is None:
             return {
                 "rope_theta": settings["theta"],
                 "rope_scaling": _rope_scaling(settings["rescale"]),
             }
-        if settings["rescale"] is not None:
-            raise refused("(of the model) rescale", settings["rescale"], "None")
+        everywhere = settings["theta"], settings["rescale"]
+        if settings["window"] is not None:
+            everywhere = settings["global_theta"], settings["global_rescale"]
+            if settings["rescale"] is not None:
+                raise unsaid("rescale", settings["rescale"], "None")
         return {
-            "rope_theta": settings["global_theta"] or settings["theta"],
+            "rope_theta": everywhere[0],
             "rope_local_base_freq": settings["theta"],
-            "rope_scaling": _rope_scaling(settings["global_rescale"]),
+            "rope_scaling": _rope_scaling(everywhere[1]),
         }
 
 

@@ -106,6 +106,10 @@ SOME = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
         ({"rope_scaling": {"type": "linear"}}, "has no 'factor'"),
         ({"rope_scaling": {"rope_type": "default", "mscale": 2}}, "rope_scaling.mscale: 2 given"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor: 0.5 given"),
+        (
+            {"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": YARN},
+            "rope_scaling: .* given; allowed: null, as rope_parameters are there",
+        ),
         ({"rope_interleaved": True}, "rope_interleaved: True given; allowed: False"),
         ({"hidden_act": "gelu"}, "hidden_act: 'gelu' given; allowed: 'silu', 'swish'"),
         ({"mlp_bias": True}, "mlp_bias: True given; allowed: false, or attention_bias true"),

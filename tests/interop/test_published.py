@@ -58,6 +58,10 @@ CASES = {
         "Gemma3ForCausalLM",
         GEMMA | {"num_hidden_layers": 7, "rope_parameters": GEMMA3},
     ),
+    "gemma3-global": (
+        "Gemma3ForCausalLM",
+        GEMMA | {"layer_types": ["full_attention"] * 2, "rope_parameters": GEMMA3},
+    ),
     "mixtral": ("MixtralForCausalLM", GROUPED | {"num_local_experts": 4}),
     "bert": ("BertModel", SIZES),
     "bert-classes": ("BertForSequenceClassification", ENCODER),
