@@ -23,7 +23,7 @@ FLOORS = [
     ["lsm.config"],
     ["lsm.train"],
     ["lsm"],
-    ["lsm.cli", "lsm.__main__"],
+    ["lsm.cli", "lsm.__main__", "lsm.interop.__main__"],
     ["experiments", "launch", "benchmarks"],
 ]
 """From the ground up: a module imports from its own floor or one below."""

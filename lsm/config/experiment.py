@@ -186,7 +186,7 @@ class Start:
     Attributes:
       path: workdir of another run (its best checkpoint, else its last; averaged parameters where
         there are any), one of its checkpoints (`WORKDIR/checkpoints/300`), or safetensors: a file,
-        or a folder with one or with an index.
+        or a folder with one or with an index; or a GGUF file.
       take: pattern of the arrays there that are taken; each must find its place here, but for those
         whose place is fresh.
       rename: pairs (pattern, replacement) of `re.sub`, one after the other: from a path here to its
@@ -194,7 +194,8 @@ class Start:
       fresh: pattern of arrays here that are drawn as without a start, such as a new head; None is
         none of them.
       names: how the arrays of safetensors from elsewhere are called and laid out, such as
-        `lsm.interop.Torch()`; None is as here. Paths that it is asked for are renamed before.
+        `lsm.interop.Torch()` or `lsm.interop.open_model(path).names`; None is as here. Paths that
+        it is asked for are renamed before.
     """
 
     path: str

@@ -31,6 +31,21 @@ def by_key_head(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> np.n
     return np.concatenate(by_head, axis=-1).reshape(*q.shape[:-1], -1)
 
 
+def from_key_head(
+    qkv: np.ndarray, heads: int, key_heads: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Undoes `by_key_head`: columns (..., (heads + 2 key_heads) x K) to queries, keys, values."""
+    q = heads // key_heads
+    grouped = qkv.reshape(*qkv.shape[:-1], key_heads, q + 2, -1)
+    parts = np.split(grouped, [q, q + 1], axis=-2)
+    return tuple(x.reshape(*qkv.shape[:-1], -1) for x in parts)
+
+
+def untransposed(kernel: np.ndarray) -> np.ndarray:
+    """Undoes `transposed`: (..., in, out) to PyTorch's (out, in, ...)."""
+    return np.moveaxis(kernel, (-2, -1), (1, 0))
+
+
 def _same(x: Any) -> Any:
     return x
 
@@ -44,11 +59,13 @@ class Source:
       function: makes the array of the tensors, or one layer of it; of NumPy, and pure. It is also
         called with zeros of the tensors' shapes, to learn the shape of what it makes.
       layers: how many are stacked in the first dimension here; None where it is no stack.
+      inverse: makes the tensors of the array, or of one layer of it; None is not known.
     """
 
     tensors: tuple[str, ...]
     function: Callable[..., np.ndarray] = _same
     layers: int | None = None
+    inverse: Callable[[np.ndarray], tuple[np.ndarray, ...]] | None = None
 
     def layer(self, number: int) -> tuple[str, ...]:
         """Returns the names of the tensors of a layer; of all, where it is no stack."""

@@ -1,9 +1,10 @@
 """Safetensors files, read lazily: each device its own part, and no second copy of the whole."""
 
 import math
+import mmap
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import ml_dtypes
@@ -39,12 +40,17 @@ class Tensors:
       specs: shape and dtype of each, by name.
     """
 
-    def __init__(self, views: Mapping[str, np.ndarray], path: pathlib.Path):
-        """Takes read-only views of mapped files; `path` is for error messages."""
+    def __init__(
+        self,
+        views: Mapping[str, np.ndarray],
+        path: pathlib.Path,
+        maps: Sequence[mmap.mmap] = (),
+    ):
+        """Takes read-only views of mapped files, and the maps; `path` is for error messages."""
         self.specs = {
             name: jax.ShapeDtypeStruct(view.shape, view.dtype) for name, view in views.items()
         }
-        self._views, self._path = dict(views), path
+        self._views, self._path, self._maps = dict(views), path, tuple(maps)
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         """Returns a copy of a part of a tensor; only that part is read from the disk.
@@ -72,6 +78,11 @@ class Tensors:
             )
         return self._views[name]
 
+    def forget(self) -> None:
+        """Gives back the memory of what was read; it is read again where it is looked at."""
+        for held in self._maps:
+            held.madvise(mmap.MADV_DONTNEED)
+
 
 def open_tensors(path: os.PathLike | str) -> Tensors:
     """Opens FILE.safetensors, an index of several files, or a folder with either.
@@ -87,8 +98,9 @@ def open_tensors(path: os.PathLike | str) -> Tensors:
         path = _in_folder(path)
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}.")
-    views = _sharded(path) if path.suffix == ".json" else _views(path)
-    return Tensors(views, path)
+    maps: list[mmap.mmap] = []
+    views = _sharded(path, maps) if path.suffix == ".json" else _views(path, maps)
+    return Tensors(views, path, maps)
 
 
 def _in_folder(folder: pathlib.Path) -> pathlib.Path:
@@ -100,8 +112,8 @@ def _in_folder(folder: pathlib.Path) -> pathlib.Path:
     raise CheckpointError(f"{folder} has neither {FILE} nor {INDEX}{there}.")
 
 
-def _sharded(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns the tensors that an index file lists."""
+def _sharded(path: pathlib.Path, maps: list[mmap.mmap]) -> dict[str, np.ndarray]:
+    """Returns the tensors that an index file lists; adds to `maps`."""
     try:
         files = dict(parsed_json(path.read_bytes())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
@@ -114,15 +126,15 @@ def _sharded(path: pathlib.Path) -> dict[str, np.ndarray]:
     for name in sorted(set(files.values())):
         if not (path.parent / name).is_file():
             raise CheckpointError(f"{path} names {name!r}, and there is no such file beside it.")
-        shards[name] = _views(path.parent / name)
+        shards[name] = _views(path.parent / name, maps)
     for tensor, name in files.items():
         if tensor not in shards[name]:
             raise CheckpointError(f"{path} says that {tensor!r} is in {name!r}, and it is not.")
     return {tensor: shards[name][tensor] for tensor, name in files.items()}
 
 
-def _views(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns views of the tensors of one file, mapped into memory.
+def _views(path: pathlib.Path, maps: list[mmap.mmap]) -> dict[str, np.ndarray]:
+    """Returns views of the tensors of one file, mapped into memory; adds to `maps`.
 
     The header's length stands in the first 8 bytes, and the tensors follow it without gaps, which
     `safe_open` checks (https://github.com/huggingface/safetensors#format).
@@ -138,12 +150,13 @@ def _views(path: pathlib.Path) -> dict[str, np.ndarray]:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} is no whole safetensors file: {reason}.") from error
     # Bytes; a page is read from the disk when a part of it is.
-    data = np.memmap(path, mode="r")
-    place, views = 8 + int(data[:8].view("<u8")[0]), {}
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    maps.append(data)
+    place, views = 8 + int.from_bytes(data[:8], "little"), {}
     for name, (shape, kind) in specs.items():
         if kind not in _DTYPES:
             raise CheckpointError(f"{path}: {name!r} is {kind}; allowed: {listed(_DTYPES, 20)}.")
-        end = place + math.prod(shape) * _DTYPES[kind].itemsize
-        views[name] = np.ndarray(shape, _DTYPES[kind], data[place:end])
-        place = end
+        views[name] = np.ndarray(shape, _DTYPES[kind], data, place)
+        place += math.prod(shape) * _DTYPES[kind].itemsize
     return views

@@ -1,12 +1,13 @@
 """Architectures, one a file: pure Linen modules called as `module.apply(variables, x, train)`.
 
-A Transformer is arranged from the parts in `lsm.models.transformer`; see docs/models.md.
+A Transformer is arranged from the parts in `transformer` and `block`; see docs/models.md.
 """
 
 from lsm.models.airbench import Airbench
 from lsm.models.attention import Mask, attend
 from lsm.models.batch_norm import BatchNorm
 from lsm.models.bert import BERT, Classifier, Embedder, MaskedLM, TokenClassifier
+from lsm.models.block import Attention, Block, CrossAttention, Mlp
 from lsm.models.cache import Cache, Caches
 from lsm.models.cnn import CNN
 from lsm.models.convnext import ConvNeXt
@@ -20,7 +21,7 @@ from lsm.models.resnet import ResNet, WideResNet
 from lsm.models.sequences import Sequences
 from lsm.models.stack import Stack
 from lsm.models.text_classifier import TextClassifier
-from lsm.models.transformer import Attention, Block, CrossAttention, Mlp, Transformer
+from lsm.models.transformer import Transformer
 from lsm.models.views import Views
 from lsm.models.vit import Convolutions, ViT
 

@@ -91,16 +91,15 @@ def positions(t: int, offset: int | jax.Array = 0) -> jax.Array:
     return jnp.asarray(offset)[..., None] + jnp.arange(t)
 
 
-def rotate(x: jax.Array, theta: float | jax.Array, offset: int | jax.Array = 0) -> jax.Array:
-    """Turns pairs (i, i + K/2) of heads (B, T, ..., K) by position x theta^(-2i/K).
+def rotate(x: jax.Array, frequency_F: jax.Array, offset: int | jax.Array = 0) -> jax.Array:
+    """Turns pair (i, i + K/2) of heads (B, T, ..., K) by position x frequency i, of K/2.
 
     Rotary positions, arXiv:2104.09864, in the order of pairs of Hugging Face's checkpoints.
     `offset` is the position of the first, scalar or (B,).
     """
     t, k = x.shape[1], x.shape[-1]
     # In float32: in bfloat16, position 257 is 256.
-    frequency = theta ** (-jnp.arange(0, k, 2, dtype=jnp.float32) / k)
-    angle = positions(t, offset).astype(jnp.float32)[..., None] * frequency
+    angle = positions(t, offset).astype(jnp.float32)[..., None] * frequency_F
     # (T, K/2) or (B, T, K/2), with ones for the dimensions of heads in between.
     angle = angle.reshape(*angle.shape[:-1], *[1] * (x.ndim - 3), k // 2)
     cos, sin = jnp.cos(angle), jnp.sin(angle)

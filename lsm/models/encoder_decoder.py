@@ -13,12 +13,13 @@ from lsm.errors import ConfigError
 from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models import stack
 from lsm.models.attention import Mask, positions
+from lsm.models.block import BlockOutput
 from lsm.models.cache import Caches
 from lsm.models.embedding import Embedding, sinusoids
 from lsm.models.gpt import CAUSAL
 from lsm.models.initializers import Gaussian
 from lsm.models.sequences import Sequences
-from lsm.models.transformer import BlockOutput, Transformer
+from lsm.models.transformer import Transformer
 
 
 class EncoderDecoder(nn.Module):

@@ -1,7 +1,7 @@
 """The published families, as settings of `lsm.models`: of texts, and networks for pictures.
 
 Each function takes any field of the model or of its `Transformer` to change, and defaults to one
-published size. Rotary frequencies are not rescaled for long contexts (Llama 3.1 and later do that).
+published size. Llama 3.1 and later rescale rotary frequencies: `rescale=Llama3Rescale(factor=8)`.
 """
 
 import dataclasses
@@ -103,10 +103,7 @@ def qwen3(**changes: Any) -> GPT:
 
 
 def gemma2(**changes: Any) -> GPT:
-    """Gemma 2 (arXiv:2408.00118): local and global layers in turn, soft caps; by default 2B.
-
-    The scales of norms here are Gemma's 1 + weight.
-    """
+    """Gemma 2 (arXiv:2408.00118): local and global layers in turn, soft caps; by default 2B."""
     settings = {
         "vocabulary": 256000,
         "layers": 26,
@@ -116,6 +113,7 @@ def gemma2(**changes: Any) -> GPT:
         "width": 2304,
         "hidden": 9216,
         "theta": 10_000.0,
+        "norm": "rms_offset",
         "epsilon": 1e-6,
         "mlp": "geglu",
         "window": 4096,
@@ -132,7 +130,7 @@ def gemma2(**changes: Any) -> GPT:
 def gemma3(**changes: Any) -> GPT:
     """Gemma 3 (arXiv:2503.19786): five local layers to one global, norms on queries and keys.
 
-    By default the text model of 1B. The scales of norms here are Gemma's 1 + weight.
+    By default the text model of 1B.
     """
     settings = {
         "vocabulary": 262144,

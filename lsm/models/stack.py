@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from lsm.errors import MeshError
 from lsm.mesh import Layout, Rule, unplaced, ways
 from lsm.models.attention import Mask
+from lsm.models.block import Block, BlockOutput
 from lsm.models.cache import Caches
 from lsm.models.pipeline import run_layers
 from lsm.models.remat import rematerialised
-from lsm.models.transformer import Block, BlockOutput, Transformer
+from lsm.models.transformer import Transformer
 
 LAYOUT = Layout(
     rules=(

@@ -11,7 +11,7 @@ import numpy as np
 
 from lsm.errors import CheckpointError, ConfigError, listed, nearest
 from lsm.files import expanded
-from lsm.interop import Names, Source, Tensors, open_tensors
+from lsm.interop import Names, Source, Tensors, gguf, open_tensors
 from lsm.params import matches
 from lsm.run.checkpoint import Checkpoints
 
@@ -157,16 +157,24 @@ class NamedWeights:
         return {name: self._placed(name, sharding) for name, sharding in wanted.items()}
 
     def _placed(self, name: str, sharding: jax.sharding.NamedSharding) -> jax.Array:
-        source, view = self._sources[name], self._tensors.view
+        source, view, spec = self._sources[name], self._tensors.view, self.spec[name]
 
         def made(layer: int = 0) -> np.ndarray:
             return source.function(*map(view, source.layer(layer)))
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
             if source.layers is None:
-                return np.array(made()[index])
+                whole = np.array(made()[index])
+                self._tensors.forget()
+                return whole
             layers = range(source.layers)[index[0]]
-            return np.stack([made(layer)[index[1:]] for layer in layers])
+            shape = (len(range(n)[at]) for n, at in zip(spec.shape[1:], index[1:], strict=True))
+            stacked = np.empty((len(layers), *shape), spec.dtype)
+            # Into the stack at once: a list of the layers would be as large again.
+            for row, layer in zip(stacked, layers, strict=True):
+                row[...] = made(layer)[index[1:]]
+                self._tensors.forget()
+            return stacked
 
         return jax.make_array_from_callback(self.spec[name].shape, sharding, part)
 
@@ -230,7 +238,7 @@ def open_run(
 
 @contextlib.contextmanager
 def open_weights(path: os.PathLike | str) -> Iterator[Weights]:
-    """Opens a workdir, one of its checkpoints (`WORKDIR/checkpoints/STEP`), or safetensors.
+    """Opens a workdir, one of its checkpoints (`WORKDIR/checkpoints/STEP`), safetensors or GGUF.
 
     Raises:
       CheckpointError: there is nothing of the kind, or it is damaged.
@@ -249,4 +257,5 @@ def open_weights(path: os.PathLike | str) -> Iterator[Weights]:
             "needed."
         )
     else:
-        yield FileWeights(open_tensors(path), path)
+        opened = gguf.opened(path)[0] if path.suffix == ".gguf" else open_tensors(path)
+        yield FileWeights(opened, path)

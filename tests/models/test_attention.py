@@ -9,7 +9,8 @@ from jax.experimental.pallas import tpu as pltpu
 from lsm.errors import ConfigError
 from lsm.models import Cache, Caches, Mask, Transformer, attend
 from lsm.models.attention import _splash, rotate
-from lsm.models.transformer import Attention
+from lsm.models.block import Attention
+from lsm.models.rotary import frequencies
 
 B, T, G, Q, K = 2, 9, 2, 3, 4
 
@@ -155,23 +156,26 @@ def test_softmax_is_in_float32():
 def test_rotary_positions_turn_complex_numbers():
     x_BxTxHxK = np.random.default_rng(0).normal(size=(2, 7, 3, 8)).astype(np.float32)
     theta = 100.0
+    turns = frequencies(8, theta)
     pairs = x_BxTxHxK[..., :4] + 1j * x_BxTxHxK[..., 4:]
     angle_TxP = np.arange(7)[:, None] * theta ** (-2 * np.arange(4) / 8)
     turned = pairs * np.exp(1j * angle_TxP)[:, None]
     expected = np.concatenate([turned.real, turned.imag], axis=-1)
-    np.testing.assert_allclose(rotate(x_BxTxHxK, theta), expected, rtol=1e-5, atol=1e-5)
-    later = rotate(x_BxTxHxK[:, 4:], theta, 4)
+    np.testing.assert_allclose(rotate(x_BxTxHxK, turns), expected, rtol=1e-5, atol=1e-5)
+    later = rotate(x_BxTxHxK[:, 4:], turns, 4)
     np.testing.assert_allclose(later, expected[:, 4:], rtol=1e-5, atol=1e-5)
     offset_B = jnp.array([4, 2])
     rows = np.stack([x_BxTxHxK[0, 4:6], x_BxTxHxK[1, 2:4]])
     by_row = np.stack([expected[0, 4:6], expected[1, 2:4]])
-    np.testing.assert_allclose(rotate(rows, theta, offset_B), by_row, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(rotate(rows, turns, offset_B), by_row, rtol=1e-5, atol=1e-5)
 
 
 def test_rotated_products_depend_on_the_distance_alone():
     q_K, k_K = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
     everywhere = [np.broadcast_to(x, (1, 12, 1, 16)) for x in (q_K, k_K)]
-    q_TxK, k_TxK = (np.asarray(rotate(jnp.array(x), 1e4))[0, :, 0] for x in everywhere)
+    q_TxK, k_TxK = (
+        np.asarray(rotate(jnp.array(x), frequencies(16, 1e4)))[0, :, 0] for x in everywhere
+    )
     products_TxS = q_TxK @ k_TxK.T
     for distance in range(-11, 12):
         diagonal = np.diagonal(products_TxS, distance)
@@ -182,9 +186,9 @@ def test_rotated_products_depend_on_the_distance_alone():
 
 def test_rotation_keeps_the_dtype_but_is_computed_in_float32():
     x = jnp.ones((1, 300, 1, 4), jnp.bfloat16)
-    found = rotate(x, 1e4)
+    found = rotate(x, frequencies(4, 1e4))
     assert found.dtype == jnp.bfloat16
-    exact = rotate(x.astype(jnp.float32), 1e4)
+    exact = rotate(x.astype(jnp.float32), frequencies(4, 1e4))
     np.testing.assert_allclose(found.astype(np.float32), exact, atol=2**-7)
 
 

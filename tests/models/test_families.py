@@ -41,13 +41,13 @@ def grouped(parts, groups):
 
 
 def llama_block(w, prefix, groups, gemma):
-    """Converts a block; Gemma's norms multiply by 1 + weight."""
+    """Converts a block; one of Gemma has four norms."""
 
     def linear(name):
         return w[f"{prefix}{name}.weight"].T
 
     def norm(name):
-        return {"scale": w[f"{prefix}{name}.weight"] + gemma}
+        return {"scale": w[f"{prefix}{name}.weight"]}
 
     attention = [f"self_attn.{x}_proj" for x in "qkv"]
     block = {
@@ -76,12 +76,12 @@ def llama_block(w, prefix, groups, gemma):
     return block
 
 
-def llama_params(w, layers, groups=2, gemma=0):
+def llama_params(w, layers, groups=2, gemma=False):
     blocks = [llama_block(w, f"model.layers.{i}.", groups, gemma) for i in range(layers)]
     params = {
         "tokens": {"embedding": w["model.embed_tokens.weight"]},
         "blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks),
-        "norm_f": {"scale": w["model.norm.weight"] + gemma},
+        "norm_f": {"scale": w["model.norm.weight"]},
     }
     return params
 
@@ -170,7 +170,7 @@ def test_gemma_with_local_and_global_layers(name, layers):
     options = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}
     reference, w = hugging_face(name, **HF_SIZES, **options, num_hidden_layers=layers)
     model = getattr(families, name.lower())(**SIZES, layers=layers, head_width=8, window=4)
-    assert_same_logits(model, llama_params(w, layers, gemma=1), reference)
+    assert_same_logits(model, llama_params(w, layers, gemma=True), reference)
 
 
 @pytest.mark.parametrize(

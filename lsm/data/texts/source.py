@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from lsm.checks import require_choice, require_sizes
@@ -213,8 +214,12 @@ class Texts(SplitSource):
         return TextRows(texts.dataset, encoder, columns, others, texts.digest)
 
     def spec(self, split: str, data_dir: PathLike | None = None) -> Spec:
-        """See `Source.spec`; the data need not be there, unless it is packed or kept."""
-        if self.pack or self.keep:
+        """See `Source.spec`; the data need not be there, unless texts of it are kept."""
+        if self.pack:  # no other column stays
+            (name,) = self.columns
+            segments = jax.ShapeDtypeStruct((self.length,), np.int32)
+            return self.tokens_spec() | {name + SEGMENTS: segments}
+        if self.keep:
             return self.open(split, data_dir).spec
         return self.tokens_spec() | _numbers(self.source.spec(split, data_dir), self._named)
 
