@@ -8,6 +8,8 @@ import functools
 from typing import Literal
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from lsm.checks import require, require_choice, require_sizes
 from lsm.cpu import TWO_PASS, dot_rows
@@ -19,7 +21,7 @@ from lsm.models.initializers import Gaussian
 from lsm.models.layers import Dtype, Initializer
 from lsm.models.norms import OffsetRMSNorm
 from lsm.models.remat import Remat
-from lsm.models.rotary import LinearRescale, Llama3Rescale
+from lsm.models.rotary import LinearRescale, Llama3Rescale, frequencies
 
 ACTIVATIONS = {
     "gelu": nn.gelu,
@@ -155,6 +157,15 @@ class Transformer:
     def kernel_init(self, residual: bool) -> Initializer:
         """Returns how kernels start."""
         return self.initializer or Gaussian(0.02 / (2 * self.layers) ** 0.5 if residual else 0.02)
+
+    def frequencies(self, everywhere: jax.Array | bool | None) -> jax.Array:
+        """Returns the rotary frequencies (K / 2,) of a block; of one that sees `everywhere`."""
+        k = self.groups[2]
+        own = frequencies(k, self.theta, self.rescale)
+        if everywhere is None or self.global_theta is self.global_rescale is None:
+            return own
+        theta, rescale = self.global_theta or self.theta, self.global_rescale or self.rescale
+        return jnp.where(everywhere, frequencies(k, theta, rescale), own)
 
     def cache(self, batch_size: int, length: int) -> Caches:
         """Returns empty caches for `length` positions in every block."""
