@@ -56,14 +56,15 @@ class Decoder:
 
     Attributes:
       model: with the methods `cache`, `extend` and `logits` of `lsm.models.GPT`.
+      variables: its variables; "blocks" are a tuple.
     """
 
     def __init__(self, model: Any, variables: Any, mesh: jax.sharding.Mesh | None = None):
         """Takes a model's variables, as they lie on `mesh`; None is one device."""
         self.model = model
         self._mesh = mesh or make_mesh(Mesh(), jax.devices()[:1])
-        self._variables = _by_block(jax.tree.map(jnp.asarray, variables))
-        self._held = jax.tree.map(lambda x: x.sharding, self._variables)
+        self.variables = _by_block(jax.tree.map(jnp.asarray, variables))
+        self._held = jax.tree.map(lambda x: x.sharding, self.variables)
 
     @property
     def context(self) -> int | None:
@@ -96,12 +97,12 @@ class Decoder:
         last_BxD = None
         for begin, chunk_BxT in _chunks(tokens_BxT, room):
             given = (state, last_BxD, chunk_BxT, lengths, np.int32(begin))
-            state, last_BxD = self._extend(self._variables, *given)
-        return self._begin(self._variables, state, last_BxD, lengths)
+            state, last_BxD = self._extend(self.variables, *given)
+        return self._begin(self.variables, state, last_BxD, lengths)
 
     def step(self, state: State, drawn: Drawn) -> tuple[State, Drawn]:
         """Returns what is so with `drawn`, and the next token; the old state's arrays are taken."""
-        return self._step(self._variables, state, drawn)
+        return self._step(self.variables, state, drawn)
 
     @property
     def _whole(self) -> jax.sharding.NamedSharding:

@@ -119,7 +119,7 @@ def test_programs_are_few():
 def test_a_step_copies_no_cache():
     one = decoder("llama")
     given = one.start(PROMPTS[:1], 8, Draws.of([GREEDY], [0]))
-    compiled = one._step.lower(one._variables, *given).compile()
+    compiled = one._step.lower(one.variables, *given).compile()
     text = compiled.as_text()
     cache = given[0].cache[0]
     shapes = {",".join(map(str, x.shape)) for x in (cache.k_BxGxKxS, cache.v_BxGxSxK)}
@@ -134,5 +134,5 @@ def test_a_step_copies_no_cache():
 
 def test_a_step_reads_parameters_that_are_apart():
     """Cut out of the stack at every token, each would be read twice."""
-    held = decoder("llama")._variables["params"]["blocks"]
+    held = decoder("llama").variables["params"]["blocks"]
     assert isinstance(held, tuple) and len(held) == SIZES["layers"]
