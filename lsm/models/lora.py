@@ -19,6 +19,7 @@ from lsm.models.quantised import dequantise, quantise
 from lsm.params import flat, matches, nested, require_match
 
 _BASE = "base"
+_A, _B = "lora_a/kernel", "lora_b/kernel"  # kernels by name, which decay as others do
 _CONSTANTS, _LOSSES = "constants", "losses"  # those of `lsm.tasks`
 
 
@@ -28,9 +29,10 @@ class Lora(nn.Module):
     A layer with the kernel W (D, F) gives x W + s (x A) B, where A (D, rank) is drawn as He et al.
     2015 do (normal, of variance 2 / D) and B (rank, F) is 0: at first the model is the base to the
     bit. Stacked layers have an A and a B each. The base lies in the collection "constants" under
-    "base", by its own paths, and is frozen; "params" holds `lora_a` and `lora_b` in the places of
-    their kernels. Fields and methods of the model are those of this module too. Applied with the
-    parameters {} it is the base alone.
+    "base", by its own paths, and is frozen; "params" holds `lora_a/kernel` and `lora_b/kernel` in
+    the places of their kernels. Applied with the parameters {} it is the base alone.
+
+    Fields and methods of the model are those of this module too.
 
     Attributes:
       model: the base; it has no state beside its parameters.
@@ -86,7 +88,7 @@ class Lora(nn.Module):
         """The model's own; A and B lie as the rows and columns of their kernel do."""
         layout = getattr(self.model, "layout", Layout())
         beside = [new for rule in layout.rules for new in _beside(rule)]
-        rest = Rule(r"/(lora_[ab]|kernel_scale)$", Fsdp())
+        rest = Rule(r"(lora_[ab]/kernel|kernel_scale)$", Fsdp())
         return dataclasses.replace(layout, rules=(*beside, rest, *layout.rules))
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -112,8 +114,8 @@ class Lora(nn.Module):
             if path.endswith("kernel_scale"):
                 continue
             kernel = _float(path, base)
-            if (a := f"{_parent(path)}lora_a") in own and path.endswith("kernel"):
-                kernel += self.scale * (own[a] @ own[f"{_parent(path)}lora_b"])
+            if (a := _parent(path) + _A) in own and path.endswith("kernel"):
+                kernel += self.scale * (own[a] @ own[_parent(path) + _B])
             whole[path] = kernel
         return nested(whole)
 
@@ -215,8 +217,8 @@ class Lora(nn.Module):
         for path, kernel in kernels.items():
             *stack, rows, columns = kernel.shape
             a = jax.random.normal(self.make_rng("params"), (*stack, rows, self.rank))
-            drawn[f"{_parent(path)}lora_a"] = a * (2 / rows) ** 0.5
-            drawn[f"{_parent(path)}lora_b"] = jnp.zeros((*stack, self.rank, columns))
+            drawn[_parent(path) + _A] = a * (2 / rows) ** 0.5
+            drawn[_parent(path) + _B] = jnp.zeros((*stack, self.rank, columns))
         return drawn
 
     def _held(self, frozen: Mapping[str, jax.Array], dense: set[str]) -> dict[str, jax.Array]:
@@ -232,16 +234,14 @@ class Lora(nn.Module):
         base = flat(self.get_variable(_CONSTANTS, _BASE))
         own = flat(dict(self.variables.get("params", {})))
         leaves = base | {path: x for path, x in own.items() if not _is_adapter(path)}
-        for path in sorted(own):
-            if not path.endswith("/lora_a"):
-                continue
+        for kernel in sorted(path.removesuffix(_A) for path in own if path.endswith(_A)):
             keys = None
             if train and self.dropout and self.has_rng("dropout"):
                 keys = self.make_rng("dropout")
-                if stack := own[path].shape[:-2]:
+                if stack := own[kernel + _A].shape[:-2]:
                     keys = jax.random.split(keys, stack)
-            leaves[_parent(path) + adapters.NAME] = adapters.Adapter(
-                own[path], own[f"{_parent(path)}lora_b"], keys, self.scale, self.dropout
+            leaves[kernel + adapters.NAME] = adapters.Adapter(
+                own[kernel + _A], own[kernel + _B], keys, self.scale, self.dropout
             )
         return nested(leaves)
 
@@ -259,7 +259,7 @@ def _parent(path: str) -> str:
 
 
 def _is_adapter(path: str) -> bool:
-    return path.split("/")[-1] in ("lora_a", "lora_b")
+    return path.endswith((_A, _B))
 
 
 def _float(path: str, base: Mapping[str, jax.Array]) -> jax.Array:
@@ -280,6 +280,6 @@ def _beside(rule: Rule) -> list[Rule]:
         return Rule(f"{before}{name}$", of(rule.spec), otherwise)
 
     return [
-        changed(lambda spec: (*spec[:-1], None), "lora_a"),
-        changed(lambda spec: (*spec[:-2], None, spec[-1]), "(lora_b|kernel_scale)"),
+        changed(lambda spec: (*spec[:-1], None), _A),
+        changed(lambda spec: (*spec[:-2], None, spec[-1]), f"({_B}|kernel_scale)"),
     ]

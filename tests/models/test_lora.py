@@ -45,9 +45,9 @@ def test_a_layer_adds_its_two_thin_kernels(stabilised, s):
     variables = made(lora, x)
     own = moved(variables["params"])
     base = variables["constants"]["base"]
-    assert flat(own).keys() == {"Dense_0/lora_a", "Dense_0/lora_b"}
+    assert flat(own).keys() == {"Dense_0/lora_a/kernel", "Dense_0/lora_b/kernel"}
     one, two = base["Dense_0"], base["Dense_1"]
-    a, b = own["Dense_0"]["lora_a"], own["Dense_0"]["lora_b"]
+    a, b = own["Dense_0"]["lora_a"]["kernel"], own["Dense_0"]["lora_b"]["kernel"]
     hidden = x @ one["kernel"] + one["bias"] + s * (x @ a) @ b
     expected = np.maximum(hidden, 0) @ two["kernel"] + two["bias"]
     found = lora.apply({"params": own, "constants": variables["constants"]}, x)
@@ -56,9 +56,9 @@ def test_a_layer_adds_its_two_thin_kernels(stabilised, s):
 
 def test_a_is_drawn_as_he_did_and_b_is_nothing():
     variables = made(Lora(MLP(widths=(400,), outputs=2), ".*", rank=200), np.zeros((1, 300)))
-    a = variables["params"]["Dense_0"]["lora_a"]
+    a = variables["params"]["Dense_0"]["lora_a"]["kernel"]
     assert a.shape == (300, 200) and float(a.std()) == pytest.approx((2 / 300) ** 0.5, rel=0.02)
-    assert not np.any(variables["params"]["Dense_0"]["lora_b"])
+    assert not np.any(variables["params"]["Dense_0"]["lora_b"]["kernel"])
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,14 @@ def test_at_first_it_is_the_base_and_merged_it_is_the_same(held):
 
 def test_every_layer_of_a_stack_has_its_own(variables):
     shapes = {path: x.shape for path, x in flat(variables["params"]).items()}
-    assert shapes["blocks/qkv/lora_a"] == (2, 8, 2) and shapes["blocks/qkv/lora_b"] == (2, 2, 24)
+    assert shapes["blocks/qkv/lora_a/kernel"] == (2, 8, 2) and shapes[
+        "blocks/qkv/lora_b/kernel"
+    ] == (2, 2, 24)
     assert len(shapes) == 2 * 5
-    a = variables["params"]["blocks"]["qkv"]["lora_a"]
+    a = variables["params"]["blocks"]["qkv"]["lora_a"]["kernel"]
     assert not np.array_equal(a[0], a[1])
     alone = made(Lora(GPT_, targets="qkv/kernel", rank=2))["params"]
-    assert flat(alone).keys() == {"blocks/qkv/lora_a", "blocks/qkv/lora_b"}
+    assert flat(alone).keys() == {"blocks/qkv/lora_a/kernel", "blocks/qkv/lora_b/kernel"}
 
 
 def test_methods_and_fields_are_the_model_s(variables):
@@ -152,7 +154,7 @@ def test_a_new_head_is_trained_as_it_is():
     lora = Lora(Classifier(encoder, pooling="mean"), "qkv", rank=2, trained="^head/")
     variables = made(lora, Sequences(TOKENS, np.array([6, 4]), None))
     assert flat(variables["params"]).keys() == {
-        *("blocks/qkv/lora_a", "blocks/qkv/lora_b", "head/kernel", "head/bias")
+        *("blocks/qkv/lora_a/kernel", "blocks/qkv/lora_b/kernel", "head/kernel", "head/bias")
     }
     assert "head" not in variables["constants"]["base"]
     assert flat(lora.merged(variables["params"], variables["constants"]))["head/bias"].shape == (2,)
@@ -206,8 +208,8 @@ def test_adapters_lie_as_their_kernels_do(variables):
     found = flat(shard(shapes, mesh, lora.layout.rules))
     specs = {path: tuple(x.spec) for path, x in found.items()}
     assert specs["constants/base/blocks/out/kernel"] == ("pipeline", "tensor", "fsdp")
-    assert specs["params/blocks/out/lora_a"] == ("pipeline", "tensor", None)
-    assert specs["params/blocks/out/lora_b"] == ("pipeline", None, "fsdp")
+    assert specs["params/blocks/out/lora_a/kernel"] == ("pipeline", "tensor", None)
+    assert specs["params/blocks/out/lora_b/kernel"] == ("pipeline", None, "fsdp")
     assert specs["constants/base/blocks/out/kernel_scale"] == ("pipeline", None, "fsdp")
 
 
