@@ -26,7 +26,7 @@ GPT_ = GPT(vocabulary=20, transformer=SMALL, context=16)
 LORA = Lora(GPT_, targets="blocks/", rank=2, dropout=0.1)
 COLUMNS = {"tokens": np.random.default_rng(0).integers(0, 20, (32, 9)).astype(np.int32)}
 PAIRS = {
-    name: np.random.default_rng(n).integers(0, 20, (32, 9)).astype(np.int32)
+    name: np.random.default_rng(n).integers(10 * n, 10 * n + 10, (32, 9)).astype(np.int32)
     for n, name in enumerate(("chosen", "rejected"))
 }
 PAIRS |= {f"{name}_weight": np.ones((32, 8), np.float32) for name in tuple(PAIRS)}
@@ -195,10 +195,11 @@ def test_a_merged_run_is_one_of_the_plain_model(adapted, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [LORA, GPT_], ids=["lora", "whole"])
 def test_preferences_are_learnt_and_merged(model, gpt, tmp_path):
-    task = DirectPreference(model=model)
+    task = DirectPreference(model=model, beta=1.0)
     optimizer = AdamW(learning_rate=3e-2)
     begun = start(gpt, fresh="^params/" if model is LORA else None)
-    case = experiment(task, PAIRS, start=begun, optimizer=optimizer)
+    train = Train(steps=20, batch_size=16)
+    case = experiment(task, PAIRS, start=begun, optimizer=optimizer, train=train)
     result = lsm.fit(case, tmp_path / "run")
     assert result.metrics["test"]["loss"] < np.log(2) - 0.01
     assert result.metrics["test"]["accuracy"] > 0.6
@@ -208,7 +209,7 @@ def test_preferences_are_learnt_and_merged(model, gpt, tmp_path):
         merge(tmp_path / "run", tmp_path / "out", experiment=case)
         language = LanguageModelling(model=GPT_, tokens="chosen")
         merged = lsm.load(tmp_path / "out", experiment=experiment(language, PAIRS))
-        assert merged.step == 4
+        assert merged.step == 20
 
 
 @pytest.mark.parametrize(

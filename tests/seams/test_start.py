@@ -226,7 +226,7 @@ def low_rank(base, **more):
     return experiment(ADAPTED, start=renamed, **more)
 
 
-ADAPTED = Classification(model=Lora(SMALL, targets=".*", rank=2))
+ADAPTED = Classification(model=Lora(SMALL, targets=".*", rank=2, alpha=2.0))
 
 
 def test_constants_are_not_trained_and_saved_once(base, tmp_path):

@@ -54,7 +54,7 @@ CASES = {
     "vae": experiment(VAE(), POINTS),
     "players": experiment(Adversarial(), GAN, PLAYERS),
     "mean teacher": experiment(MeanTeacher(model=SMALL), pictures()),
-    "low rank": experiment(Classification(model=Lora(SMALL, ".*", rank=2)), pictures()),
+    "low rank": experiment(Classification(model=Lora(SMALL, ".*", rank=2, alpha=2.0)), pictures()),
     "clipped": experiment(
         Classification(model=SMALL), pictures(), train={"gradient": ClippedByExample(0.1, 16.0)}
     ),
