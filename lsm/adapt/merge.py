@@ -22,7 +22,7 @@ from lsm.tasks import CONSTANTS, DirectPreference, LanguageModelling, Task
 from lsm.train.program import shardings_of
 from lsm.train.state import TrainState
 from lsm.train.trained import Trained, load
-from lsm.train.workdir import DATA, INPUTS, TOKENIZER
+from lsm.train.workdir import CHAT, DATA, INPUTS, TOKENIZER
 
 
 def merge(
@@ -88,7 +88,7 @@ def _state(run: Trained, plain: Experiment) -> TrainState:
 
 def _write_records(folder: pathlib.Path, target: pathlib.Path, plain: Experiment) -> None:
     # A run that was loaded by its experiment from Python has no files, or not all.
-    for name in (DATA, INPUTS, TOKENIZER):
+    for name in (DATA, INPUTS, TOKENIZER, CHAT):
         if (folder / name).exists():
             shutil.copyfile(folder / name, target / name)
     origin = origin_of(folder)

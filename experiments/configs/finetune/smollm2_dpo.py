@@ -1,8 +1,7 @@
 """SmolLM2-135M-Instruct by LoRA on pairs of answers, by DPO (arXiv:2305.18290).
 
-DIR of smollm2_dpo.py:DIR, by default runs/smollm2, is as in smollm2.py; after it, what
-`python -m lsm.adapt merge` made of that run, with the files of the tokenizer beside. Pairs are JSON
-lines, by default in pairs.jsonl:
+smollm2_dpo.py:DIR says where it is, as in smollm2.py: DIR may also be what
+`python -m lsm.adapt merge` made of a run of that. Pairs are JSON lines, by default in pairs.jsonl:
 
     {"prompt": "...", "chosen": "the better answer", "rejected": "the other"}
 

@@ -150,6 +150,7 @@ class _Conversations(SplitSource):
             buckets=(self.length,),
             begin_end=(),
             words=False,
+            chat=codec.template.to_json(),
         )
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         facts = [_VERSION, lines.sha256, encoder.sha256, repr(codec.template), settings]

@@ -66,6 +66,10 @@ class ChatTemplate:
         tokens = {name: _content(x) for name, x in given.items() if name.endswith("_token")}
         return cls(source, {name: x for name, x in tokens.items() if x is not None})
 
+    def to_json(self) -> dict[str, str]:
+        """Returns what tokenizer_config.json says of it."""
+        return {"chat_template": self.source, **self.tokens}
+
     def render(
         self,
         messages: Sequence[Message],
