@@ -99,7 +99,13 @@ def _is_dense(context: Any) -> bool:
 
 def _of_whole_numbers(module: nn.Dense, x: jax.Array) -> jax.Array:
     """The layer, of a kernel that is dequantised here: inside of a loop, a layer's at a time."""
-    held = dict(module.variables["params"])
-    kernel = dequantise(held["kernel"], held["kernel_scale"])
-    bias = {"bias": held["bias"]} if module.use_bias else {}
-    return module.clone(parent=None, name=None).apply({"params": {"kernel": kernel, **bias}}, x)
+
+    # Again in the backward pass: else floats of all layers would be kept for it.
+    @jax.checkpoint
+    def dense(held: Any, x: jax.Array) -> jax.Array:
+        whole, scale = held.pop("kernel"), held.pop("kernel_scale")
+        layer = module.clone(parent=None, name=None)
+        return layer.apply({"params": {"kernel": dequantise(whole, scale), **held}}, x)
+
+    names = ("kernel", "kernel_scale", *(["bias"] if module.use_bias else []))
+    return dense({name: module.get_variable("params", name) for name in names}, x)

@@ -132,7 +132,9 @@ class Lora(nn.Module):
         """
 
         def made(path: str, kernel: jax.Array) -> dict[str, jax.Array]:
-            whole, scale = quantise(kernel, self.held)
+            # A layer at a time, as what comes in between is of floats.
+            one = functools.partial(quantise, bits=self.held)
+            whole, scale = jax.lax.map(one, kernel) if kernel.ndim > 2 else one(kernel)
             return {path: whole, f"{path}_scale": scale}
 
         return {
