@@ -49,17 +49,17 @@ class Conversation(NamedTuple):
 class Codec:
     """A tokenizer and the chat template beside it: of conversations it makes tokens."""
 
-    def __init__(self, folder: pathlib.Path):
-        """Reads both from a folder."""
-        self.template = ChatTemplate.of(folder)
-        tokenizer = read(folder, "Chats.tokenizer")
+    def __init__(self, folder: pathlib.Path, field: str = "Chats.tokenizer"):
+        """Reads both from a folder, which `field` names in errors."""
+        self.template = ChatTemplate.of(folder, field)
+        tokenizer = read(folder, field)
         self.json = tokenizer.to_str()
         # The template writes special tokens by their names.
         tokenizer.encode_special_tokens = False
         self._tokenizer = tokenizer
 
     def encoded(
-        self, conversations: Sequence["Conversation"]
+        self, conversations: Sequence[Conversation]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields of each the ids (n,) int64, and whether each is of an answer."""
         made = [self.template.answers(one.messages, one.tools) for one in conversations]
@@ -138,7 +138,7 @@ class _Conversations(SplitSource):
         key = None, data_dir and str(data_dir)
         if key not in self._opened:
             field = f"{type(self).__name__}.tokenizer"
-            self._opened[key] = Codec(_found(self.tokenizer, field, data_dir))
+            self._opened[key] = Codec(_found(self.tokenizer, field, data_dir), field)
         return self._opened[key]
 
     def _rows(self, split: str, lines: JsonLines, codec: Codec) -> "ChatRows":
@@ -165,14 +165,10 @@ class _Conversations(SplitSource):
         columns = {n: Ragged(arrays[f"{n}/values"], arrays[f"{n}/offsets"]) for n in names}
         if not len(columns[self._texts[0]].offsets) - 1:
             raise DataError(f"{self}: split {split!r} has no answer within {self.length} tokens.")
-        weights = {self._weight(name) for name in self._texts}
-        known = {
-            name: (of, encoder.pad if name in self._texts else 0, np.int32)
-            if name not in weights
-            else (of, 0, np.float32)
-            for name, of in columns.items()
-        }
-        return ChatRows(lines, encoder, known, {}, lines.sha256[:16])
+        kinds = dict.fromkeys(self._texts, (encoder.pad, np.int32))
+        kinds |= {self._weight(name): (0, np.float32) for name in self._texts}
+        known = {name: (of, *kinds.get(name, (0, np.int32))) for name, of in columns.items()}
+        return ChatRows(lines, encoder, known, {}, digest(lines.sha256, repr(codec.template)))
 
 
 class ChatRows(TextRows):

@@ -44,13 +44,17 @@ class ChatTemplate:
     tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: PathLike) -> "ChatTemplate":
+    def of(cls, folder: PathLike, field: str = "Chats.tokenizer") -> "ChatTemplate":
         """Reads chat_template.jinja, or tokenizer_config.json, of the folder of a tokenizer.
+
+        Args:
+          folder: of the tokenizer.
+          field: what names it in an error.
 
         Raises:
           DataError: there is no template, or a file is damaged.
         """
-        folder = expanded(folder, "Chats.tokenizer")
+        folder = expanded(folder, field)
         config = _json(folder / CONFIG)
         source = config.get("chat_template")
         if (folder / JINJA).is_file():
@@ -59,9 +63,7 @@ class ChatTemplate:
             named = {one.get("name"): one.get("template") for one in source}
             source = named.get("default")
         if not isinstance(source, str):
-            raise DataError(
-                f"Chats.tokenizer: {folder} has no chat template, in {JINJA} or in {CONFIG}."
-            )
+            raise DataError(f"{field}: {folder} has no chat template, in {JINJA} or in {CONFIG}.")
         given = _json(folder / MAP) | config
         tokens = {name: _content(x) for name, x in given.items() if name.endswith("_token")}
         return cls(source, {name: x for name, x in tokens.items() if x is not None})
