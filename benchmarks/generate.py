@@ -180,7 +180,8 @@ def _act(given: flags.FlagValues, _: list[str]) -> None:
         prompts = np.random.default_rng(0).integers(100, 1000, shape)
         found = measure(folder, prompts, given.tokens, given.turns, given.peer_python)
     most = bandwidth()
-    rows = [["", "first token, ms", "tokens/s", "lsm's rate / it", "GB/s of weights", "of the most"]]
+    head = "first token, ms", "tokens/s", "lsm's rate / it", "GB/s of weights", "of the most"
+    rows = [["", *head]]
     for name, (first, each, size) in found.items():
         read = size / each
         told = (

@@ -54,6 +54,7 @@ ELSEWHERE = {
 PARSED = {
     r"^python -m experiments\.(cifar|mnist|multi30k) ": "data that would be downloaded",
     r"^python -m lsm\.data\.(prepare|tokenize) ": "archives, texts and tokenizers that are not here",
+    r"^python -m (experiments\.finetune|lsm\.adapt) ": "a model and conversations of the reader's",
     r"^python -m lsm\.data\.show (iris\.csv$|'reviews|beans)": "files of the reader's",
     r" --coordinator=": "two machines",
     r"^python -m launch\.tpu_vm wait ": "asks a cloud, and has no --dry_run",

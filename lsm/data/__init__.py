@@ -19,6 +19,7 @@ from lsm.data.prefetch import Prefetcher
 from lsm.data.sampling import ByLength, Poisson, Sampling, Shuffled
 from lsm.data.select import Select
 from lsm.data.text import CharText, CharWindows
+from lsm.data.texts.chats import Chats, Preferences
 from lsm.data.texts.source import Texts
 from lsm.data.texts.vocabulary import Characters, Subwords, Vocabulary, Words
 from lsm.data.tfds import Tfds
@@ -49,6 +50,7 @@ __all__ = [
     "CharText",
     "CharWindows",
     "Characters",
+    "Chats",
     "ColorJitter",
     "Columns",
     "Cutout",
@@ -60,6 +62,7 @@ __all__ = [
     "Folder",
     "Places",
     "Poisson",
+    "Preferences",
     "Prefetcher",
     "RandAugment",
     "RandomCrop",

@@ -13,6 +13,7 @@ from lsm.models.cnn import CNN
 from lsm.models.convnext import ConvNeXt
 from lsm.models.encoder_decoder import EncoderDecoder
 from lsm.models.gpt import GPT
+from lsm.models.lora import Lora
 from lsm.models.mixer import Mixer
 from lsm.models.mlp import MLP
 from lsm.models.pipeline import run_layers
@@ -42,6 +43,7 @@ __all__ = [
     "CrossAttention",
     "Embedder",
     "EncoderDecoder",
+    "Lora",
     "Mask",
     "MaskedLM",
     "Mixer",

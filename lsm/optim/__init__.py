@@ -13,6 +13,7 @@ from lsm.optim.ema import (
     params_ema,
     with_model_state,
 )
+from lsm.optim.layers import LayerDecay
 from lsm.optim.master import keep_master
 from lsm.optim.muon import MatrixAxes, Muon
 from lsm.optim.optimizers import (
@@ -56,6 +57,7 @@ __all__ = [
     "Exponential",
     "Group",
     "InverseSqrt",
+    "LayerDecay",
     "Linear",
     "Lion",
     "MatrixAxes",

@@ -7,6 +7,7 @@ there:
     decay           before the core: coupled L2; after it: decoupled
     core            the algorithm, without a learning rate
     groups          factors by path
+    layer_decay     factors by layer
     learning_rate   -learning_rate * schedule
     plateau         the factor of ReduceOnPlateau
     ema             the average of the parameters
@@ -34,6 +35,7 @@ from lsm.checks import require, require_pattern
 from lsm.durations import Horizon
 from lsm.errors import ConfigError
 from lsm.optim.ema import params_ema
+from lsm.optim.layers import LayerDecay
 from lsm.optim.master import keep_master
 from lsm.optim.schedules import Constant, Schedule
 from lsm.optim.stacks import Stacks, unstacked
@@ -117,6 +119,8 @@ class Algorithm(Optimizer):
         default kernels and embeddings; biases and the scales of norms do not.
       groups: factors of the learning rate by path; the first that matches wins, and parameters that
         none matches have 1. Frozen ones (0) keep no state and stay the same to the bit.
+      layer_decay: factors of the learning rate (and of decoupled decay) that fall from the last
+        layer to the first; None is none.
       ema: decay of an exponential moving average of the parameters and of the model state (batch
         norm's statistics), used for evaluation; with its bias corrected as in Adam, so that the
         initial parameters have no share in it.
@@ -131,6 +135,7 @@ class Algorithm(Optimizer):
     weight_decay: float = 0.0
     decay: str = r".*(kernel|embedding)$"
     groups: tuple[Group, ...] = ()
+    layer_decay: LayerDecay | None = None
     ema: float | None = None
 
     def __post_init__(self):
@@ -167,6 +172,8 @@ class Algorithm(Optimizer):
         """Checks that every pattern chooses a parameter, else raises ConfigError."""
         if self.weight_decay:
             require_match(f"{type(self).__name__}.decay", self.decay, params)
+        if self.layer_decay is not None:
+            self.layer_decay.check(params)
         check_first_matches(
             f"{type(self).__name__}.groups", "Group.pattern", self._patterns(), params
         )
@@ -201,6 +208,8 @@ class Algorithm(Optimizer):
         # After the decay: a group's factor is for its decoupled decay too.
         if any(group.scale not in (0, 1) for group in self.groups):
             links.append(("groups", _scale_by_path(self._scale)))
+        if self.layer_decay is not None:
+            links.append(("layer_decay", self.layer_decay.transform(stacks)))
         links.append(("learning_rate", optax.scale_by_learning_rate(self._rate(horizon))))
         plateau = self.schedule.feedback(horizon)
         if plateau is not None:

@@ -18,6 +18,7 @@ from lsm.tasks.labels import Labelled
 from lsm.tasks.language import LanguageModelling
 from lsm.tasks.masked import MaskedLanguageModelling
 from lsm.tasks.mix import CutMix, Mix, Mixup
+from lsm.tasks.preference import DirectPreference
 from lsm.tasks.regression import Regression
 from lsm.tasks.sequence_to_sequence import SequenceToSequence
 from lsm.tasks.spans import Spans, TokenClassification
@@ -28,6 +29,7 @@ __all__ = [
     "Batch",
     "Classification",
     "CutMix",
+    "DirectPreference",
     "Function",
     "GradientFn",
     "GradientSum",

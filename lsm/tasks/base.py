@@ -3,7 +3,6 @@
 import abc
 import contextlib
 import dataclasses
-import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 
 from lsm.errors import ConfigError, DataError, calling, listed, nearest
 from lsm.metrics import Weighted, weigh
+from lsm.tasks.keywords import takes
 
 Batch = Mapping[str, jax.Array | np.ndarray]
 """Named arrays with a common leading batch axis. An optional float32 column "weight" weighs
@@ -286,11 +286,7 @@ class Task(abc.ABC):
 
     def _train(self, train: bool, method: str | None = None) -> dict[str, bool]:
         """The keyword `train`, where the model (or a method of it) takes it."""
-        parameters = inspect.signature(getattr(type(self.model), method or "__call__")).parameters
-        others = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-        # A Sequential hands all keywords to its first layer.
-        takes = "train" in parameters or (others and not isinstance(self.model, nn.Sequential))
-        return {"train": train} if takes else {}
+        return {"train": train} if takes(self.model, "train", method or "__call__") else {}
 
     def _run(self, *args: Any) -> tuple[Any, ModelState]:
         return pair("forward", self.forward(*args))

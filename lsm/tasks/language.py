@@ -1,7 +1,6 @@
 """Language modelling: predict every next token."""
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -16,6 +15,7 @@ from lsm.errors import ConfigError, DataError
 from lsm.metrics import Weighted, accuracy, weigh
 from lsm.models.attention import Mask
 from lsm.tasks.base import Batch, ModelState, Params, Rngs, Task, check_labels, column
+from lsm.tasks.keywords import takes
 from lsm.tasks.texts import LENGTH, SEGMENTS, row_weights
 
 
@@ -159,8 +159,7 @@ class LanguageModelling(Task):
         """Raises DataError for a missing column, unknown tokens or too long a sequence."""
         tokens_BxT1 = column(batch, self.tokens, "task.tokens")
         check_labels(tokens_BxT1, getattr(self.model, "vocabulary", None), "task.tokens")
-        takes = inspect.signature(type(self.model).__call__).parameters
-        if self.tokens + SEGMENTS in batch and "mask" not in takes:
+        if self.tokens + SEGMENTS in batch and not takes(self.model, "mask"):
             raise DataError(
                 f"task.model: {type(self.model).__name__} takes no mask, which keeps apart the "
                 f"texts of column {self.tokens + SEGMENTS!r}."

@@ -1,8 +1,13 @@
-"""Where a run begins: with parameters that are drawn, computed, or held by a run or a file."""
+"""Where a run begins: with parameters that are drawn, computed, or held by a run or a file.
+
+A model may hold arrays in another form than they are given in, such as kernels in whole numbers. It
+says so by a method `given`: of arrays here by path, it returns by path the float array that is
+asked for instead, and the pure function that makes those here of it (`lsm.models.Lora.given`).
+"""
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +16,7 @@ import numpy as np
 from lsm.config import Computed, Start
 from lsm.data import Dataset
 from lsm.errors import CheckpointError, ConfigError, listed
+from lsm.mesh import jit
 from lsm.params import flat, matches, require_match
 from lsm.run.weights import FileWeights, NamedWeights, Spec, Weights, open_weights
 from lsm.tasks import Task
@@ -40,16 +46,40 @@ def begin(
     if isinstance(start, Computed):
         made = start.arrays(task, dataset, here)
         return program.start({path: _place(x, here[path].sharding) for path, x in made.items()})
+    made = task.model.given(here) if hasattr(task.model, "given") else {}
+    asked = _asked(here, made)
     with open_weights(start.path) as weights:
         if start.names is not None:
-            weights = _named(weights, start, here)
-        names = match(start, here, weights)
+            weights = _named(weights, start, asked)
+        names = match(start, asked, weights)
         # Two arrays here may have one source; it is read once.
-        read = weights.read({name: here[path].sharding for path, name in names.items()})
-    fresh = listed(path for path in here if path not in names) or "none"
+        plain = {path: name for path, name in names.items() if path not in made}
+        read = weights.read({name: here[path].sharding for path, name in plain.items()})
+        taken = {path: jax.device_put(read[n], here[path].sharding) for path, n in plain.items()}
+        # One after the other: no two are here as they are given.
+        for path, name in names.items():
+            if path in made:
+                taken |= _made(*made[path], weights, name, here)
+    fresh = listed(path for path in asked if path not in names) or "none"
     _log.info("start: %d arrays of %s; drawn anew: %s", len(names), weights.where, fresh)
-    return program.start(
-        {path: jax.device_put(read[name], here[path].sharding) for path, name in names.items()}
+    return program.start(taken)
+
+
+def _asked(here: Spec, made: Mapping[str, tuple[jax.ShapeDtypeStruct, Callable]]) -> Spec:
+    """Returns what is asked for: floats in the places of what is made of them."""
+    results = {path for spec, make in made.values() for path in jax.eval_shape(make, spec)}
+    kept = {path: leaf for path, leaf in here.items() if path not in results}
+    return kept | {path: spec for path, (spec, _) in made.items()}
+
+
+def _made(
+    spec: jax.ShapeDtypeStruct, make: Callable, weights: Weights, name: str, here: Spec
+) -> dict[str, jax.Array]:
+    """Returns the arrays here that are made of one there."""
+    found = weights.read({name: spec.sharding})[name]
+    places = {path: here[path].sharding for path in jax.eval_shape(make, spec)}
+    return jit(make, in_shardings=(spec.sharding,), out_shardings=places, calls="one")(
+        jax.device_put(found, spec.sharding)
     )
 
 

@@ -24,8 +24,8 @@ _log = logging.getLogger("lsm")
 DATA, INPUTS, RESULT = "data.json", "inputs.json", "result.json"
 """What the run is of, what its model reads, and what came of it."""
 
-TOKENIZER = "tokenizer.json"
-"""What its model reads texts by: a file of the library `tokenizers`."""
+TOKENIZER, CHAT = "tokenizer.json", "tokenizer_config.json"
+"""What its model reads texts by: a file of the library `tokenizers`; and how conversations."""
 
 
 @contextlib.contextmanager
@@ -83,6 +83,8 @@ def write_records(
         atomic_write(workdir / name, json.dumps(record, indent=2).encode())
     if inputs.encoder is not None:
         atomic_write(workdir / TOKENIZER, inputs.encoder.tokenizer.encode())
+        if inputs.encoder.chat is not None:
+            atomic_write(workdir / CHAT, json.dumps(inputs.encoder.chat, indent=2).encode())
     if origin.config is None:  # from Python now; a file that it began with is still its own
         with contextlib.suppress(ConfigError):
             origin = dataclasses.replace(origin_of(workdir), data_dir=origin.data_dir)

@@ -10,13 +10,13 @@ import numpy as np
 import optax
 import pytest
 from safetensors.numpy import save_file
-from user_tasks import SMALL, LowRank, assert_equal, experiment, pictures
+from user_tasks import SMALL, assert_equal, experiment, pictures
 
 import lsm
 from lsm import Mesh, Start, Train
 from lsm.errors import CheckpointError, ConfigError
 from lsm.interop import Torch
-from lsm.models import CNN, MLP
+from lsm.models import CNN, MLP, Lora
 from lsm.optim import SGD, Adam, Group, Raw, params_ema
 from lsm.params import flat
 from lsm.run.result import fingerprint
@@ -221,9 +221,12 @@ def test_a_start_that_takes_nothing_draws_everything(base):
 
 def low_rank(base, **more):
     renamed = Start(
-        path=str(base), rename=((f"^{CONSTANTS}/base/", "params/"),), fresh="^params/.*/[ab]$"
+        path=str(base), rename=((f"^{CONSTANTS}/base/", "params/"),), fresh="^params/.*/lora_[ab]/"
     )
-    return experiment(LowRank(model=SMALL), start=renamed, **more)
+    return experiment(ADAPTED, start=renamed, **more)
+
+
+ADAPTED = Classification(model=Lora(SMALL, targets=".*", rank=2, alpha=2.0))
 
 
 def test_constants_are_not_trained_and_saved_once(base, tmp_path):
@@ -234,8 +237,8 @@ def test_constants_are_not_trained_and_saved_once(base, tmp_path):
     run = lsm.load(tmp_path, experiment=case)
     assert_equal(run.model_state[CONSTANTS], before.model_state[CONSTANTS])
     assert_equal(run.model_state[CONSTANTS]["base"], lsm.load(base, experiment=experiment()).params)
-    assert not any("kernel" in path and "/a" not in path and "/b" not in path
-                   for path in flat(before.opt_state))  # fmt: skip
+    trained = [path for path in flat(before.opt_state) if "Dense" in path]
+    assert len(trained) == 12 and all("/lora_" in path for path in trained)
     folders = list((tmp_path / "checkpoints" / "constants").iterdir())
     assert len(folders) == 1
     with pytest.raises(AssertionError):
@@ -256,13 +259,13 @@ def test_damaged_or_lost_constants_are_named(base, tmp_path):
 
 
 def test_constants_that_change_are_refused(base, tmp_path):
-    class Drifting(LowRank):
+    class Drifting(Classification):
         def after_update(self, params, model_state, step):
             base = jax.tree.map(lambda x: x + 1, model_state[CONSTANTS])
             return params, {**model_state, CONSTANTS: base}
 
     with pytest.raises(ConfigError, match="it changes the collection 'constants'"):
-        lsm.fit(experiment(Drifting(model=SMALL)), tmp_path)
+        lsm.fit(experiment(Drifting(model=ADAPTED.model)), tmp_path)
 
 
 def test_frozen_parameters_have_neither_state_nor_master():

@@ -12,7 +12,6 @@ from user_tasks import (
     VAE,
     Adversarial,
     ClippedByExample,
-    LowRank,
     MeanTeacher,
     noise,
     pictures,
@@ -22,7 +21,7 @@ import lsm
 from lsm import Data, Evaluation, Experiment, Mesh, Train
 from lsm.data import Arrays, Poisson
 from lsm.errors import ConfigError
-from lsm.models import MLP
+from lsm.models import MLP, Lora
 from lsm.optim import SGD, Adam, Partition, Raw
 from lsm.rng import streams
 from lsm.tasks import Classification
@@ -55,7 +54,7 @@ CASES = {
     "vae": experiment(VAE(), POINTS),
     "players": experiment(Adversarial(), GAN, PLAYERS),
     "mean teacher": experiment(MeanTeacher(model=SMALL), pictures()),
-    "low rank": experiment(LowRank(model=SMALL), pictures()),
+    "low rank": experiment(Classification(model=Lora(SMALL, ".*", rank=2, alpha=2.0)), pictures()),
     "clipped": experiment(
         Classification(model=SMALL), pictures(), train={"gradient": ClippedByExample(0.1, 16.0)}
     ),

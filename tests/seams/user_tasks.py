@@ -14,7 +14,7 @@ from lsm.losses import binary_cross_entropy, squared_error
 from lsm.metrics import weigh
 from lsm.models import MLP
 from lsm.optim import SGD
-from lsm.tasks import CONSTANTS, Classification, GradientSum, MeanGradient, Task
+from lsm.tasks import Classification, GradientSum, MeanGradient, Task
 
 
 class Autoencoder(nn.Module):
@@ -141,34 +141,6 @@ class MeanTeacher(Classification):
     def after_update(self, params, model_state, step):
         teacher = optax.incremental_update(params, model_state["teacher"], 1 - self.decay)
         return params, {**model_state, "teacher": teacher}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LowRank(Classification):
-    """LoRA (arXiv:2106.09685): trained factors beside frozen kernels, which are constants."""
-
-    rank: int = 2
-
-    def init(self, key, batch):
-        base, model_state = super().init(key, batch)
-
-        def factors(path, x):
-            if x.ndim != 2:
-                return {}
-            a = jax.random.normal(jax.random.fold_in(key, x.size), (x.shape[0], self.rank))
-            return {"a": a / x.shape[0] ** 0.5, "b": jnp.zeros((self.rank, x.shape[1]))}
-
-        params = jax.tree_util.tree_map_with_path(factors, base)
-        return params, {**model_state, CONSTANTS: {"base": base}}
-
-    def forward(self, params, model_state, batch, rngs, train, step):
-        def merged(base, factors):
-            return base + factors["a"] @ factors["b"] if factors else base
-
-        state = dict(model_state)
-        base = state.pop(CONSTANTS)["base"]
-        whole = jax.tree.map(merged, base, params)
-        return self.apply(whole, state, self.inputs(batch), rngs, train)
 
 
 @dataclasses.dataclass(frozen=True)

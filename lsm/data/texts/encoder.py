@@ -84,6 +84,7 @@ class Encoder:
       buckets: lengths that batches are cut to, ascending, `length` the last.
       begin_end: columns with tokens that begin and end a text.
       words: whether the words of tokens are numbered.
+      chat: of conversations, what a tokenizer_config.json says of them: their template.
     """
 
     tokenizer: str
@@ -93,14 +94,13 @@ class Encoder:
     buckets: tuple[int, ...]
     begin_end: tuple[str, ...]
     words: bool
+    chat: Mapping[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all but the tokenizer as JSON."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name != "tokenizer"
-        }
+        """Returns all but the tokenizer as JSON; without `chat` where that is None."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        absent = {"tokenizer", *(["chat"] if self.chat is None else [])}
+        return {name: x for name, x in fields.items() if name not in absent}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any], tokenizer: str) -> "Encoder":

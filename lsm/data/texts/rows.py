@@ -116,7 +116,7 @@ class TextRows(Derived):
     def rows(self, start: int, stop: int) -> "TextRows":
         """See `Dataset.rows`."""
         whole = (self._dataset, self._encoder, self._columns, self._others, self._digest)
-        return TextRows(*whole, self._rows[start:stop])
+        return type(self)(*whole, self._rows[start:stop])
 
     def _width(self, name: str) -> int:
         if name.endswith(BYTES) and name not in self._texts:

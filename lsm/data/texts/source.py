@@ -4,12 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
 import itertools
 import logging
-import pathlib
-import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +15,7 @@ import numpy as np
 from lsm.checks import require_choice, require_sizes
 from lsm.data import cache
 from lsm.data.dataset import Columns, Dataset, PathLike, Spec, SplitSource, digest, select_counted
+from lsm.data.texts import entries
 from lsm.data.texts.encoder import LENGTH, SEGMENTS, Encoder, Ragged
 from lsm.data.texts.packing import packed
 from lsm.data.texts.rows import BYTES, TextRows
@@ -175,7 +172,7 @@ class Texts(SplitSource):
             return tokenizers.Tokenizer.from_str(path.read_text()).to_str()
         _log.info("%s: learning the vocabulary, once", self)
         learnt = self.vocabulary.learnt(texts.texts).to_str()
-        _keep(path, learnt.encode())
+        entries.keep(path, learnt.encode())
         return learnt
 
     def _texts_of(self, name: str, data_dir: PathLike | None) -> "_Split":
@@ -196,15 +193,13 @@ class Texts(SplitSource):
         encoder = self.encoder(data_dir)
         facts = [_VERSION, texts.digest, encoder.sha256, encoder.to_json(), self.pack]
         path = cache.root() / "texts" / f"{digest(facts)}.npz"
-        arrays = _kept(path)
+        arrays = entries.kept(path)
         if arrays is None:
             _log.info("%s: encoding %s examples, once", texts.name, f"{len(texts.dataset):,}")
             arrays = texts.encoded(encoder)
             if self.pack:
                 arrays = _pack(arrays, next(iter(self.columns)), self.length)
-            out = io.BytesIO()
-            np.savez(out, **arrays)
-            _keep(path, out.getvalue())
+            entries.keep_arrays(path, arrays)
         _say_empty(texts.name, encoder, arrays)
         known = {part: of for name in encoder.columns for part, of in encoder.parts(name).items()}
         known |= {name + SEGMENTS: (0, np.int32) for name in encoder.columns if self.pack}
@@ -322,33 +317,3 @@ def _say_empty(name: str, encoder: Encoder, arrays: Mapping[str, np.ndarray]) ->
             if found := int(rows.sum()):
                 line = "%s: %s of %s texts in column %r are %s."
                 _log.warning(line, name, f"{found:,}", f"{len(rows):,}", column, what)
-
-
-def _kept(path: pathlib.Path) -> dict[str, np.ndarray] | None:
-    """Returns the arrays of an entry of the cache; None where it is not there or is damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as entry:  # compares the checksum of each
-            return dict(entry)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        _log.warning("cache: %s is damaged; it is made again.", path)
-        return None
-
-
-def _keep(path: pathlib.Path, content: bytes) -> None:
-    """Writes an entry of the cache, whole or not at all; a cache that cannot be written is told."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: other processes may be writing the same entry.
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
-            part = pathlib.Path(file.name)
-            try:
-                file.write(content)
-                file.flush()
-                part.replace(path)
-            except OSError:
-                part.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        cache.tell_once(error)

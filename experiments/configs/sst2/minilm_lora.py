@@ -1,0 +1,35 @@
+"""SST-2 by MiniLM-L6 whose blocks learn by LoRA; minilm_lora.py:FOLDER says where its files are.
+
+As minilm.py, but for what is trained: queries, keys, values and the layer after them get adapters
+of rank 8, and the head is new: 111,362 of 22,676,738 parameters, 0.5 %.
+
+    python -m experiments.sst2 --config=experiments/configs/sst2/minilm_lora.py --data_dir=DATA
+
+Measured (sst2_minilm_lora): not run yet.
+"""
+
+import dataclasses
+
+from experiments.configs.sst2 import minilm
+from lsm.models import Lora
+from lsm.optim import AdamW, Linear, WarmUp
+from lsm.tasks import TextClassification
+
+
+def get_config(folder="runs/minilm"):
+    whole = minilm.get_config(folder)
+    model = Lora(whole.task.model, targets="(qkv|out)/kernel", rank=8, trained="^head/")
+    return dataclasses.replace(
+        whole,
+        name="sst2_minilm_lora",
+        task=TextClassification(model=model),
+        optimizer=AdamW(
+            learning_rate=5e-4,
+            weight_decay=0.01,
+            clip_norm=1.0,
+            schedule=WarmUp("6%", then=Linear()),
+        ),
+        start=dataclasses.replace(
+            whole.start, rename=(("^constants/base/", "params/"),), fresh="^params/"
+        ),
+    )
