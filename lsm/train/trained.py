@@ -16,19 +16,25 @@ from lsm.config import Experiment, schema
 from lsm.config.origin import CONFIG, experiment_of, saved_config
 from lsm.data.inputs import Inputs, Lengths
 from lsm.data.texts.codec import Codec, codec_of
+from lsm.data.texts.template import Message
 from lsm.data.values import narrowed, not_finite
 from lsm.errors import CheckpointError, ConfigError, DataError, listed
 from lsm.files import expanded
 from lsm.generate import Decoder, Piece, Sampling, Stop, Written, collected, write
 from lsm.mesh import Mesh, batch_sharding, batch_ways, jit, local_rows, make_mesh, place, replicated
+from lsm.models import Lora
 from lsm.params import flat, nested
 from lsm.run.weights import open_run
 from lsm.tasks import Batch, LanguageModelling, ModelState, Params
+from lsm.tasks.base import CONSTANTS
 from lsm.train.program import make_predict, shardings_of
 from lsm.train.trainer import prepare_jax
 from lsm.train.workdir import INPUTS, inputs_of
 
 _log = logging.getLogger("lsm.train")
+
+Prompt = str | Sequence[Message]
+"""A text that goes on, or a conversation that is answered."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,7 +105,7 @@ class Trained:
 
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: Prompt | Sequence[Prompt],
         *,
         max_tokens: int = 256,
         sampling: Sampling = Sampling(),
@@ -112,7 +118,8 @@ class Trained:
         Sample k of prompt i is the same whatever else is asked for, up to rounding.
 
         Args:
-          prompts: a text or several.
+          prompts: a text, or a conversation, a list of messages with "role" and "content" that is
+            answered by the model's chat template; or several.
           max_tokens: tokens of a text, at the most; it also ends with a token that ends a text.
           sampling: how tokens are drawn; `lsm.generate.GREEDY` takes the likeliest.
           samples: texts for each prompt.
@@ -120,53 +127,59 @@ class Trained:
           seed: of all that is drawn.
 
         Raises:
-          ConfigError: the task is no language model, or a prompt is as long as its context.
-          DataError: a prompt has characters that the run does not know.
+          ConfigError: the model writes no texts, or a prompt is as long as its context.
+          DataError: a prompt has characters that the run does not know, or is a conversation and
+            there is no template.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        pieces = self.pieces(prompts, max_tokens, sampling, samples, stop, seed)
-        return collected(pieces, len(prompts) * samples)
+        one = isinstance(prompts, str) or isinstance(next(iter(prompts), None), Mapping)
+        given = [prompts] if one else list(prompts)
+        pieces = self._pieces(given, max_tokens, sampling, samples, stop, seed)
+        return collected(pieces, len(given) * samples)
 
-    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
-        """Yields the text that `generate` returns, as it is written; the options are its."""
-        given = {"max_tokens": 256, "sampling": Sampling(), "stop": (), "seed": 0} | options
-        return (piece.text for piece in self.pieces([prompt], samples=1, **given))
-
-    def pieces(
+    def stream(
         self,
-        prompts: Sequence[str],
-        max_tokens: int,
-        sampling: Sampling,
-        samples: int,
-        stop: Sequence[str],
-        seed: int,
-    ) -> Iterator[Piece]:
-        """Yields what `generate` returns, token by token, row by row."""
-        codec, rows = self.codec, [prompt for prompt in prompts for _ in range(samples)]
+        prompt: Prompt,
+        *,
+        max_tokens: int = 256,
+        sampling: Sampling = Sampling(),
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Yields the text that `generate` returns, as it is written."""
+        pieces = self._pieces([prompt], max_tokens, sampling, 1, stop, seed)
+        return (piece.text for piece in pieces)
+
+    def _pieces(self, prompts, max_tokens, sampling, samples, stop, seed) -> Iterator[Piece]:
+        codec = self.codec
+        ids = [codec.encode(p) if isinstance(p, str) else codec.chat(p) for p in prompts]
         ends = Stop(longest=max_tokens, tokens=codec.ends, strings=tuple(stop))
         seeds = [
             int(np.random.SeedSequence((seed, number, sample)).generate_state(1)[0])
             for number in range(len(prompts))
             for sample in range(samples)
         ]
-        ids = [codec.encode(prompt) for prompt in rows]
-        return write(self.decoder, ids, codec.text, ends, sampling, seeds)
+        rows = [row for row in ids for _ in range(samples)]
+        return write(self.decoder, rows, codec.text, ends, sampling, seeds)
 
     @functools.cached_property
     def codec(self) -> Codec:
         """Text to the ids that the model reads, and back."""
-        return codec_of(self.inputs_known, self.column)
+        return codec_of(self.inputs_known)
 
     @functools.cached_property
     def decoder(self) -> Decoder:
-        """The model as it writes; raises ConfigError where it does not."""
-        task = self.experiment.task
-        if not isinstance(task, LanguageModelling) or not hasattr(task.model, "extend"):
+        """The model as it writes, adapters merged; raises ConfigError where it does not."""
+        task, params, state = self.experiment.task, self.params, self.model_state
+        model = task.model
+        if isinstance(model, Lora):
+            model, params = model.model, model.merged(params, state[CONSTANTS])
+            state = {}
+        if not hasattr(model, "extend"):
             raise ConfigError(
-                f"generate: {type(task).__name__} of {type(task.model).__name__} writes no texts; "
-                "LanguageModelling of a GPT is needed."
+                f"generate: {type(task).__name__} of {type(model).__name__} writes no texts; a "
+                "GPT is needed."
             )
-        return Decoder(task.model, {"params": self.params, **self.model_state}, self.mesh)
+        return Decoder(model, {"params": params, **state}, self.mesh)
 
     @property
     def inputs_known(self) -> Inputs:

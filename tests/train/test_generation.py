@@ -98,7 +98,7 @@ def test_what_cannot_be_written_is_one_line(run):
 def test_a_task_that_writes_nothing_says_so(run):
     trained, _ = run
     other = dataclasses.replace(trained.experiment, task=Classification(model=MLP()))
-    with pytest.raises(ConfigError, match="generate: Classification of MLP writes no texts"):
+    with pytest.raises(ConfigError, match="generate: Classification of MLP writes no texts; a GPT"):
         dataclasses.replace(trained, experiment=other).decoder
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lsm.data.texts.encoder import Encoder
+from lsm.data.texts.template import ChatTemplate, Message, check_messages
 from lsm.errors import DataError, shortened
 
 
@@ -28,6 +29,14 @@ class Codec(abc.ABC):
         Raises:
           DataError: something in it has no id.
         """
+
+    def chat(self, messages: Sequence[Message]) -> np.ndarray:
+        """Returns the ids (n,) int32 of a conversation, up to where its answer begins.
+
+        Raises:
+          DataError: there is no chat template, or it refuses the conversation.
+        """
+        raise DataError("prompt: messages given, but the run has kept no chat template.")
 
     @abc.abstractmethod
     def text(self, ids: Sequence[int]) -> str:
@@ -71,20 +80,22 @@ class TokenCodec(Codec):
 
     Attributes:
       encoder: of the run.
-      column: of its tokens.
     """
 
     encoder: Encoder
-    column: str
 
     def encode(self, text: str) -> np.ndarray:
         """See `Codec.encode`."""
-        try:
-            ids = self.encoder.tokens.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # the library raises bare Exceptions
-            raise DataError(f"prompt {shortened(repr(text))} cannot be encoded: {error}") from error
-        begins = self.encoder.ends[:1] if self.column in self.encoder.begin_end else ()
-        return np.array([*begins, *ids], np.int32)
+        begins = self.encoder.ends[:1] if self.encoder.begin_end else ()
+        return np.array([*begins, *self._ids(self.encoder.tokens, text)], np.int32)
+
+    def chat(self, messages: Sequence[Message]) -> np.ndarray:
+        """See `Codec.chat`; names of special tokens are those, which the template writes."""
+        if self._template is None:
+            return super().chat(messages)
+        check_messages(list(messages))
+        text = self._template.render(messages, add_generation_prompt=True)
+        return np.array(self._ids(self._with_special, text), np.int32)
 
     def text(self, ids: Sequence[int]) -> str:
         """See `Codec.text`."""
@@ -92,21 +103,39 @@ class TokenCodec(Codec):
 
     @functools.cached_property
     def ends(self) -> frozenset[int]:  # noqa: D102
-        return frozenset(self.encoder.ends[1:])
+        told = self._template and self._template.tokens.get("eos_token")
+        named = None if not told else self.encoder.tokens.token_to_id(told)
+        return frozenset({*self.encoder.ends[1:], *self.encoder.eos, named} - {None})
+
+    @functools.cached_property
+    def _template(self) -> ChatTemplate | None:
+        return self.encoder.chat and ChatTemplate.from_json(self.encoder.chat)
+
+    @functools.cached_property
+    def _with_special(self) -> Any:
+        tokenizer = type(self.encoder.tokens).from_str(self.encoder.tokenizer)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    def _ids(self, tokenizer: Any, text: str) -> list[int]:
+        try:
+            return tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises bare Exceptions
+            raise DataError(f"prompt {shortened(repr(text))} cannot be encoded: {error}") from error
 
 
-def codec_of(inputs: Any, column: str) -> Codec:
+def codec_of(inputs: Any) -> Codec:
     """Returns how a run's texts become ids.
 
     Args:
       inputs: `lsm.data.inputs.Inputs` of the run.
-      column: of its tokens.
 
     Raises:
       DataError: its tokens are made of no text.
     """
-    if inputs.encoder is not None and column in inputs.encoder.columns:
-        return TokenCodec(inputs.encoder, column)
+    if inputs.encoder is not None:
+        return TokenCodec(inputs.encoder)
     if inputs.characters is not None:
         return CharacterCodec(inputs.characters)
-    raise DataError(f"generate: the run has kept no tokenizer of column {column!r}; give ids.")
+    raise DataError("generate: the run has kept no tokenizer; `lsm.generate.write` takes ids.")

@@ -85,6 +85,7 @@ class Encoder:
       begin_end: columns with tokens that begin and end a text.
       words: whether the words of tokens are numbered.
       chat: of conversations, what a tokenizer_config.json says of them: their template.
+      eos: ids that end a text which a model writes, beside that of `ends`.
     """
 
     tokenizer: str
@@ -95,18 +96,19 @@ class Encoder:
     begin_end: tuple[str, ...]
     words: bool
     chat: Mapping[str, str] | None = None
+    eos: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all but the tokenizer as JSON; without `chat` where that is None."""
+        """Returns all but the tokenizer as JSON; without `chat` and `eos` where there are none."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        absent = {"tokenizer", *(["chat"] if self.chat is None else [])}
+        absent = {"tokenizer", *(name for name in ("chat", "eos") if not fields[name])}
         return {name: x for name, x in fields.items() if name not in absent}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any], tokenizer: str) -> "Encoder":
         """Returns what `to_json` wrote."""
         columns = {name: tuple(of) for name, of in tree["columns"].items()}
-        tuples = {name: tuple(tree[name]) for name in ("buckets", "begin_end")}
+        tuples = {name: tuple(tree.get(name, ())) for name in ("buckets", "begin_end", "eos")}
         return cls(tokenizer, **{**tree, **tuples, "columns": columns})
 
     @functools.cached_property

@@ -68,6 +68,12 @@ class ChatTemplate:
         tokens = {name: _content(x) for name, x in given.items() if name.endswith("_token")}
         return cls(source, {name: x for name, x in tokens.items() if x is not None})
 
+    @classmethod
+    def from_json(cls, tree: Mapping[str, str]) -> "ChatTemplate":
+        """Returns what `to_json` wrote."""
+        tokens = dict(tree)
+        return cls(tokens.pop("chat_template"), tokens)
+
     def to_json(self) -> dict[str, str]:
         """Returns what tokenizer_config.json says of it."""
         return {"chat_template": self.source, **self.tokens}
