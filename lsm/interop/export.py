@@ -113,12 +113,13 @@ def _config(model: Any, here: Spec, origin: Mapping[str, Any]) -> tuple[Family, 
         if not family.is_of(model):
             family.write(model)  # says which field
     else:
-        family = _family_for(model)
+        family = family_for(model)
     config = family.write(model) | family.told(filled(model), here)
     return family, {**config, "dtype": "float32"} if kept is None else {**kept, **config}
 
 
-def _family_for(model: Any) -> Family:
+def family_for(model: Any) -> Family:
+    """Returns the first architecture that has such a model; raises ConfigError where none has."""
     for family in families():
         if family.is_of(model):
             return family

@@ -68,7 +68,7 @@ def import_model(
     Args:
       path: folder with config.json and safetensors, or a GGUF file.
       workdir: folder; it must hold no run.
-      mesh: how parameters are laid out while they are read; None is the default one.
+      mesh: how parameters are laid out; None is each device a part of them.
 
     Raises:
       ConfigError: the architecture or a field of its config is not expressed here.
@@ -79,7 +79,7 @@ def import_model(
     published, workdir = open_model(path), expanded(workdir, "--workdir").absolute()
     if (workdir / CONFIG).exists():
         raise ConfigError(f"--workdir: {workdir} holds a run already; give another folder.")
-    experiment = _experiment(published, workdir, mesh or Mesh())
+    experiment = _experiment(published, workdir, mesh or Mesh(data=1, fsdp=-1))
     batch = examples(experiment, published)
     program = build(experiment, Horizon(1, 1, 1), batch)
     weights = _weights(published, program)

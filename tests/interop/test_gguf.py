@@ -13,7 +13,7 @@ from lsm.interop import open_model
 from lsm.models import families
 from lsm.models.rotary import Llama3Rescale, frequencies
 from lsm.params import flat, nested
-from lsm.run.weights import FileWeights, NamedWeights
+from lsm.run.weights import FileWeights, NamedWeights, open_weights
 
 gguf = pytest.importorskip("gguf", reason="gguf reads the files")
 
@@ -111,6 +111,17 @@ def test_what_is_written_is_read(arch, drawn, tmp_path):
     found = read(published, params)
     for path, x in params.items():
         np.testing.assert_array_equal(found[path], x)
+
+
+def test_a_run_can_start_from_such_a_file(drawn, tmp_path):
+    model = MODELS["qwen3"]
+    tensors = hugging_face_names(model, drawn["qwen3"])
+    path = written(tmp_path / "m.gguf", "qwen3", tensors, model)
+    with open_weights(path) as weights:
+        name = "model.layers.1.mlp.up_proj.weight"
+        assert weights.spec.keys() == tensors.keys()
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        np.testing.assert_array_equal(weights.read({name: one})[name], tensors[name])
 
 
 def test_eight_bits_are_dequantised(drawn, tmp_path):

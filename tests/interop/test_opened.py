@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from lsm import Start
+from lsm.config import schema
 from lsm.errors import CheckpointError, ConfigError
 from lsm.interop import open_model, open_tensors
 from lsm.interop.decoders import FAMILIES
-from lsm.interop.export import exported
+from lsm.interop.export import exported, family_for
 from lsm.interop.family import filled
 from lsm.models import MLP, Classifier, ResNet, families
 from lsm.models.experts import Experts
@@ -192,6 +194,23 @@ def test_an_export_says_what_no_architecture_has(arrays, tmp_path):
     (tmp_path / "c/x").write_text("")
     with pytest.raises(ConfigError, match="--out: .* is there already"):
         exported(MODELS["llama"], arrays, arrays.get, tmp_path / "c")
+
+
+def test_what_an_export_would_alter_is_refused(arrays, tmp_path):
+    model = families.mixtral(**GROUPED, experts=Experts(count=4, top_k=2, capacity=1.0))
+    with pytest.raises(ConfigError, match=r"MixtralForCausalLM: model\.experts: .*capacity=1\.0"):
+        exported(model, arrays, arrays.get, tmp_path / "a")
+    # Dropout, the balance of experts and rematerialisation are of training alone.
+    tuned = Experts(count=4, top_k=2, balance=0.5)
+    found = family_for(families.mixtral(**GROUPED, experts=tuned, dropout=0.1, remat="full"))
+    assert found.architecture == "MixtralForCausalLM"
+
+
+def test_names_are_kept_in_the_config_of_a_run(arrays, tmp_path):
+    exported(MODELS["llama"], arrays, arrays.get, tmp_path / "there")
+    start = Start(path="there", names=open_model(tmp_path / "there").names)
+    again = json.loads(json.dumps(schema.to_json(start)))
+    assert schema.from_json(again, Start) == start
 
 
 def test_every_family_refuses_what_it_does_not_know():
