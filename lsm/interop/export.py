@@ -184,6 +184,7 @@ def _write(
     for number, shard in enumerate(shards, 1):
         file = FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file({name: held(part) for name, part in shard.items()}, out / file, {"format": "pt"})
+        (out / file).chmod(out.stat().st_mode & 0o666)  # it is made for its owner alone
         files |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         total = sum(part.size for shard in shards for part in shard.values())

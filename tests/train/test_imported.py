@@ -212,6 +212,27 @@ def test_a_workdir_that_is_taken_is_refused(folder, workdir):
         import_model(folder, workdir)
 
 
+def test_an_import_that_was_broken_off_is_no_run(folder, tmp_path, monkeypatch):
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lsm.train.imported._state", broken)
+    with pytest.raises(KeyboardInterrupt):
+        import_model(folder, tmp_path)
+    assert not (tmp_path / "config.json").exists() and not any(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_tokenizer_may_be_gpt_2_s_pair(folder, tmp_path):
+    out = changed(folder, tmp_path / "pair")
+    tree = json.loads((out / "tokenizer.json").read_text())
+    (out / "tokenizer.json").unlink()
+    (out / "vocab.json").write_text(json.dumps(tree["model"]["vocab"]))
+    (out / "merges.txt").write_text("#version: 0.2\n")
+    import_model(out, tmp_path / "run")
+    ids = lsm.load(tmp_path / "run").inputs.encoder.encode("tokens", ["a text"])["tokens"][0]
+    np.testing.assert_array_equal(ids, tokenizer().encode("a text").ids)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
