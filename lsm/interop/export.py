@@ -12,7 +12,7 @@ import numpy as np
 
 from lsm.errors import ConfigError, listed
 from lsm.files import atomic_write, expanded, readable_disk_errors
-from lsm.interop.family import Family, filled
+from lsm.interop.family import HARMLESS, Family, filled
 from lsm.interop.names import Names, Source
 from lsm.interop.opened import CONFIG, as_in, families, family_of
 from lsm.interop.tensors import FILE, INDEX
@@ -115,7 +115,8 @@ def _config(model: Any, here: Spec, origin: Mapping[str, Any]) -> tuple[Family, 
     else:
         family = family_for(model)
     config = family.write(model) | family.told(filled(model), here)
-    return family, {**config, "dtype": "float32"} if kept is None else {**kept, **config}
+    told = {"dtype": "float32"} if kept is None else kept
+    return family, {key: value for key, value in told.items() if key in HARMLESS} | config
 
 
 def family_for(model: Any) -> Family:
