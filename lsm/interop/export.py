@@ -12,7 +12,7 @@ import numpy as np
 
 from lsm.errors import ConfigError, listed
 from lsm.files import atomic_write, expanded, readable_disk_errors
-from lsm.interop.family import Family, filled
+from lsm.interop.family import HARMLESS, Family, filled
 from lsm.interop.names import Names, Source
 from lsm.interop.opened import CONFIG, as_in, families, family_of
 from lsm.interop.tensors import FILE, INDEX
@@ -113,12 +113,14 @@ def _config(model: Any, here: Spec, origin: Mapping[str, Any]) -> tuple[Family, 
         if not family.is_of(model):
             family.write(model)  # says which field
     else:
-        family = _family_for(model)
+        family = family_for(model)
     config = family.write(model) | family.told(filled(model), here)
-    return family, {**config, "dtype": "float32"} if kept is None else {**kept, **config}
+    told = {"dtype": "float32"} if kept is None else kept
+    return family, {key: value for key, value in told.items() if key in HARMLESS} | config
 
 
-def _family_for(model: Any) -> Family:
+def family_for(model: Any) -> Family:
+    """Returns the first architecture that has such a model; raises ConfigError where none has."""
     for family in families():
         if family.is_of(model):
             return family
@@ -183,6 +185,7 @@ def _write(
     for number, shard in enumerate(shards, 1):
         file = FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file({name: held(part) for name, part in shard.items()}, out / file, {"format": "pt"})
+        (out / file).chmod(out.stat().st_mode & 0o666)  # it is made for its owner alone
         files |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         total = sum(part.size for shard in shards for part in shard.values())

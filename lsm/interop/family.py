@@ -11,8 +11,18 @@ from typing import Any
 from lsm.errors import ConfigError, listed, nearest
 from lsm.interop.parts import Config, Part, Settings, refused, unsaid
 from lsm.interop.table import Table
+from lsm.models.experts import Experts
 
-_FREE = ("drop_path", "unroll", "remat", "dtype", "initializer", "kernel_init", "zero_init")
+_FREE = (
+    "dropout",
+    "drop_path",
+    "unroll",
+    "remat",
+    "dtype",
+    "initializer",
+    "kernel_init",
+    "zero_init",
+)
 """Fields that are of training or of speed alone; a config.json says nothing of them."""
 
 HARMLESS = frozenset(
@@ -138,8 +148,8 @@ def _kinds(model: Any) -> list[type]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    if hasattr(a, "top_k") and hasattr(b, "top_k"):  # how tokens are spread is of training
-        return (a.count, a.top_k) == (b.count, b.top_k)
+    if isinstance(a, Experts) and isinstance(b, Experts):  # their balance is of training
+        return dataclasses.replace(a, balance=b.balance) == b
     return a == b
 
 

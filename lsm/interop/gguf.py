@@ -39,6 +39,14 @@ _KEYS = {
 }
 """Keys behind the architecture's name, and what a config.json calls them."""
 
+_NEEDED = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.layer_norm_rms_epsilon",
+)
 _CHECKED = ("attention.value_length", "rope.dimension_count", "rope.scaling.type")
 _HARMLESS = ("tensor_data_layout", "rope.scaling.original_context_length")
 _TIED = ("output.weight", "lm_head.weight")
@@ -128,14 +136,19 @@ def _config(name: str, arch: str, fields: Mapping[str, Any], tensors: Mapping[st
             f"{name}: {arch}.{unknown[0]}: is not known, and may alter what the model computes."
         )
     config = {_KEYS[key]: value for key, value in own.items() if key in _KEYS}
-    needed = [key for key in _KEYS if key.endswith(("count", "length")) and key not in own]
-    if missing := [key for key in needed if key not in ("attention.key_length", "vocab_size")]:
+    if missing := [key for key in _NEEDED if key not in own]:
         raise ConfigError(f"{name}: has no {arch}.{missing[0]}.")
+    for key in _KEYS:
+        if not isinstance(own.get(key, 1), int | float):  # one for each block
+            raise ConfigError(f"{name}: {arch}.{key}: {own[key]!r} given; allowed: a number.")
+    config = {"rope_theta": 10_000.0} | config
     for key in ("rms_norm_eps", "rope_theta"):
-        if key in config:  # float32 there: the number that was meant is the shortest
-            config[key] = float(str(np.float32(config[key])))
+        # float32 there: the number that was meant is the shortest.
+        config[key] = float(str(np.float32(config[key])))
+    heads = config["num_attention_heads"]
+    config.setdefault("num_key_value_heads", heads)
     config.setdefault("vocab_size", len(fields.get("tokenizer.ggml.tokens", ())))
-    config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    config.setdefault("head_dim", config["hidden_size"] // max(heads, 1))
     _check(name, arch, own, config["head_dim"])
     if arch == "qwen2":  # whose config.json has no such key
         _check_head(name, config)

@@ -39,6 +39,9 @@ def made(fields: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{_PREFIX}model: {kind!r} given; allowed: 'gpt2', BPE of bytes.")
     if split not in _SPLITS:
         raise ConfigError(f"{_PREFIX}pre: {split!r} given; allowed: {listed(_SPLITS)}.")
+    for key in ("tokens", "merges"):
+        if not fields.get(f"{_PREFIX}{key}"):
+            raise ConfigError(f"{_PREFIX}{key}: is not there.")
     return _bpe(fields, split)
 
 

@@ -247,7 +247,9 @@ class Labels(Part):
     def read(self, config: Config) -> Settings:
         """See `Part.read`."""
         names = config.get("id2label")
-        if isinstance(names, dict) and names:
+        if names:
+            if not isinstance(names, dict) or {*names} != {*map(str, range(len(names)))}:
+                raise refused("id2label", names, "names by number, from 0")
             return {"outputs": len(names)}
         return {"outputs": typed(config, "num_labels", int, 2)}
 

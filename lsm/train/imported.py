@@ -51,6 +51,9 @@ KEPT = "published.json"
 
 Batch = Mapping[str, jax.ShapeDtypeStruct]
 
+_TOKENIZERS = ((TOKENIZER,), ("vocab.txt",), ("vocab.json", "merges.txt"))
+"""Files that make a tokenizer: its own, BERT's, GPT-2's."""
+
 _GROUP = 1 << 28
 """Bytes of small arrays that an export reads at once."""
 
@@ -68,7 +71,7 @@ def import_model(
     Args:
       path: folder with config.json and safetensors, or a GGUF file.
       workdir: folder; it must hold no run.
-      mesh: how parameters are laid out while they are read; None is the default one.
+      mesh: how parameters are laid out; None is each device a part of them.
 
     Raises:
       ConfigError: the architecture or a field of its config is not expressed here.
@@ -77,9 +80,10 @@ def import_model(
     """
     prepare_jax()
     published, workdir = open_model(path), expanded(workdir, "--workdir").absolute()
-    if (workdir / CONFIG).exists():
+    if (workdir / CONFIG).exists() or any(workdir.glob("checkpoints/*")):
         raise ConfigError(f"--workdir: {workdir} holds a run already; give another folder.")
-    experiment = _experiment(published, workdir, mesh or Mesh())
+    experiment = _experiment(published, workdir, mesh or Mesh(data=1, fsdp=-1))
+    schema.check(experiment)
     batch = examples(experiment, published)
     program = build(experiment, Horizon(1, 1, 1), batch)
     weights = _weights(published, program)
@@ -89,11 +93,13 @@ def import_model(
     with exclusive(workdir / ".lock", taken):
         for name, content in published.files.items():
             atomic_write(workdir / name, content)
+        records = _records(workdir, experiment, published, batch)
         with contextlib.closing(
             Checkpoints(workdir / "checkpoints", checksums=program.checksums)
         ) as checkpoints:
             checkpoints.save(0, _state(program, weights), dataclasses.asdict(Progress()))
-        _write_records(workdir, experiment, published, batch)
+        for name, record in records.items():
+            atomic_write(workdir / name, json.dumps(record, indent=2).encode())
     return experiment
 
 
@@ -191,24 +197,19 @@ def _state(program: Program, weights: NamedWeights) -> TrainState:
     return TrainState(step, tree.pop("params"), tree, zeros)
 
 
-def _write_records(
+def _records(
     workdir: pathlib.Path, experiment: Experiment, published: Published, batch: Batch
-) -> None:
+) -> dict[str, Any]:
+    """Returns what says what the workdir holds, by name; config.json is the last to be there."""
     dtypes = {name: str(spec.dtype) for name, spec in published.tensors.specs.items()}
-    kept = {
-        "config": published.config,
-        "dtypes": dtypes,
-        "files": [*published.files],
-    }
+    kept = {"config": published.config, "dtypes": dtypes, "files": [*published.files]}
     source = experiment.data.source
     encoder = source.encoder() if isinstance(source, Texts) else None
     columns = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in batch.items()}
     inputs = Inputs(columns, _classes(published.config), encoder=encoder)
     if encoder is not None and TOKENIZER not in published.files:
         atomic_write(workdir / TOKENIZER, encoder.tokenizer.encode())
-    records = {KEPT: kept, INPUTS: inputs.to_json(), CONFIG: schema.to_json(experiment)}
-    for name, record in records.items():
-        atomic_write(workdir / name, json.dumps(record, indent=2).encode())
+    return {KEPT: kept, INPUTS: inputs.to_json(), CONFIG: schema.to_json(experiment)}
 
 
 def _classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -289,13 +290,13 @@ def _source(published: Published, workdir: pathlib.Path) -> Source:
     if isinstance(model, ViT | ResNet):
         return Folder(str(workdir / "pictures"), size=_side(published))
     context = filled(model)["context"]
-    if not {TOKENIZER, "vocab.json", "vocab.txt"} & {*published.files}:
+    if not any({*names} <= {*published.files} for names in _TOKENIZERS):
         _log.warning("import: there is no tokenizer; tokens are to be given by their numbers.")
         return Tokens(str(workdir / "tokens"), length=min(context, _LONGEST))
     generates = isinstance(model, GPT)
     return Texts(
         Files(str(workdir / ("texts.txt" if generates else "texts.csv"))),
-        Subwords(path=str(workdir / TOKENIZER)),
+        Subwords(path=str(workdir)),
         {"tokens": "text"},
         length=min(context, _LONGEST) + generates,
         pack=generates,

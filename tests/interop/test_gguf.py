@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from lsm.errors import CheckpointError, ConfigError
-from lsm.interop import open_model
+from lsm.interop import gguf_tokenizer, open_model
 from lsm.models import families
 from lsm.models.rotary import Llama3Rescale, frequencies
 from lsm.params import flat, nested
-from lsm.run.weights import FileWeights, NamedWeights
+from lsm.run.weights import FileWeights, NamedWeights, open_weights
 
 gguf = pytest.importorskip("gguf", reason="gguf reads the files")
 
@@ -113,6 +113,17 @@ def test_what_is_written_is_read(arch, drawn, tmp_path):
         np.testing.assert_array_equal(found[path], x)
 
 
+def test_a_run_can_start_from_such_a_file(drawn, tmp_path):
+    model = MODELS["qwen3"]
+    tensors = hugging_face_names(model, drawn["qwen3"])
+    path = written(tmp_path / "m.gguf", "qwen3", tensors, model)
+    with open_weights(path) as weights:
+        name = "model.layers.1.mlp.up_proj.weight"
+        assert weights.spec.keys() == tensors.keys()
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        np.testing.assert_array_equal(weights.read({name: one})[name], tensors[name])
+
+
 def test_eight_bits_are_dequantised(drawn, tmp_path):
     model, params = MODELS["llama"], drawn["llama"]
     tensors = hugging_face_names(model, params)
@@ -142,6 +153,7 @@ def test_what_is_not_expressed_is_refused_by_its_key(drawn, tmp_path):
     tensors = hugging_face_names(model, drawn["llama"])
     for key, value, told in (
         ("llama.rope.scaling.type", "yarn", "rope.scaling.type: 'yarn' given; allowed: 'none'"),
+        ("llama.attention.value_length", "y", "attention.value_length: 'y' given; allowed: 8"),
         ("llama.swa.kind", "x", "llama.swa.kind: is not known, and may alter"),
     ):
         path = written(tmp_path / f"{value}.gguf", "llama", tensors, model, {key: value})
@@ -163,6 +175,56 @@ def test_a_file_that_is_cut_off_is_told(drawn, tmp_path):
             open_model(short)
     with pytest.raises(CheckpointError, match="there is no file"):
         open_model(tmp_path / "none.gguf")
+
+
+LETTERS = ["<s>", "a", "b", "ab", "Ġ", "Ġab", "1", "2"]
+FIELDS = {
+    "model": "gpt2",
+    "pre": "llama-bpe",
+    "tokens": LETTERS,
+    "merges": ["a b", "Ġ ab"],
+    "token_type": [3, *[1] * 7],
+    "add_bos_token": True,
+    "bos_token_id": 0,
+}
+
+
+def tokenizer_of(**changes):
+    pytest.importorskip("tokenizers", reason="tokenizers encodes the texts")
+    return gguf_tokenizer.made({f"tokenizer.ggml.{k}": v for k, v in (FIELDS | changes).items()})
+
+
+def test_a_tokenizer_is_made_of_the_metadata():
+    made = tokenizer_of()
+    assert made.encode("ab ab<s>").tokens == ["<s>", "ab", "Ġab", "<s>"]
+    assert tokenizer_of(add_bos_token=False).encode("ab").tokens == ["ab"]
+
+
+@pytest.mark.parametrize(
+    ("pre", "words"),
+    [
+        ("gpt-2", ["1212", "Ġab", "'s"]),
+        ("llama-bpe", ["121", "2", "Ġab", "'s"]),
+        ("qwen2", ["1", "2", "1", "2", "Ġab", "'s"]),
+        ("smollm", ["1", "2", "1", "2", "Ġab", "'s"]),
+    ],
+)
+def test_texts_are_cut_into_words_as_the_name_says(pre, words):
+    found = tokenizer_of(pre=pre).pre_tokenizer.pre_tokenize_str("1212 ab's")
+    assert [word for word, _ in found] == words
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model": "llama"}, "ggml.model: 'llama' given; allowed: 'gpt2'"),
+        ({"pre": "tekken"}, "ggml.pre: 'tekken' given; allowed: gpt-2"),
+        ({"merges": []}, "ggml.merges: is not there"),
+    ],
+)
+def test_a_tokenizer_of_another_kind_is_refused(changes, told):
+    with pytest.raises(ConfigError, match=told):
+        tokenizer_of(**changes)
 
 
 @pytest.fixture(scope="module")

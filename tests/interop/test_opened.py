@@ -6,16 +6,20 @@ import re
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from lsm import Start
+from lsm.config import schema
 from lsm.errors import CheckpointError, ConfigError
 from lsm.interop import open_model, open_tensors
 from lsm.interop.decoders import FAMILIES
-from lsm.interop.export import exported
+from lsm.interop.export import exported, family_for
 from lsm.interop.family import filled
-from lsm.models import MLP, Classifier, ResNet, families
+from lsm.models import MLP, Classifier, ResNet, Sequences, families
 from lsm.models.experts import Experts
 from lsm.models.rotary import LinearRescale, Llama3Rescale
 from lsm.params import flat
+from lsm.run.weights import FileWeights, NamedWeights
 
 SMALL = {"vocabulary": 20, "layers": 4, "heads": 4, "width": 16, "hidden": 24, "context": 32}
 GROUPED = SMALL | {"kv_heads": 2}
@@ -83,8 +87,6 @@ def written(folder, config):
     text = config if isinstance(config, str) else json.dumps(config)
     (folder / "config.json").write_text(text)
     if not (folder / "model.safetensors").exists():
-        from safetensors.numpy import save_file
-
         save_file({"x": np.zeros(1, "f4")}, folder / "model.safetensors")
     return folder
 
@@ -192,6 +194,49 @@ def test_an_export_says_what_no_architecture_has(arrays, tmp_path):
     (tmp_path / "c/x").write_text("")
     with pytest.raises(ConfigError, match="--out: .* is there already"):
         exported(MODELS["llama"], arrays, arrays.get, tmp_path / "c")
+
+
+def test_what_an_export_would_alter_is_refused(arrays, tmp_path):
+    model = families.mixtral(**GROUPED, experts=Experts(count=4, top_k=2, capacity=1.0))
+    with pytest.raises(ConfigError, match=r"MixtralForCausalLM: model\.experts: .*capacity=1\.0"):
+        exported(model, arrays, arrays.get, tmp_path / "a")
+    # Dropout, the balance of experts and rematerialisation are of training alone.
+    tuned = Experts(count=4, top_k=2, balance=0.5)
+    found = family_for(families.mixtral(**GROUPED, experts=tuned, dropout=0.1, remat="full"))
+    assert found.architecture == "MixtralForCausalLM"
+
+
+def test_names_are_kept_in_the_config_of_a_run(arrays, tmp_path):
+    exported(MODELS["llama"], arrays, arrays.get, tmp_path / "there")
+    start = Start(path="there", names=open_model(tmp_path / "there").names)
+    again = json.loads(json.dumps(schema.to_json(start)))
+    assert schema.from_json(again, Start) == start
+
+
+@pytest.mark.parametrize(
+    ("name", "spelled", "spare"),
+    [
+        ("gpt2", (r"^transformer\.", ""), ("h.0.attn.bias", "h.0.attn.masked_bias")),
+        ("gpt2", ("^$", ""), ("lm_head.weight",)),
+        ("bert", (r"LayerNorm\.weight$", "LayerNorm.gamma"), ("bert.embeddings.position_ids",)),
+    ],
+)
+def test_older_files_are_spelled_otherwise(name, spelled, spare, tmp_path):
+    model = MODELS[name]
+    given = np.zeros((1, 2), np.int32)
+    given = Sequences(given, np.ones(1, np.int32)) if name == "bert" else given
+    shapes = flat(jax.eval_shape(model.init, jax.random.key(0), given))
+    exported(model, shapes, lambda path: np.zeros(shapes[path].shape, "f4"), tmp_path / "a")
+    tensors = load_file(tmp_path / "a/model.safetensors")
+    tensors = {re.sub(*spelled, name): x for name, x in tensors.items()}
+    if name == "bert":
+        tensors = {re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", k): x for k, x in tensors.items()}
+    tensors |= {name: np.zeros(3, "f4") for name in spare}
+    save_file(tensors, tmp_path / "a/model.safetensors")
+    published = open_model(tmp_path / "a")
+    weights = FileWeights(published.tensors, published.path)
+    found = NamedWeights(weights, published.names, shapes).spec
+    assert {path: x.shape for path, x in found.items()} == {k: x.shape for k, x in shapes.items()}
 
 
 def test_every_family_refuses_what_it_does_not_know():

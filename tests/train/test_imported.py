@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 import lsm
 from lsm import Checkpoint, Data, Experiment, Start, Train
-from lsm.data import Arrays
+from lsm.data import Arrays, images
 from lsm.errors import CheckpointError, ConfigError
 from lsm.interop import __main__ as command
-from lsm.interop import open_model
+from lsm.interop import open_model, save_model
 from lsm.interop.export import exported
 from lsm.models import Classifier, families
 from lsm.optim import SGD
@@ -212,6 +212,27 @@ def test_a_workdir_that_is_taken_is_refused(folder, workdir):
         import_model(folder, workdir)
 
 
+def test_an_import_that_was_broken_off_is_no_run(folder, tmp_path, monkeypatch):
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lsm.train.imported._state", broken)
+    with pytest.raises(KeyboardInterrupt):
+        import_model(folder, tmp_path)
+    assert not (tmp_path / "config.json").exists() and not any(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_tokenizer_may_be_gpt_2_s_pair(folder, tmp_path):
+    out = changed(folder, tmp_path / "pair")
+    tree = json.loads((out / "tokenizer.json").read_text())
+    (out / "tokenizer.json").unlink()
+    (out / "vocab.json").write_text(json.dumps(tree["model"]["vocab"]))
+    (out / "merges.txt").write_text("#version: 0.2\n")
+    import_model(out, tmp_path / "run")
+    ids = lsm.load(tmp_path / "run").inputs.encoder.encode("tokens", ["a text"])["tokens"][0]
+    np.testing.assert_array_equal(ids, tokenizer().encode("a text").ids)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -285,3 +306,24 @@ def test_an_import_takes_little_more_memory_than_the_parameters(tmp_path):
     )
     assert not done.returncode, done.stderr
     assert int(done.stdout) < 1.3 * size
+
+
+@pytest.mark.slow
+def test_pictures_are_scaled_as_the_folder_says(tmp_path):
+    model = families.vit_ti(outputs=2, layers=1, heads=2, width=8, hidden=8, stem=4)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+    random = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: random.normal(size=x.shape).astype("f4"), shapes)
+    mean, std = [0.5, 0.4, 0.3], [0.5, 0.25, 0.2]
+    scale = json.dumps({"image_mean": mean, "image_std": std, "rescale_factor": 1 / 255})
+    files = {"preprocessor_config.json": scale.encode()}
+    save_model(model, variables, tmp_path / "vit", files=files)
+    assert json.loads((tmp_path / "vit/config.json").read_text())["image_size"] == 8
+    import_model(tmp_path / "vit", tmp_path / "run")
+    (tmp_path / "a.png").write_bytes(images.encode_png(pixels))
+    run = lsm.load(tmp_path / "run")
+    said = run.predict(str(tmp_path / "a.png"))
+    logits = model.apply(variables, ((pixels / 255 - mean) / std).astype("f4")[None])
+    assert said["label"][0] == logits[0].argmax() and said["class"][0].startswith("LABEL_")
+    np.testing.assert_allclose(said["probability"], jax.nn.softmax(logits), atol=1e-5)
