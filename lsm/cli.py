@@ -46,6 +46,7 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "of --input, FILE.csv or FILE.jsonl; default WORKDIR/predictions/input.jsonl"
 )
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "with --mode=sample: what texts begin with")
+_CHAT = flags.DEFINE_bool("chat", False, "with --mode=sample: each --prompt is what a user says")
 _SAMPLE = {
     "max_tokens": flags.DEFINE_integer("max_tokens", None, "of a text (256)", lower_bound=1),
     "samples": flags.DEFINE_integer("samples", None, "texts for each prompt (1)", lower_bound=1),
@@ -104,8 +105,8 @@ def _run(default: str | os.PathLike | None, overrides: Mapping[str, str]) -> Non
     for flag in (_INPUT, _OUTPUT):
         if flag.value and not (_MODE.value == "predict" and _INPUT.value):
             raise ConfigError(f"--{flag.name}: it is for --mode=predict with --input.")
-    for flag in (_PROMPT, *_SAMPLE.values()):
-        if flag.value is not None and _MODE.value != "sample":
+    for flag in (_PROMPT, _CHAT, *_SAMPLE.values()):
+        if flag.value not in (None, False) and _MODE.value != "sample":
             raise ConfigError(f"--{flag.name}: it is for --mode=sample.")
     # Before `_found`, which may go elsewhere.
     given = [expanded(name, "--input").absolute() for name in _INPUT.value or ()]
@@ -155,18 +156,20 @@ def _sample(experiment: Experiment, workdir: pathlib.Path) -> None:
     ways = {field.name for field in dataclasses.fields(Sampling)}
     sampling = Sampling(**{name: given.pop(name) for name in ways & given.keys()})
     prompts = _PROMPT.value or _no_prompt()
+    shown = [""] * len(prompts) if _CHAT.value else prompts  # an answer stands for itself
+    if _CHAT.value:
+        prompts = [[{"role": "user", "content": prompt}] for prompt in prompts]
     trained = load(workdir, experiment=experiment)
     if len(prompts) == 1 and given.get("samples", 1) == 1:
         given.pop("samples", None)
         texts = trained.stream(prompts[0], sampling=sampling, **given)
-        for text in itertools.chain([prompts[0] + next(texts, "")], texts):
+        for text in itertools.chain([shown[0] + next(texts, "")], texts):
             print(text, end="", flush=True)
         print()
         return
     texts = trained.generate(prompts, sampling=sampling, **given)
     for number, text in enumerate(texts):
-        prompt = prompts[number * len(prompts) // len(texts)]
-        print(f"[{number + 1}] {prompt}{text.text}")
+        print(f"[{number + 1}] {shown[number * len(prompts) // len(texts)]}{text.text}")
 
 
 def _no_prompt() -> NoReturn:

@@ -17,8 +17,10 @@ from lsm.config import Experiment, Start, Train, schema
 from lsm.config.origin import CONFIG, saved_config
 from lsm.data import Data, Files, Folder, Source, Subwords, Texts, Tokens
 from lsm.data.inputs import Inputs
+from lsm.data.texts.encoder import Encoder
+from lsm.data.texts.template import ChatTemplate
 from lsm.durations import Horizon
-from lsm.errors import ConfigError, TrainingError
+from lsm.errors import ConfigError, DataError, TrainingError
 from lsm.files import atomic_write, exclusive, expanded, parsed_json, readable_disk_errors
 from lsm.interop.export import SHARD, exported
 from lsm.interop.family import filled
@@ -48,6 +50,8 @@ _log = logging.getLogger("lsm")
 
 KEPT = "published.json"
 """What an import keeps of a model's config.json, and the dtypes of its tensors, for an export."""
+
+GENERATION = "generation_config.json"
 
 Batch = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -204,12 +208,24 @@ def _records(
     dtypes = {name: str(spec.dtype) for name, spec in published.tensors.specs.items()}
     kept = {"config": published.config, "dtypes": dtypes, "files": [*published.files]}
     source = experiment.data.source
-    encoder = source.encoder() if isinstance(source, Texts) else None
+    encoder = _encoder(source, published, workdir) if isinstance(source, Texts) else None
     columns = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in batch.items()}
     inputs = Inputs(columns, _classes(published.config), encoder=encoder)
     if encoder is not None and TOKENIZER not in published.files:
         atomic_write(workdir / TOKENIZER, encoder.tokenizer.encode())
     return {KEPT: kept, INPUTS: inputs.to_json(), CONFIG: schema.to_json(experiment)}
+
+
+def _encoder(source: Texts, published: Published, workdir: pathlib.Path) -> Encoder:
+    """Returns the encoder of a model's texts, with its chat template and the ids that end texts."""
+    try:
+        chat = ChatTemplate.of(workdir).to_json()
+    except DataError:  # there is none
+        chat = None
+    told = parsed_json(published.files.get(GENERATION, b"{}"))
+    eos = told.get("eos_token_id", published.config.get("eos_token_id"))
+    ends = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+    return dataclasses.replace(source.encoder(), chat=chat, eos=ends)
 
 
 def _classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:

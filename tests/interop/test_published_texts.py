@@ -84,3 +84,11 @@ def test_smollm2_writes_what_transformers_does(tmp_path):
             found = model.generate(**ids, max_new_tokens=24, do_sample=False)[0]
         (text,) = run.generate(prompt, max_tokens=24, sampling=GREEDY)
         assert list(text.tokens) == found[ids["input_ids"].shape[1] :].tolist()
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    ids = tokenizer.apply_chat_template(messages, **options)
+    with torch.no_grad():
+        found = model.generate(**ids, max_new_tokens=24, do_sample=False)[0]
+    (text,) = run.generate(messages, max_tokens=24, sampling=GREEDY)
+    assert list(text.tokens) == found[ids["input_ids"].shape[1] :].tolist()
+    assert (text.text, text.finish) == ("The capital of France is Paris.", "stop")

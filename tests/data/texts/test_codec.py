@@ -1,0 +1,62 @@
+"""Texts and conversations to ids, as what writes texts needs them."""
+
+import pytest
+
+from lsm.data.inputs import Inputs
+from lsm.data.texts.codec import codec_of
+from lsm.data.texts.encoder import Encoder
+from lsm.errors import DataError
+
+tokenizers = pytest.importorskip("tokenizers", reason="needs pip install 'lsm[text]'")
+pytest.importorskip("jinja2", reason="needs pip install 'lsm[text]'")
+
+WORDS = ["[UNK]", "hi", "you", "there"]
+SPECIAL = ["<|user|>", "<|end|>", "[BOS]", "[EOS]"]  # ids 4 to 7
+TEMPLATE = (
+    "{% for m in messages %}<|user|> {{ m.content }} {{ eos_token }} {% endfor %}"
+    "{% if add_generation_prompt %}there{% endif %}"
+)
+CHAT = {"chat_template": TEMPLATE, "eos_token": "<|end|>"}
+
+
+def codec(**changes):
+    model = tokenizers.models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token="[UNK]")
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(SPECIAL)
+    fields = {"length": 8, "truncate": "end", "buckets": (8,), "begin_end": (), "words": False}
+    columns = {"tokens": ("text",)}
+    encoder = Encoder(made.to_str(), columns, **fields | changes)
+    again = Encoder.from_json(encoder.to_json(), encoder.tokenizer)
+    assert again.to_json() == encoder.to_json()
+    return codec_of(Inputs({}, encoder=again))
+
+
+def test_a_text_that_goes_on_has_no_end_and_is_not_cut():
+    made = codec(begin_end=("tokens",))
+    assert made.encode("hi you " * 6).tolist() == [6, *[1, 2] * 6]
+    assert codec().encode("hi").tolist() == [1]
+    assert made.ends == {7}
+
+
+def test_special_tokens_are_words_in_a_text_and_tokens_in_a_conversation():
+    made = codec(chat=CHAT)
+    assert made.encode("<|end|>").tolist() == [0]
+    messages = [{"role": "user", "content": "hi you"}]
+    assert made.chat(messages).tolist() == [4, 1, 2, 5, 3]
+
+
+def test_texts_end_where_tokenizer_template_or_model_say():
+    assert codec(chat=CHAT).ends == {5, 7}
+    assert codec(chat=CHAT, eos=(1, 2)).ends == {1, 2, 5, 7}
+
+
+def test_a_conversation_without_a_template_is_one_line():
+    messages = [{"role": "user", "content": "hi"}]
+    for made in (codec(), codec_of(Inputs({}, characters="hi "))):
+        with pytest.raises(DataError, match="messages given, but the run has kept no chat templ"):
+            made.chat(messages)
+    with pytest.raises(DataError, match="'role' and 'content' are needed"):
+        codec(chat=CHAT).chat([{"content": "hi"}])
+    with pytest.raises(DataError, match="kept no tokenizer"):
+        codec_of(Inputs({}))
