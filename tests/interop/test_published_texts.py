@@ -58,7 +58,6 @@ def test_the_likeliest_tokens_are_those_of_transformers(name, tmp_path):
     prompts = [random.integers(0, V, length) for length in (3, 11)]
     expected = [theirs(reference, prompt) for prompt in prompts]
     assert ours(Decoder(published.model, arrays), prompts) == expected
-    assert len({*expected[0]}) > 1
 
 
 @pytest.mark.slow
