@@ -77,6 +77,13 @@ def test_smollm2_writes_what_transformers_does(tmp_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "there").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "there")
     run = lsm.load(tmp_path / "run")
+    text = pathlib.Path(lsm.__file__).parents[1].joinpath("docs/design.md").read_text()[:3000]
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = model(ids, labels=ids).loss.item()
+    found = -run.predict(text)["log_probability"][0].mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    print(f"perplexity {np.exp(found):.4f} here, {np.exp(expected):.4f} by transformers")
     for prompt in ("The capital of France is", "1, 2, 3, 4,", "从前有一个", "😀 means"):
         ids = tokenizer(prompt, return_tensors="pt")
         with torch.no_grad():
