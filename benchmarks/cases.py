@@ -9,6 +9,12 @@ from benchmarks import sources
 CONFIGS = Path("experiments/configs")
 
 
+def shipped() -> list[Path]:
+    """Returns the config files that can be run here: not those for the reader's own data."""
+    files = sorted((sources.ROOT / CONFIGS).glob("*/*.py"))
+    return [path for path in files if path.parent.name != "finetune"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """What is run for one record.

@@ -73,7 +73,7 @@ def configs() -> list[str]:
     run = {case.config for case in cases.CASES.values()}
     with_record = {config.partition(":")[0] for config in run}
     folder = sources.ROOT / cases.CONFIGS
-    files = {path.relative_to(folder).as_posix() for path in folder.glob("*/*.py")}
+    files = {path.relative_to(folder).as_posix() for path in cases.shipped()}
     return sorted(run | (files - with_record))
 
 

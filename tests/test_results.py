@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks import cases
 from lsm.config import flags
 from lsm.errors import DataError
 from lsm.run.result import Result
@@ -258,14 +259,7 @@ def test_write_fills_the_header_of_a_config(results, trained, tmp_path):
     assert config.read_text() == written
 
 
-CONFIGS = [  # conversations to learn from are the reader's own, and have no record
-    path
-    for path in sorted((ROOT / "experiments/configs").rglob("*.py"))
-    if path.parent.name != "finetune"
-]
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", cases.shipped(), ids=lambda path: path.stem)
 def test_the_header_of_a_shipped_config_is_its_record(config, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks import plans, results
