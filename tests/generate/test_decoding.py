@@ -116,6 +116,9 @@ def test_programs_are_few():
     assert fresh._step._cache_size() == 2
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 11), reason="XLA of jax 0.10 drops the barrier on a CPU, and copies"
+)
 def test_a_step_copies_no_cache():
     one = decoder("llama")
     given = one.start(PROMPTS[:1], 8, Draws.of([GREEDY], [0]))
