@@ -17,6 +17,7 @@ from lsm.config import Experiment, Start, Train, schema
 from lsm.config.origin import CONFIG, saved_config
 from lsm.data import Data, Files, Folder, Source, Subwords, Texts, Tokens
 from lsm.data.inputs import Inputs
+from lsm.data.texts.codec import codec_of
 from lsm.data.texts.encoder import Encoder
 from lsm.data.texts.template import ChatTemplate
 from lsm.durations import Horizon
@@ -24,7 +25,7 @@ from lsm.errors import ConfigError, DataError, TrainingError
 from lsm.files import atomic_write, exclusive, expanded, parsed_json, readable_disk_errors
 from lsm.interop.export import SHARD, exported
 from lsm.interop.family import filled
-from lsm.interop.opened import Published, open_model
+from lsm.interop.opened import TEXT_FILES, Published, open_model
 from lsm.mesh import Mesh, make_mesh, replicated
 from lsm.models import GPT, Classifier, MaskedLM, ResNet, TokenClassifier, ViT
 from lsm.optim import SGD
@@ -44,7 +45,7 @@ from lsm.train.progress import Progress
 from lsm.train.start import match
 from lsm.train.state import TrainState
 from lsm.train.trainer import prepare_jax
-from lsm.train.workdir import INPUTS, TOKENIZER
+from lsm.train.workdir import INPUTS, TOKENIZER, inputs_of
 
 _log = logging.getLogger("lsm")
 
@@ -166,11 +167,16 @@ def _kept(workdir: pathlib.Path) -> tuple[dict[str, Any] | None, dict[str, bytes
     path = workdir / KEPT
     try:
         kept = parsed_json(path.read_bytes()) if path.exists() else None
-        names = [TOKENIZER] if kept is None else kept["files"]
+        names = TEXT_FILES if kept is None else kept["files"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error}); remove it to go without.") from error
-    files = {name: workdir / name for name in names if (workdir / name).is_file()}
-    return kept, {name: file.read_bytes() for name, file in files.items()}
+    paths = {name: workdir / name for name in names if (workdir / name).is_file()}
+    files = {name: file.read_bytes() for name, file in paths.items()}
+    inputs = inputs_of(workdir)
+    if GENERATION not in files and inputs is not None and inputs.encoder is not None:
+        ends = sorted(codec_of(inputs).ends)
+        files |= {GENERATION: json.dumps({"eos_token_id": ends}).encode()} if ends else {}
+    return kept, files
 
 
 def _weights(published: Published, program: Program) -> NamedWeights:

@@ -11,9 +11,11 @@ import pytest
 import lsm
 import lsm.adapt
 from lsm.config import flags
+from lsm.generate import GREEDY
 from lsm.models import GPT, Transformer
 from lsm.optim import AdamW
 from lsm.tasks import LanguageModelling
+from lsm.train.imported import export_run
 
 pytest.importorskip("tokenizers", reason="needs pip install 'lsm[text]'")
 pytest.importorskip("jinja2", reason="needs pip install 'lsm[text]'")
@@ -98,6 +100,15 @@ def test_answers_are_learnt_merged_and_then_preferred(base, tmp_path, monkeypatc
         run.model_state["constants"]["base"]["blocks"]["qkv"]["kernel"], before
     )
     assert lsm.adapt.merge(tmp_path / "answers", tmp_path / "merged") == run.step
+
+    # Tuned, it answers as it was taught, and goes out with its template and what ends a text.
+    (text,) = run.generate([{"role": "user", "content": "3: what is the sea?"}], sampling=GREEDY)
+    assert (text.text.strip(), text.finish) == (ANSWERS["sea"], "stop")
+    assert export_run(tmp_path / "merged", tmp_path / "there")[0] == "LlamaForCausalLM"
+    told = json.loads((tmp_path / "there/tokenizer_config.json").read_text())
+    ends = json.loads((tmp_path / "there/generation_config.json").read_text())["eos_token_id"]
+    assert "chat_template" in told
+    assert run.inputs.encoder.tokens.token_to_id(told["eos_token"]) in ends
 
     pairs = [
         {"prompt": f"{n}: what is the {thing}?", "chosen": right, "rejected": wrong}

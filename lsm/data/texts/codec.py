@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lsm.data.texts.encoder import Encoder
-from lsm.data.texts.template import ChatTemplate, Message, check_messages
+from lsm.data.texts.template import ASSISTANT, ChatTemplate, Message, check_messages
 from lsm.errors import DataError, shortened
 
 
@@ -105,7 +105,21 @@ class TokenCodec(Codec):
     def ends(self) -> frozenset[int]:  # noqa: D102
         told = self._template and self._template.tokens.get("eos_token")
         named = None if not told else self.encoder.tokens.token_to_id(told)
-        return frozenset({*self.encoder.ends[1:], *self.encoder.eos, named} - {None})
+        found = {*self.encoder.ends[1:], *self.encoder.eos, named, self._turn_ends()}
+        return frozenset(found - {None})
+
+    def _turn_ends(self) -> int | None:
+        """The special token that the template has behind an answer: not always its "eos_token"."""
+        if self._template is None:
+            return None
+        answer = {"role": ASSISTANT, "content": "-"}
+        try:
+            text, spans = self._template.answers([{"role": "user", "content": "-"}, answer])
+        except DataError:  # it takes other conversations alone
+            return None
+        (begin, end), *_ = spans or [(0, 0)]
+        behind = self._ids(self._with_special, text[begin:end].partition("-")[2])
+        return behind[0] if behind and behind[0] in self.encoder.special else None
 
     @functools.cached_property
     def _template(self) -> ChatTemplate | None:

@@ -13,8 +13,8 @@ pytest.importorskip("jinja2", reason="needs pip install 'lsm[text]'")
 WORDS = ["[UNK]", "hi", "you", "there"]
 SPECIAL = ["<|user|>", "<|end|>", "[BOS]", "[EOS]"]  # ids 4 to 7
 TEMPLATE = (
-    "{% for m in messages %}<|user|> {{ m.content }} {{ eos_token }} {% endfor %}"
-    "{% if add_generation_prompt %}there{% endif %}"
+    "{% for m in messages %}{{ {'user': '<|user|>', 'assistant': 'there'}[m.role] }} "
+    "{{ m.content }} {{ eos_token }} {% endfor %}{% if add_generation_prompt %}there {% endif %}"
 )
 CHAT = {"chat_template": TEMPLATE, "eos_token": "<|end|>"}
 
@@ -49,6 +49,15 @@ def test_special_tokens_are_words_in_a_text_and_tokens_in_a_conversation():
 def test_texts_end_where_tokenizer_template_or_model_say():
     assert codec(chat=CHAT).ends == {5, 7}
     assert codec(chat=CHAT, eos=(1, 2)).ends == {1, 2, 5, 7}
+
+
+def test_a_turn_may_end_with_another_token_than_a_text():
+    """As Llama 3's do, and ChatML's beside an eos_token of the base model."""
+    assert codec(chat=CHAT | {"eos_token": "[EOS]"}).ends == {7}
+    template = TEMPLATE.replace("{{ eos_token }}", "<|end|>")
+    assert codec(chat={"chat_template": template, "eos_token": "[EOS]"}).ends == {5, 7}
+    refuses = "{{ raise_exception('no') }}"
+    assert codec(chat={"chat_template": refuses, "eos_token": "[EOS]"}).ends == {7}
 
 
 def test_a_conversation_without_a_template_is_one_line():
