@@ -7,7 +7,8 @@ learning rate (arXiv:2105.14462). It needs `pip install 'lsm[translation]'`.
 
     python -m experiments.multi30k --workdir=runs/multi30k
 
-Measured (multi30k): not run yet.
+Measured (multi30k): test/bleu 39.44, 1 seed, 2 h 11 min a run, 1 h 39 min of CPU time, on AMD
+  EPYC, 2 cores, at 40e930aa76.
 """
 
 from lsm import Data, Evaluation, Experiment, Train
