@@ -1,12 +1,13 @@
 """Texts from a model that gives the next token, and keeps in a cache what it was given.
 
-`decoding` and `sampling` are pure functions of arrays, compiled; `writing` makes texts of their
-tokens. `beam` searches.
+`decoding` and `sampling` are pure functions of arrays, compiled; `speculative` lets a
+small model go ahead; `writing` makes texts of their tokens. `beam` searches.
 """
 
 from lsm.generate.beam import Beam, Branching, Found, beam_search
 from lsm.generate.decoding import Decoder, Drawn, State
 from lsm.generate.sampling import GREEDY, Draws, Sampling
+from lsm.generate.speculative import Speculative
 from lsm.generate.writing import Piece, Stop, TextStream, Written, collected, write
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Found",
     "Piece",
     "Sampling",
+    "Speculative",
     "State",
     "Stop",
     "TextStream",

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lsm.errors import ConfigError
 from lsm.generate.sampling import Draws, draw
 from lsm.mesh import BATCH_AXES, Mesh, batch_sharding, batch_ways, jit, make_mesh, replicated
 from lsm.models.stack import unstacked
@@ -81,9 +82,17 @@ class Decoder:
           longest: tokens that will be drawn at the most.
           draws: how, of each row.
           number: how many tokens were drawn before, of texts that go on.
+
+        Raises:
+          ConfigError: the longest text would be longer than `context`.
         """
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         needed = int(lengths.max()) + longest
+        if self.context is not None and needed > self.context:
+            raise ConfigError(
+                f"generate: {lengths.max()} tokens given and {longest} to come, where the model's "
+                f"context is {self.context}."
+            )
         # The next power of two: few programs, however long prompts are.
         room = max(_LEAST, 1 << (needed - 1).bit_length())
         room = room if self.context is None else min(room, self.context)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lsm.errors import ConfigError
 from lsm.generate import GREEDY, Decoder, Draws, Sampling, decoding
 from lsm.mesh import Mesh, make_mesh, shard
 from lsm.models import GPT, Transformer
@@ -133,6 +134,12 @@ def test_a_step_copies_no_cache():
     # Every cache is written where it is.
     aliased = re.search(r"input_output_alias=\{(.*?)\}, entry", text, re.S).group(1)
     assert aliased.count("alias") >= 2 * len(given[0].cache)
+
+
+def test_more_than_the_context_is_one_line():
+    """A cache that overflows would write over its last positions without a word."""
+    with pytest.raises(ConfigError, match="9 tokens given and 56 to come, .* context is 64"):
+        written(decoder("llama"), PROMPTS, 56)
 
 
 def test_a_step_reads_parameters_that_are_apart():
