@@ -58,12 +58,13 @@ class Decoder:
     Attributes:
       model: with the methods `cache`, `extend` and `logits` of `lsm.models.GPT`.
       variables: its variables; "blocks" are a tuple.
+      mesh: where they lie.
     """
 
     def __init__(self, model: Any, variables: Any, mesh: jax.sharding.Mesh | None = None):
         """Takes a model's variables, as they lie on `mesh`; None is one device."""
         self.model = model
-        self._mesh = mesh or make_mesh(Mesh(), jax.devices()[:1])
+        self.mesh = mesh or make_mesh(Mesh(), jax.devices()[:1])
         self.variables = _by_block(jax.tree.map(jnp.asarray, variables))
         self._held = jax.tree.map(lambda x: x.sharding, self.variables)
 
@@ -96,7 +97,7 @@ class Decoder:
         # The next power of two: few programs, however long prompts are.
         room = max(_LEAST, 1 << (needed - 1).bit_length())
         room = room if self.context is None else min(room, self.context)
-        extra = -len(prompts) % batch_ways(self._mesh)
+        extra = -len(prompts) % batch_ways(self.mesh)
         rows = [*range(len(prompts)), *[0] * extra]  # all devices have as many
         lengths, draws = lengths[rows], jax.tree.map(lambda x: x[rows], draws)
         tokens_BxT = np.zeros((len(rows), lengths.max()), np.int32)
@@ -115,16 +116,16 @@ class Decoder:
 
     @property
     def _whole(self) -> jax.sharding.NamedSharding:
-        return replicated(self._mesh)
+        return replicated(self.mesh)
 
     @property
     def _rows(self) -> jax.sharding.NamedSharding:
-        return batch_sharding(self._mesh)
+        return batch_sharding(self.mesh)
 
     @property
     def _placed(self) -> State:
         """The sharding of each array of a state."""
-        kept = jax.NamedSharding(self._mesh, jax.P(BATCH_AXES, "tensor"))
+        kept = jax.NamedSharding(self.mesh, jax.P(BATCH_AXES, "tensor"))
         cache = jax.eval_shape(lambda: self.model.cache(1, 1))
         return State(
             cache=jax.tree.map(lambda x: kept if x.ndim == 4 else self._whole, cache),
@@ -134,7 +135,8 @@ class Decoder:
         )
 
     @property
-    def _made(self) -> tuple[State, Drawn]:
+    def placed(self) -> tuple[State, Drawn]:
+        """The shardings of what a step takes and gives."""
         return self._placed, Drawn(self._rows, self._rows)
 
     @functools.cached_property
@@ -187,7 +189,7 @@ class Decoder:
             return _drawn(state, logits[:, 0])
 
         given = (self._held, self._placed, self._rows, self._rows)
-        return self._jit(begin, given, self._made, donate=(1,))
+        return self._jit(begin, given, self.placed, donate=(1,))
 
     @functools.cached_property
     def _step(self) -> Any:
@@ -197,11 +199,11 @@ class Decoder:
             )
             return _drawn(dataclasses.replace(state, cache=cache), logits[:, 0])
 
-        return self._jit(step, (self._held, *self._made), self._made, donate=(1,))
+        return self._jit(step, (self._held, *self.placed), self.placed, donate=(1,))
 
     def _jit(self, function: Callable, given: Any, made: Any, donate: Sequence[int] = ()) -> Any:
         # Programs for "many" calls gain nothing here, and on some CPUs are not kept between runs.
-        options = {"in_shardings": given, "out_shardings": made, "mesh": self._mesh}
+        options = {"in_shardings": given, "out_shardings": made, "mesh": self.mesh}
         return jit(function, **options, donate=donate, calls="some")
 
 

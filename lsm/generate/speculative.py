@@ -13,6 +13,7 @@ from lsm.checks import require_sizes
 from lsm.errors import ConfigError
 from lsm.generate.decoding import Decoder, Drawn, State
 from lsm.generate.sampling import Draws, kept
+from lsm.mesh import batch_ways, jit, replicated
 
 
 class _Ahead(NamedTuple):
@@ -45,6 +46,11 @@ class Speculative:
 
     def __post_init__(self):
         require_sizes(self, "ahead")
+        if self.target.mesh != self.draft.mesh or batch_ways(self.target.mesh) > 1:
+            raise ConfigError(
+                "Speculative: target and draft lie on other devices, or rows over several; both "
+                "are needed on one mesh without data or fsdp."
+            )
         sizes = [decoder.model.vocabulary for decoder in (self.target, self.draft)]
         if sizes[0] != sizes[1]:
             raise ConfigError(
@@ -89,7 +95,18 @@ class Speculative:
         decode = functools.partial(_decoded, self.target.model)
         draft = functools.partial(_decoded, self.draft.model)
         turn = functools.partial(_turn, decode, draft, self.ahead)
-        return jax.jit(turn, donate_argnums=(2, 3))
+        (state, drawn), (draft_state, _) = self.target.placed, self.draft.placed
+        whole = replicated(self.target.mesh)
+        held = [
+            jax.tree.map(lambda x: x.sharding, of.variables) for of in (self.target, self.draft)
+        ]
+        return jit(
+            turn,
+            in_shardings=(*held, state, draft_state, drawn.token_B),
+            out_shardings=(state, draft_state, whole, whole, whole),
+            donate=(2, 3),
+            mesh=self.target.mesh,
+        )
 
 
 def _decoded(model: Any, variables: Any, tokens_BxT: jax.Array, cache: Any) -> tuple[Any, Any]:
