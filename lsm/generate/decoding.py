@@ -59,6 +59,7 @@ class Decoder:
       model: with the methods `cache`, `extend` and `logits` of `lsm.models.GPT`.
       variables: its variables; "blocks" are a tuple.
       mesh: where they lie.
+      held: their shardings.
     """
 
     def __init__(self, model: Any, variables: Any, mesh: jax.sharding.Mesh | None = None):
@@ -66,7 +67,7 @@ class Decoder:
         self.model = model
         self.mesh = mesh or make_mesh(Mesh(), jax.devices()[:1])
         self.variables = _by_block(jax.tree.map(jnp.asarray, variables))
-        self._held = jax.tree.map(lambda x: x.sharding, self.variables)
+        self.held = jax.tree.map(lambda x: x.sharding, self.variables)
 
     @property
     def context(self) -> int | None:
@@ -122,22 +123,18 @@ class Decoder:
     def _rows(self) -> jax.sharding.NamedSharding:
         return batch_sharding(self.mesh)
 
-    @property
-    def _placed(self) -> State:
-        """The sharding of each array of a state."""
-        kept = jax.NamedSharding(self.mesh, jax.P(BATCH_AXES, "tensor"))
-        cache = jax.eval_shape(lambda: self.model.cache(1, 1))
-        return State(
-            cache=jax.tree.map(lambda x: kept if x.ndim == 4 else self._whole, cache),
-            draws=Draws(*[self._rows] * len(Draws._fields)),
-            seen_BxV=self._rows,
-            number_B=self._rows,
-        )
-
-    @property
+    @functools.cached_property
     def placed(self) -> tuple[State, Drawn]:
         """The shardings of what a step takes and gives."""
-        return self._placed, Drawn(self._rows, self._rows)
+        kept = jax.NamedSharding(self.mesh, jax.P(BATCH_AXES, "tensor"))
+        cache, rows = jax.eval_shape(lambda: self.model.cache(1, 1)), self._rows
+        state = State(
+            cache=jax.tree.map(lambda x: kept if x.ndim == 4 else self._whole, cache),
+            draws=Draws(*[rows] * len(Draws._fields)),
+            seen_BxV=rows,
+            number_B=rows,
+        )
+        return state, Drawn(rows, rows)
 
     @functools.cached_property
     def _empty(self) -> Callable[[int], Callable[..., State]]:
@@ -153,8 +150,8 @@ class Decoder:
             )
 
         def of(room: int) -> Callable[..., State]:
-            placed = self._placed
-            return self._jit(functools.partial(empty, room), (placed.draws, self._whole), placed)
+            state, _ = self.placed
+            return self._jit(functools.partial(empty, room), (state.draws, self._whole), state)
 
         return functools.cache(of)
 
@@ -175,9 +172,9 @@ class Decoder:
             seen_BxV = state.seen_BxV.at[rows_Bx1, tokens_BxT].max(real_BxT)
             return dataclasses.replace(state, cache=cache, seen_BxV=seen_BxV), found_BxD
 
-        rows = self._rows
-        given = (self._held, self._placed, rows, rows, rows, self._whole)
-        return self._jit(extend, given, (self._placed, rows), donate=(1,))
+        (state, _), rows = self.placed, self._rows
+        given = (self.held, state, rows, rows, rows, self._whole)
+        return self._jit(extend, given, (state, rows), donate=(1,))
 
     @functools.cached_property
     def _begin(self) -> Any:
@@ -188,7 +185,7 @@ class Decoder:
             logits = self.model.apply(variables, last_BxD[:, None], method="logits")
             return _drawn(state, logits[:, 0])
 
-        given = (self._held, self._placed, self._rows, self._rows)
+        given = (self.held, self.placed[0], self._rows, self._rows)
         return self._jit(begin, given, self.placed, donate=(1,))
 
     @functools.cached_property
@@ -199,7 +196,7 @@ class Decoder:
             )
             return _drawn(dataclasses.replace(state, cache=cache), logits[:, 0])
 
-        return self._jit(step, (self._held, *self.placed), self.placed, donate=(1,))
+        return self._jit(step, (self.held, *self.placed), self.placed, donate=(1,))
 
     def _jit(self, function: Callable, given: Any, made: Any, donate: Sequence[int] = ()) -> Any:
         # Programs for "many" calls gain nothing here, and on some CPUs are not kept between runs.

@@ -97,12 +97,9 @@ class Speculative:
         turn = functools.partial(_turn, decode, draft, self.ahead)
         (state, drawn), (draft_state, _) = self.target.placed, self.draft.placed
         whole = replicated(self.target.mesh)
-        held = [
-            jax.tree.map(lambda x: x.sharding, of.variables) for of in (self.target, self.draft)
-        ]
         return jit(
             turn,
-            in_shardings=(*held, state, draft_state, drawn.token_B),
+            in_shardings=(self.target.held, self.draft.held, state, draft_state, drawn.token_B),
             out_shardings=(state, draft_state, whole, whole, whole),
             donate=(2, 3),
             mesh=self.target.mesh,
