@@ -12,6 +12,7 @@ import numpy as np
 from lsm.data import images
 from lsm.data.dataset import Dataset, Spec
 from lsm.data.files.columns import class_name, one_hot
+from lsm.data.texts.codec import CharacterCodec
 from lsm.data.texts.encoder import LENGTH, Encoder
 from lsm.data.transforms import IMAGE, Transform, changed
 from lsm.errors import DataError, listed, nearest, shortened
@@ -257,7 +258,7 @@ class Inputs:
         return self.encoder.read(column, texts)
 
     def _texts(self, column: str, texts: Sequence[str]) -> tuple[np.ndarray, Lengths]:
-        known = {character: token for token, character in enumerate(self.characters)}
+        codec = CharacterCodec(self.characters)
         most, lengths = self.columns[column].shape[0], np.array([len(text) for text in texts])
         tokens_NxT = np.zeros((len(texts), max(lengths)), np.int32)
         for row, text in enumerate(texts):
@@ -266,13 +267,7 @@ class Inputs:
                     f"predict: a text of {len(text)} characters given; 2 to {most} are needed, as "
                     "the run reads."
                 )
-            unknown = [character for character in text if character not in known]
-            if unknown:
-                raise DataError(
-                    f"predict: character {unknown[0]!r} (U+{ord(unknown[0]):04X}) is none of the "
-                    f"{len(known)} that the run has learnt."
-                )
-            tokens_NxT[row, : len(text)] = [known[character] for character in text]
+            tokens_NxT[row, : len(text)] = codec.ids(text, "predict")
         return tokens_NxT, lengths
 
 

@@ -56,13 +56,21 @@ class CharacterCodec(Codec):
 
     def encode(self, text: str) -> np.ndarray:
         """See `Codec.encode`."""
-        unknown = [character for character in text if character not in self._ids]
+        return self.ids(text, "prompt")
+
+    def ids(self, text: str, asked: str) -> np.ndarray:
+        """Returns the ids (n,) int32 of a text; `asked` begins the line of an error.
+
+        Raises:
+          DataError: a character has no id.
+        """
+        unknown = [character for character in text if character not in self._numbers]
         if unknown:
             raise DataError(
-                f"prompt: character {unknown[0]!r} (U+{ord(unknown[0]):04X}) is none of the "
-                f"{len(self._ids)} that the run has learnt."
+                f"{asked}: character {unknown[0]!r} (U+{ord(unknown[0]):04X}) is none of the "
+                f"{len(self._numbers)} that the run has learnt."
             )
-        return np.array([self._ids[character] for character in text], np.int32)
+        return np.array([self._numbers[character] for character in text], np.int32)
 
     def text(self, ids: Sequence[int]) -> str:
         """See `Codec.text`."""
@@ -70,7 +78,7 @@ class CharacterCodec(Codec):
         return "".join(self.characters[number : number + 1] for number in ids)
 
     @functools.cached_property
-    def _ids(self) -> dict[str, int]:
+    def _numbers(self) -> dict[str, int]:
         return {character: number for number, character in enumerate(self.characters)}
 
 
