@@ -46,7 +46,7 @@ class Conversation(NamedTuple):
     known: int = 0
 
 
-class Codec:
+class ChatTokenizer:
     """A tokenizer and the chat template beside it: of conversations it makes tokens."""
 
     def __init__(self, folder: pathlib.Path, field: str = "Chats.tokenizer"):
@@ -100,7 +100,7 @@ class _Conversations(SplitSource):
         """The columns of tokens."""
 
     @abc.abstractmethod
-    def _encoded(self, lines: JsonLines, codec: Codec) -> dict[str, Ragged]:
+    def _encoded(self, lines: JsonLines, codec: ChatTokenizer) -> dict[str, Ragged]:
         """Returns the columns of all examples."""
 
     def _weight(self, name: str) -> str:
@@ -134,14 +134,14 @@ class _Conversations(SplitSource):
         """What was opened: the splits of an experiment share the tokenizer."""
         return {}
 
-    def _codec(self, data_dir: PathLike | None) -> Codec:
+    def _codec(self, data_dir: PathLike | None) -> ChatTokenizer:
         key = None, data_dir and str(data_dir)
         if key not in self._opened:
             field = f"{type(self).__name__}.tokenizer"
-            self._opened[key] = Codec(_found(self.tokenizer, field, data_dir), field)
+            self._opened[key] = ChatTokenizer(_found(self.tokenizer, field, data_dir), field)
         return self._opened[key]
 
-    def _rows(self, split: str, lines: JsonLines, codec: Codec) -> "ChatRows":
+    def _rows(self, split: str, lines: JsonLines, codec: ChatTokenizer) -> "ChatRows":
         encoder = Encoder(
             tokenizer=codec.json,
             columns={name: (name,) for name in self._texts},
@@ -205,7 +205,7 @@ class Chats(_Conversations):
     def _weight(self, name: str) -> str:
         return WEIGHT
 
-    def _encoded(self, lines: JsonLines, codec: Codec) -> dict[str, Ragged]:
+    def _encoded(self, lines: JsonLines, codec: ChatTokenizer) -> dict[str, Ragged]:
         rows = []
         for at in range(0, len(lines), _SOME):
             some = range(at, min(at + _SOME, len(lines)))
@@ -242,7 +242,7 @@ class Preferences(_Conversations):
 
     _texts = ("chosen", "rejected")
 
-    def _encoded(self, lines: JsonLines, codec: Codec) -> dict[str, Ragged]:
+    def _encoded(self, lines: JsonLines, codec: ChatTokenizer) -> dict[str, Ragged]:
         rows: dict[str, list] = {name: [] for name in self._texts}
         for at in range(0, len(lines), _SOME):
             some = range(at, min(at + _SOME, len(lines)))
@@ -288,7 +288,7 @@ def _answered(lines: JsonLines, number: int, name: str) -> Conversation:
 def _cut(
     lines: JsonLines,
     numbers: range,
-    codec: Codec,
+    codec: ChatTokenizer,
     given: Sequence[Conversation],
     length: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:

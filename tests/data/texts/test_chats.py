@@ -9,7 +9,7 @@ from chat_templates import CHATML, CHATS, LLAMA, TEMPLATES, folder
 
 from lsm.data import Chats, Preferences
 from lsm.data.inputs import Inputs
-from lsm.data.texts.chats import Codec, Conversation
+from lsm.data.texts.chats import ChatTokenizer, Conversation
 from lsm.data.texts.template import ChatTemplate
 from lsm.errors import ConfigError, DataError
 
@@ -44,7 +44,7 @@ def test_tokens_are_those_of_transformers(name, tmp_path):
     made = folder(tmp_path, TEMPLATES[name])
     theirs = transformers.AutoTokenizer.from_pretrained(made)
     for chat, (ids, answers) in zip(
-        CHATS, Codec(made).encoded([Conversation(c) for c in CHATS]), strict=True
+        CHATS, ChatTokenizer(made).encoded([Conversation(c) for c in CHATS]), strict=True
     ):
         marked = {"return_assistant_tokens_mask": True} if name == "tagged" else {}
         expected = theirs.apply_chat_template(chat, return_dict=True, **marked)
@@ -68,7 +68,7 @@ def test_tools_reach_the_template_as_in_transformers(tmp_path):
     ("name", "ends"), [("chatml", "<|im_end|>"), ("llama", "<|eot_id|>"), ("tagged", "<|im_end|>")]
 )
 def test_answers_are_what_the_assistant_writes_and_the_end_of_its_turn(name, ends, tmp_path):
-    codec = Codec(folder(tmp_path, TEMPLATES[name]))
+    codec = ChatTokenizer(folder(tmp_path, TEMPLATES[name]))
     for chat, (ids, answers) in zip(
         CHATS, codec.encoded([Conversation(c) for c in CHATS]), strict=True
     ):
@@ -81,7 +81,7 @@ def test_columns_weigh_the_answers_alone(model, tmp_path):
     path = written(tmp_path / "a.jsonl", [{"messages": chat, "id": 1} for chat in CHATS])
     dataset = Chats(path, str(model), length=128).open("train")
     batch = dataset.take(np.arange(3))
-    rows = Codec(model).encoded([Conversation(c) for c in CHATS])
+    rows = ChatTokenizer(model).encoded([Conversation(c) for c in CHATS])
     for row, (ids, answers) in enumerate(rows):
         n = len(ids)
         assert batch["tokens_length"][row] == n and n < 128
@@ -139,7 +139,7 @@ def test_preferences_hold_both_answers_to_one_prompt(model, tmp_path):
         },
     ]
     dataset = Preferences(written(tmp_path / "p.jsonl", rows), str(model), length=128).open("train")
-    batch, codec = dataset.take(np.arange(2)), Codec(model)
+    batch, codec = dataset.take(np.arange(2)), ChatTokenizer(model)
     for name, answers in {"chosen": ("Four.", "七"), "rejected": ("Five, I say.", "?")}.items():
         for row, answer in enumerate(answers):
             weight = np.append(False, batch[f"{name}_weight"][row] > 0)
