@@ -12,7 +12,7 @@ Measured (sst2_minilm): not run yet.
 """
 
 from lsm import Data, Evaluation, Experiment, Start, Train
-from lsm.data import Subwords, Texts, Tfds
+from lsm.data import ByLength, Subwords, Texts, Tfds
 from lsm.interop import HuggingFaceBERT
 from lsm.models import Classifier
 from lsm.models.families import minilm
@@ -30,8 +30,9 @@ def get_config(folder="runs/minilm"):
                 vocabulary=Subwords(path=folder),
                 columns={"tokens": "sentence"},
                 length=64,
-                buckets=(16, 32),
+                buckets=(8, 16, 24, 32, 48),
             ),
+            sampling=ByLength(),
             validation="validation",
             test=None,  # its labels are secret
         ),

@@ -1,0 +1,62 @@
+"""A run made of another: its model is changed, its task, data and records are the same."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+
+import jax.numpy as jnp
+
+from lsm.config import Experiment, schema
+from lsm.config.origin import CONFIG, ORIGIN, Origin, origin_of
+from lsm.errors import ConfigError
+from lsm.files import atomic_write, expanded
+from lsm.run.checkpoint import Checkpoints
+from lsm.tasks import ModelState, Params
+from lsm.train.state import TrainState
+from lsm.train.workdir import CHAT, DATA, INPUTS, TOKENIZER
+
+
+def new_folder(out: os.PathLike | str) -> pathlib.Path:
+    """Returns the folder of `--out`; raises ConfigError where it holds a run."""
+    target = expanded(out, "--out")
+    if (target / CONFIG).exists() or (target / "checkpoints").exists():
+        raise ConfigError(f"--out: {target} holds a run already; give a new folder.")
+    return target
+
+
+def write_run(
+    source: os.PathLike | str,
+    out: os.PathLike | str,
+    experiment: Experiment,
+    step: int,
+    params: Params,
+    model_state: ModelState,
+) -> None:
+    """Writes a workdir as a run leaves it, with one checkpoint, without an optimiser's state.
+
+    Args:
+      source: folder of the run that it is made of, whose data, inputs and tokenizer it has.
+      out: new folder.
+      experiment: of the new model; what it starts from is not kept.
+      step: updates that the source's parameters are made by.
+      params: the new model's, on a mesh.
+      model_state: its other collections.
+
+    Raises:
+      ConfigError: there is a run in `out` already.
+    """
+    folder, target = expanded(source, "--workdir"), new_folder(out)
+    state = TrainState(jnp.int32(step), params, model_state, {})
+    with contextlib.closing(Checkpoints(target / "checkpoints")) as checkpoints:
+        checkpoints.save(step, state, {"best_step": None})
+    # A run that was loaded by its experiment from Python has no files, or not all.
+    for name in (DATA, INPUTS, TOKENIZER, CHAT):
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, target / name)
+    origin = origin_of(folder)
+    kept = Origin(data_dir=origin.data_dir, directory=origin.directory)
+    atomic_write(target / ORIGIN, kept.to_json())
+    record = schema.to_json(experiment)
+    atomic_write(target / CONFIG, json.dumps(record, indent=2).encode())
