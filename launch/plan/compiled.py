@@ -22,6 +22,7 @@ from launch.plan.topology import Topology, bytes_of
 from lsm.config import Experiment
 from lsm.cost import hardware_flops
 from lsm.mesh import local_bytes, make_mesh
+from lsm.tasks import LanguageModelling
 from lsm.train import abstract_batch, build
 from lsm.train.program import Program
 from lsm.train.throughput import active_params, training_flops
@@ -96,6 +97,7 @@ def _workload(request: Request, program: Program, steps: int) -> Workload:
     experiment, batch = request.experiment, program.abstract_batch
     params = program.abstract_state.params
     column = getattr(experiment.task, "tokens", None)
+    given = isinstance(experiment.task, LanguageModelling)  # the first, which is not predicted
     return Workload(
         name=experiment.name,
         config=request.config,
@@ -105,7 +107,7 @@ def _workload(request: Request, program: Program, steps: int) -> Workload:
         active_parameters=active_params(experiment.task, params),
         batch_size=experiment.train.batch_size,
         accumulation=experiment.train.accumulation,
-        tokens_per_example=batch[column].shape[1] - 1 if column in batch else None,
+        tokens_per_example=batch[column].shape[1] - given if column in batch else None,
         steps=steps,
     )
 

@@ -84,6 +84,7 @@ class Encoder:
       buckets: lengths that batches are cut to, ascending, `length` the last.
       begin_end: columns with tokens that begin and end a text.
       words: whether the words of tokens are numbered.
+      labels: columns with a label for each token -> the column of tokens that they label.
       chat: of conversations, what a tokenizer_config.json says of them: their template.
       eos: ids that end a text which a model writes, beside that of `ends`.
     """
@@ -95,13 +96,15 @@ class Encoder:
     buckets: tuple[int, ...]
     begin_end: tuple[str, ...]
     words: bool
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     chat: Mapping[str, str] | None = None
     eos: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all but the tokenizer as JSON; without `chat` and `eos` where there are none."""
+        """Returns all but the tokenizer as JSON; without what few have where it is empty."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        absent = {"tokenizer", *(name for name in ("chat", "eos") if not fields[name])}
+        few = ("labels", "chat", "eos")
+        absent = {"tokenizer", *(name for name in few if not fields[name])}
         return {name: x for name, x in fields.items() if name not in absent}
 
     @classmethod
@@ -158,7 +161,7 @@ class Encoder:
 
     def cut(self, batch: Mapping[str, Any], width: int) -> dict[str, Any]:
         """Returns a batch with its columns of tokens (B, T), and what is beside them, as wide."""
-        known = self.beside.union(self.columns)
+        known = self.beside.union(self.columns, self.labels)
         return {n: x[:, :width] if n in known and len(x.shape) > 1 else x for n, x in batch.items()}
 
     def parts(self, name: str) -> dict[str, tuple[int, Any]]:
@@ -176,22 +179,23 @@ class Encoder:
         wide = jax.ShapeDtypeStruct((self.length,), np.int32)
         spec = {name + kind: wide for name in self.columns for kind in self._kinds(name)}
         lengths = {name + LENGTH: jax.ShapeDtypeStruct((), np.int32) for name in self.columns}
-        return spec | lengths
+        return spec | lengths | dict.fromkeys(self.labels, wide)
 
     def encode(self, name: str, texts: Sequence[Any]) -> dict[str, list[np.ndarray]]:
         """Returns what `parts` says of column `name`, of each text the rows (n,), not padded.
 
         Args:
           name: one of `columns`.
-          texts: str, or of a column made of two, pairs of str.
+          texts: str, or each the list of its words; of a column made of two, pairs of str.
 
         Raises:
           DataError: the tokenizer cannot encode a text.
         """
         tokenizer = self._tokenizers[name]
         encode = tokenizer.encode_batch if self.words else tokenizer.encode_batch_fast
+        in_words = len(self.columns[name]) == 1 and not any(isinstance(x, str) for x in texts)
         try:
-            made = encode([self._bounded(text) for text in texts])
+            made = encode([self._bounded(text) for text in texts], is_pretokenized=in_words)
         except Exception as error:  # the library raises bare Exceptions
             raise DataError(f"column {name!r}: a text cannot be encoded: {error}") from error
         rows = {name: [np.array(of.ids, np.int64) for of in made]}
@@ -212,9 +216,11 @@ class Encoder:
         return columns | {name + LENGTH: lengths.astype(np.int32)}
 
     def _bounded(self, text: Any) -> Any:
-        if isinstance(text, tuple | list):
-            return tuple(map(self._bounded, text))
         most = _CHARACTERS * self.length
+        if not isinstance(text, str):  # a pair, or words
+            return tuple(
+                map(self._bounded, text[:most] if self.truncate == "end" else text[-most:])
+            )
         return text[:most] if self.truncate == "end" else text[-most:]
 
     @functools.cached_property

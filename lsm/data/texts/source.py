@@ -16,11 +16,11 @@ from lsm.checks import require_choice, require_sizes
 from lsm.data import cache
 from lsm.data.dataset import Columns, Dataset, PathLike, Spec, SplitSource, digest, select_counted
 from lsm.data.texts import entries
-from lsm.data.texts.encoder import LENGTH, SEGMENTS, Encoder, Ragged
+from lsm.data.texts.encoder import LENGTH, SEGMENTS, WORDS, Encoder, Ragged
 from lsm.data.texts.packing import packed
 from lsm.data.texts.rows import BYTES, TextRows
 from lsm.data.texts.vocabulary import Vocabulary
-from lsm.data.values import as_text
+from lsm.data.texts.words import by_token, labels_of, text_or_words
 from lsm.errors import ConfigError, DataError, listed, nearest
 
 _log = logging.getLogger("lsm.data")
@@ -56,6 +56,9 @@ class Texts(SplitSource):
         from 0; -1 for special tokens and padding.
       keep: columns of `source` of which the text itself is kept, as COLUMN_bytes uint8 (bytes of
         the longest text of the split,): UTF-8, 0 behind its end.
+      labels: columns of labels by word -> the column of tokens that is made of the words. In
+        `source` a text is a list of words there, and its labels whole numbers, one for each. Here
+        they are int32 (length,): a word's label at its first token, -1 at all others.
       pack: whether texts stand next to each other in rows of `length`, each where there first is
         room, with NAME_segments int32 (length,): 1, 2, ... for the texts of a row, 0 for padding.
         Examples are rows then, and no other column stays. For language models.
@@ -70,6 +73,7 @@ class Texts(SplitSource):
     begin_end: tuple[str, ...] = ()
     words: bool = False
     keep: tuple[str, ...] = ()
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     pack: bool = False
 
     def __post_init__(self):
@@ -88,9 +92,17 @@ class Texts(SplitSource):
                 f"Texts.begin_end: {strange[0]!r} is no column of tokens; there are "
                 f"{listed(self.columns)}.{nearest(strange[0], self.columns)}"
             )
-        if self.pack and (len(self._named) > 1 or self.buckets or self.keep or self.words):
+        for tokens in self.labels.values():
+            if not isinstance(self.columns.get(tokens), str):
+                raise ConfigError(
+                    f"Texts.labels: {tokens!r} is no column of tokens made of one of words; there "
+                    f"are {listed(self.columns)}.{nearest(tokens, self.columns)}"
+                )
+        if self.pack and (
+            len(self._named) > 1 or self.buckets or self.keep or self.words or self.labels
+        ):
             raise ConfigError(
-                "Texts.pack: takes one column of texts, without buckets, keep and words."
+                "Texts.pack: takes one column of texts, without buckets, keep, words and labels."
             )
 
     def __str__(self) -> str:
@@ -150,7 +162,8 @@ class Texts(SplitSource):
             truncate=self.truncate,
             buckets=tuple(dict.fromkeys((*self.buckets, self.length))),
             begin_end=tuple(self.begin_end),
-            words=self.words,
+            words=self.words or bool(self.labels),
+            labels=dict(self.labels),
         )
 
     def _tokenizer(self, data_dir: PathLike | None) -> str:
@@ -179,14 +192,16 @@ class Texts(SplitSource):
         key = "texts", name, data_dir and str(data_dir)
         if key not in self._opened:
             dataset = self.source.open_split(name, data_dir).by_example()
-            for column in (*self._named, *self.keep):
+            fields = {**dict.fromkeys(self.labels, "labels"), **dict.fromkeys(self.keep, "keep")}
+            for column, field in (fields | dict.fromkeys(self._named, "columns")).items():
                 if column not in dataset.spec:
-                    field = "columns" if column in self._named else "keep"
                     raise DataError(
                         f"Texts.{field}: {self.source} has no column {column!r}; it has "
                         f"{listed(dataset.spec)}.{nearest(column, dataset.spec)}"
                     )
-            self._opened[key] = _Split(f"{self.source} {name}", dataset, self._named, self.keep)
+            named = f"{self.source} {name}", dataset, self._named, self.keep
+            labels = {name: (to, self.columns[to]) for name, to in self.labels.items()}
+            self._opened[key] = _Split(*named, labels)
         return self._opened[key]
 
     def _encoded(self, texts: "_Split", data_dir: PathLike | None) -> TextRows:
@@ -204,6 +219,7 @@ class Texts(SplitSource):
         known = {part: of for name in encoder.columns for part, of in encoder.parts(name).items()}
         known |= {name + SEGMENTS: (0, np.int32) for name in encoder.columns if self.pack}
         known |= {name + BYTES: (0, np.uint8) for name in self.keep}
+        known |= dict.fromkeys(self.labels, (-1, np.int32))
         columns = {n: (_ragged(arrays, n), *of) for n, of in known.items()}
         others = {} if self.pack else texts.others({*known, *(n + LENGTH for n in self.columns)})
         return TextRows(texts.dataset, encoder, columns, others, texts.digest)
@@ -216,7 +232,8 @@ class Texts(SplitSource):
             return self.tokens_spec() | {name + SEGMENTS: segments}
         if self.keep:
             return self.open(split, data_dir).spec
-        return self.tokens_spec() | _numbers(self.source.spec(split, data_dir), self._named)
+        taken = (*self._named, *self.labels)
+        return self.tokens_spec() | _numbers(self.source.spec(split, data_dir), taken)
 
     def tokens_spec(self) -> Spec:
         """Returns shape and dtype of one example of the columns made of texts; needs no data."""
@@ -226,35 +243,54 @@ class Texts(SplitSource):
 class _Split:
     """The texts of a split, read some at a time, as often as they are asked for."""
 
-    def __init__(self, name: str, dataset: Dataset, named: tuple[str, ...], keep: tuple[str, ...]):
+    def __init__(
+        self,
+        name: str,
+        dataset: Dataset,
+        named: tuple[str, ...],
+        keep: tuple[str, ...],
+        labels: Mapping[str, tuple[str, str]],
+    ):
         self.name, self.dataset, self._named, self._keep = name, dataset, named, keep
+        self._labels = labels
 
-    def _chunks(self) -> Iterator[dict[str, list[str]]]:
+    def _chunks(self) -> Iterator[dict[str, list[Any]]]:
+        """Yields columns of some examples: texts as str or lists of words, labels as lists."""
         for start in range(0, len(self.dataset), _SOME):
-            rows = np.arange(start, min(start + _SOME, len(self.dataset)))
-            batch = self.dataset.take(rows)
-            yield {
+            rows = np.arange(start, min(start + _SOME, len(self.dataset))).tolist()
+            batch = self.dataset.take(np.asarray(rows))
+            texts = {
                 name: [
-                    as_text(x, lambda n=name, at=row: f"column {n!r}: {self.dataset.where(at)}")
-                    for row, x in zip(rows.tolist(), batch[name], strict=True)
+                    text_or_words(x, lambda n=name, at=row: self._where(n, at))
+                    for row, x in zip(rows, batch[name], strict=True)
                 ]
                 for name in dict.fromkeys((*self._named, *self._keep))
             }
+            yield texts | {
+                name: [
+                    labels_of(words, x, lambda n=name, at=row: self._where(n, at))
+                    for row, words, x in zip(rows, texts[of], batch[name], strict=True)
+                ]
+                for name, (_, of) in self._labels.items()
+            }
+
+    def _where(self, name: str, row: int) -> str:
+        return f"column {name!r}: {self.dataset.where(row)}"
 
     def texts(self) -> Iterator[str]:
         """Yields all texts that become tokens."""
         for chunk in self._chunks():
             for name in self._named:
-                yield from chunk[name]
+                yield from (x if isinstance(x, str) else " ".join(x) for x in chunk[name])
 
     @functools.cached_property
     def digest(self) -> str:
         """The checksum of the texts, which are read for it."""
         found = hashlib.sha256(repr((self._named, self._keep)).encode())
         for chunk in self._chunks():
-            for texts in chunk.values():
-                for text in texts:
-                    content = text.encode()
+            for values in chunk.values():
+                for value in values:
+                    content = (value if isinstance(value, str) else repr(value)).encode()
                     found.update(b"%d " % len(content))  # where one ends and the next begins
                     found.update(content)
         return found.hexdigest()[:16]
@@ -267,9 +303,13 @@ class _Split:
             for name, of in encoder.columns.items():
                 texts = chunk[of[0]] if len(of) == 1 else [*zip(*map(chunk.get, of), strict=True)]
                 for at in range(0, len(texts), _ENCODED):
-                    for part, made in encoder.encode(name, texts[at : at + _ENCODED]).items():
+                    made = encoder.encode(name, texts[at : at + _ENCODED])
+                    for label in (n for n, (to, _) in self._labels.items() if to == name):
+                        given = chunk[label][at : at + _ENCODED]
+                        made[label] = list(map(by_token, given, made[name + WORDS]))
+                    for part, found in made.items():
                         small = dtype if part == name else np.int32
-                        rows.setdefault(part, []).extend(x.astype(small) for x in made)
+                        rows.setdefault(part, []).extend(x.astype(small) for x in found)
             for name in self._keep:
                 kept = (np.frombuffer(text.encode(), np.uint8) for text in chunk[name])
                 rows.setdefault(name + BYTES, []).extend(kept)
@@ -278,7 +318,7 @@ class _Split:
 
     def others(self, taken: set[str]) -> Columns:
         """Returns the columns of numbers (N, ...) beside the texts."""
-        numbers = _numbers(self.dataset.spec, self._named)
+        numbers = _numbers(self.dataset.spec, (*self._named, *self._labels))
         if both := taken.intersection(numbers):
             raise ConfigError(f"Texts.columns: the source has a column {min(both)!r} of its own.")
         return {name: self.dataset.column(name) for name in numbers}

@@ -307,3 +307,68 @@ def test_a_very_long_text_takes_bounded_memory():
     text = "word " * 400_000
     batch = words(source=source([text, "a"])).open("train").take(np.arange(2))
     assert batch["tokens_length"].tolist() == [8, 1]
+
+
+TAGGED = [
+    (["Ada", "zebracat", "sat", "!"], [1, 2, 0, 3]),
+    (["我喜欢", "😀", "cats"], [4, 0, 5]),
+    ([], []),
+    (["the"] * 12, list(range(12))),
+]
+
+
+@pytest.mark.parametrize("truncate", ["end", "start"])
+def test_labels_of_words_stand_at_their_first_tokens(truncate):
+    import tokenizers
+
+    rows, tags = (column(list(of)) for of in zip(*TAGGED, strict=True))
+    made = Texts(
+        Arrays({"words": rows, "tags": tags}),
+        Subwords(kind="wordpiece", size=60),
+        {"tokens": "words"},
+        length=9,
+        buckets=(6,),
+        truncate=truncate,
+        labels={"tags": "tokens"},
+    )
+    dataset = made.open("train")
+    batch = dataset.take(np.arange(len(TAGGED)))
+    # As those who use the library do it, token by token.
+    peer = tokenizers.Tokenizer.from_str(dataset.encoder.tokenizer)
+    peer.enable_truncation(9, direction={"end": "right", "start": "left"}[truncate])
+    for row, (words_, labels) in enumerate(TAGGED):
+        found = peer.encode(words_, is_pretokenized=True)
+        before, expected = None, []
+        for word in found.word_ids:
+            expected.append(-1 if word is None or word == before else labels[word])
+            before = word
+        fill = 9 - len(expected)
+        assert batch["tokens"][row].tolist() == found.ids + [0] * fill
+        assert batch["tags"][row].tolist() == expected + [-1] * fill
+    assert made.spec("train").keys() == dataset.spec.keys() == batch.keys()
+    assert dataset.encoder.cut(batch, 6)["tags"].shape == (4, 6)
+    assert max(batch["tags"][0]) == 3 and max(batch["tags"][1]) == 5
+    again = Inputs.from_json(Inputs.of(dataset).to_json(), dataset.encoder.tokenizer)
+    assert again.encoder.labels == {"tags": "tokens"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "tags", "reason"),
+    [
+        ([["a", "b"]], [[1]], r"column 'tags'.* has 1 labels for 2 words"),
+        ([["a"]], [["B-PER"]], "holds no whole numbers, one for each word"),
+        ([["a"]], [[0.5]], "holds no whole numbers"),
+        (["a b"], [[1, 2]], "labels a text; labels are of words"),
+        ([["a", 3]], [[1, 2]], "column 'words'.* holds int; text is needed"),
+    ],
+)
+def test_labels_that_do_not_fit_their_words_are_named(rows, tags, reason):
+    arrays = Arrays({"words": column(rows), "tags": column(tags)})
+    made = words(source=arrays, columns={"tokens": "words"}, labels={"tags": "tokens"})
+    with pytest.raises(DataError, match=reason):
+        made.open("train")
+
+
+def test_labels_of_no_column_of_tokens_are_named():
+    with pytest.raises(ConfigError, match=r"Texts\.labels: 'token' is no column .* 'tokens'\?"):
+        words(source=source(), labels={"label": "token"})
