@@ -13,7 +13,6 @@ import dataclasses
 from experiments.configs.sst2 import minilm
 from lsm.models import Lora
 from lsm.optim import AdamW, Linear, WarmUp
-from lsm.tasks import TextClassification
 
 
 def get_config(folder="runs/minilm"):
@@ -22,12 +21,13 @@ def get_config(folder="runs/minilm"):
     return dataclasses.replace(
         whole,
         name="sst2_minilm_lora",
-        task=TextClassification(model=model),
+        task=dataclasses.replace(whole.task, model=model),
         optimizer=AdamW(
             learning_rate=5e-4,
             weight_decay=0.01,
             clip_norm=1.0,
             schedule=WarmUp("6%", then=Linear()),
+            ema=0.999,
         ),
         start=dataclasses.replace(
             whole.start, rename=(("^constants/base/", "params/"),), fresh="^params/"
