@@ -338,6 +338,23 @@ class SplitSource(Source):
         )
 
 
+class CountedSource(SplitSource):
+    """A source whose examples are counted by opening them, of those splits alone that are named."""
+
+    @abc.abstractmethod
+    def splits(self, data_dir: PathLike | None = None) -> tuple[str, ...]:
+        """See `Source.splits`; opens nothing."""
+
+    def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
+        """See `SplitSource.shards`; opens."""
+        return {name: [len(self.open_split(name, data_dir))] for name in self.splits(data_dir)}
+
+    def open(self, split: str, data_dir: PathLike | None = None) -> Dataset:
+        """See `Source.open`."""
+        opened = functools.partial(self.open_split, data_dir=data_dir)
+        return select_counted(split, self.splits(data_dir), opened, str(self))
+
+
 def select(
     split: str,
     shards: Mapping[str, Sequence[int]],

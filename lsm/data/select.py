@@ -1,7 +1,6 @@
 """Some classes of another source, and so many examples of each."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,20 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsm.checks import require
-from lsm.data.dataset import (
-    Columns,
-    Dataset,
-    PathLike,
-    Read,
-    SplitSource,
-    select_counted,
-)
+from lsm.data.dataset import Columns, CountedSource, Dataset, PathLike, Read, SplitSource
 from lsm.data.divide import Chosen
 from lsm.errors import ConfigError, DataError, listed, nearest
 
 
 @dataclasses.dataclass(frozen=True)
-class Select(SplitSource):
+class Select(CountedSource):
     """Another source, of which some classes are taken, and as many examples of each as wanted.
 
     Labels become 0, 1, ... in the order of `classes`. The examples of a split keep their order, so
@@ -66,19 +58,14 @@ class Select(SplitSource):
         """See `Source.splits`."""
         return tuple(self.source.splits(data_dir))
 
-    def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
-        """See `SplitSource.shards`; reads the labels."""
-        return {name: [len(self.open_split(name, data_dir))] for name in self.splits(data_dir)}
-
     def open(self, split: str, data_dir: PathLike | None = None) -> Dataset:
         """See `Source.open`."""
-        opened = functools.partial(self.open_split, data_dir=data_dir)
         if strange := [name for name in self.per_class if name not in self.splits(data_dir)]:
             raise DataError(
                 f"Select.per_class: {self.source} has no split {strange[0]!r}; it has "
                 f"{listed(self.splits(data_dir))}.{nearest(strange[0], self.splits(data_dir))}"
             )
-        return select_counted(split, self.splits(data_dir), opened, str(self))
+        return super().open(split, data_dir)
 
     def open_split(self, name: str, data_dir: PathLike | None = None) -> Dataset:
         """See `SplitSource.open_split`."""

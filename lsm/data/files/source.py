@@ -9,16 +9,7 @@ from typing import Any
 import numpy as np
 
 from lsm.data import cache, images
-from lsm.data.dataset import (
-    ArrayDataset,
-    Columns,
-    Dataset,
-    PathLike,
-    Spec,
-    SplitSource,
-    digest,
-    select_counted,
-)
+from lsm.data.dataset import ArrayDataset, Columns, CountedSource, Dataset, PathLike, Spec, digest
 from lsm.data.files import places, records, stores, tables
 from lsm.data.files.columns import Column, class_name, numbered, probed
 from lsm.data.files.parts import Part
@@ -29,7 +20,7 @@ _SOME = 1 << 16  # rows of one column that are read at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Files(SplitSource):
+class Files(CountedSource):
     """Files of one's own: tables, arrays, records, lines of text; a row is an example.
 
     | ending | read |
@@ -78,11 +69,6 @@ class Files(SplitSource):
 
     def __str__(self) -> str:
         return f"files {self.path}"
-
-    def open(self, split: str, data_dir: PathLike | None = None) -> Dataset:
-        """See `Source.open`; only files of the splits that are named are opened."""
-        names = self.splits(data_dir)
-        return select_counted(split, names, lambda n: self.open_split(n, data_dir), str(self))
 
     def splits(self, data_dir: PathLike | None = None) -> tuple[str, ...]:
         """See `Source.splits`; no file is opened."""

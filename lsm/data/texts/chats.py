@@ -13,7 +13,7 @@ import numpy as np
 
 from lsm.checks import require_sizes
 from lsm.data import cache
-from lsm.data.dataset import Dataset, PathLike, SplitSource, digest, select_counted
+from lsm.data.dataset import CountedSource, Dataset, PathLike, digest
 from lsm.data.texts import entries
 from lsm.data.texts.encoder import SEGMENTS, Encoder, Ragged
 from lsm.data.texts.lines import JsonLines, files_of
@@ -78,7 +78,7 @@ def _within(offsets_Nx2: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.nda
 
 
 @dataclasses.dataclass(frozen=True)
-class _Conversations(SplitSource):
+class _Conversations(CountedSource):
     """JSON lines with conversations in them; what an example is made of, subclasses say."""
 
     path: str
@@ -110,15 +110,6 @@ class _Conversations(SplitSource):
     def splits(self, data_dir: PathLike | None = None) -> tuple[str, ...]:
         """See `Source.splits`; no file is opened."""
         return tuple(files_of(_found(self.path, f"{type(self).__name__}.path", data_dir)))
-
-    def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
-        """See `SplitSource.shards`; encodes."""
-        return {name: [len(self.open_split(name, data_dir))] for name in self.splits(data_dir)}
-
-    def open(self, split: str, data_dir: PathLike | None = None) -> Dataset:
-        """See `Source.open`."""
-        opened = functools.partial(self.open_split, data_dir=data_dir)
-        return select_counted(split, self.splits(data_dir), opened, str(self))
 
     def open_split(self, name: str, data_dir: PathLike | None = None) -> Dataset:
         """See `SplitSource.open_split`."""

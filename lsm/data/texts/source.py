@@ -14,7 +14,7 @@ import numpy as np
 
 from lsm.checks import require_choice, require_sizes
 from lsm.data import cache
-from lsm.data.dataset import Columns, Dataset, PathLike, Spec, SplitSource, digest, select_counted
+from lsm.data.dataset import Columns, CountedSource, Dataset, PathLike, Spec, SplitSource, digest
 from lsm.data.texts import entries
 from lsm.data.texts.encoder import LENGTH, SEGMENTS, WORDS, Encoder, Ragged
 from lsm.data.texts.packing import packed
@@ -30,7 +30,7 @@ _ENCODED = 64  # texts that are encoded at a time, which takes some hundred time
 
 
 @dataclasses.dataclass(frozen=True)
-class Texts(SplitSource):
+class Texts(CountedSource):
     """Another source, of which columns of texts become columns of token ids.
 
     Column NAME int32 (length,) holds ids, padded behind the end (by 0, or by what a tokenizer that
@@ -125,14 +125,7 @@ class Texts(SplitSource):
 
     def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
         """See `SplitSource.shards`; encodes where texts are packed."""
-        if not self.pack:
-            return self.source.shards(data_dir)
-        return {name: [len(self.open_split(name, data_dir))] for name in self.splits(data_dir)}
-
-    def open(self, split: str, data_dir: PathLike | None = None) -> Dataset:
-        """See `Source.open`."""
-        opened = functools.partial(self.open_split, data_dir=data_dir)
-        return select_counted(split, self.splits(data_dir), opened, str(self))
+        return super().shards(data_dir) if self.pack else self.source.shards(data_dir)
 
     def open_split(self, name: str, data_dir: PathLike | None = None) -> Dataset:
         """See `SplitSource.open_split`."""
