@@ -16,7 +16,7 @@ from lsm.data import ByLength, Subwords, Texts, Tfds
 from lsm.interop import HuggingFaceBERT
 from lsm.models import Classifier
 from lsm.models.families import minilm
-from lsm.optim import AdamW, LayerDecay, Linear, WarmUp
+from lsm.optim import AdamW, Linear, WarmUp
 from lsm.tasks import TextClassification
 
 
@@ -37,14 +37,13 @@ def get_config(folder="runs/minilm"):
             test=None,  # its labels are secret
         ),
         optimizer=AdamW(
-            learning_rate=6e-5,
+            learning_rate=1.5e-4,
             weight_decay=0.01,
             clip_norm=1.0,
-            layer_decay=LayerDecay(0.9),
             schedule=WarmUp("6%", then=Linear()),
             ema=0.999,
         ),
-        train=Train(epochs=3, batch_size=32),
+        train=Train(epochs=3, batch_size=64),
         evaluation=Evaluation(every="0.25 epoch", batch_size=128, monitor="accuracy"),
         start=Start(path=folder, names=HuggingFaceBERT(heads=12, prefix=""), fresh="^params/head/"),
     )
