@@ -3,10 +3,13 @@
 import functools
 import inspect
 import types
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+
+from lsm.mesh import Fsdp, Layout, Rule
 
 
 class Around(nn.Module):
@@ -49,3 +52,29 @@ class Around(nn.Module):
         """Returns a key of each random stream that the model draws from, of those given."""
         streams = getattr(self.model, "streams", ("dropout",))
         return {name: self.make_rng(name) for name in streams if self.has_rng(name)}
+
+
+def beside(
+    layout: Layout, array: str, name: str, of: Callable[[tuple[Any, ...]], tuple[Any, ...]]
+) -> tuple[Rule, ...]:
+    """Returns where arrays `name` go, which lie beside the arrays that a layout has rules for.
+
+    Args:
+      layout: a model's.
+      array: last part of the path of an array, such as "kernel".
+      name: pattern of what lies in its place.
+      of: the spec there, of the array's.
+    """
+
+    def changed(spec: Any) -> Any:
+        return spec if spec is None or isinstance(spec, Fsdp) else of(spec)
+
+    return tuple(
+        Rule(
+            rule.pattern.removesuffix(f"{array}$") + f"{name}$",
+            changed(rule.spec),
+            changed(rule.otherwise),
+        )
+        for rule in layout.rules
+        if rule.pattern.endswith(f"{array}$") and not isinstance(rule.spec, Fsdp)
+    )

@@ -14,7 +14,7 @@ from lsm.checks import require, require_choice, require_pattern, require_sizes
 from lsm.errors import ConfigError, listed, nearest
 from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models import adapters
-from lsm.models.around import Around
+from lsm.models.around import Around, beside
 from lsm.models.quantised import dequantise, float_shape, quantise
 from lsm.params import flat, matches, nested, require_match
 
@@ -68,9 +68,12 @@ class Lora(Around):
     def layout(self) -> Layout:
         """The model's own; A and B lie as the rows and columns of their kernel do."""
         layout = getattr(self.model, "layout", Layout())
-        beside = [new for rule in layout.rules for new in _beside(rule)]
+        of_a = beside(layout, "kernel", _A, lambda spec: (*spec[:-1], None))
+        of_b = beside(
+            layout, "kernel", f"({_B}|kernel_scale)", lambda spec: (*spec[:-2], None, spec[-1])
+        )
         rest = Rule(r"(lora_[ab]/kernel|kernel_scale)$", Fsdp())
-        return dataclasses.replace(layout, rules=(*beside, rest, *layout.rules))
+        return dataclasses.replace(layout, rules=(*of_a, *of_b, rest, *layout.rules))
 
     @property
     def scale(self) -> float:
@@ -236,21 +239,3 @@ def _is_adapter(path: str) -> bool:
 def _float(path: str, base: Mapping[str, jax.Array]) -> jax.Array:
     scale = base.get(f"{path}_scale")
     return base[path].astype(jnp.float32) if scale is None else dequantise(base[path], scale)
-
-
-def _beside(rule: Rule) -> list[Rule]:
-    """Returns where A, B and scales go, of a rule for kernels."""
-    before = rule.pattern.removesuffix("kernel$")
-    if before == rule.pattern or isinstance(rule.spec, Fsdp):
-        return []
-
-    def changed(of: Callable[[tuple], tuple], name: str) -> Rule:
-        otherwise = rule.otherwise
-        if otherwise is not None and not isinstance(otherwise, Fsdp):
-            otherwise = of(otherwise)
-        return Rule(f"{before}{name}$", of(rule.spec), otherwise)
-
-    return [
-        changed(lambda spec: (*spec[:-1], None), _A),
-        changed(lambda spec: (*spec[:-2], None, spec[-1]), f"({_B}|kernel_scale)"),
-    ]

@@ -1,5 +1,6 @@
 """Models whose kernels are whole numbers, and models that are trained for it."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -10,9 +11,9 @@ import jax.numpy as jnp
 
 from lsm.checks import require_choice, require_pattern
 from lsm.errors import ConfigError
-from lsm.mesh import Layout
+from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models import whole_layers
-from lsm.models.around import Around
+from lsm.models.around import Around, beside
 from lsm.models.marks import NAME as MARK
 from lsm.models.marks import layers, marked
 from lsm.models.quantised import Bits, float_shape, quantise, quantise_table
@@ -139,6 +140,22 @@ class Quantised(_Rounding):
         if self.activations is not None:
             require_choice(self, "activations", "dynamic", "calibrated")
         super().__post_init__()
+
+    @property
+    def layout(self) -> Layout:
+        """The model's own; scales lie as the columns of their kernel and the rows of a table do."""
+        layout = getattr(self.model, "layout", Layout())
+
+        def stack(kernel: tuple[Any, ...]) -> tuple[Any, ...]:
+            return kernel[: len(kernel) == 3]  # (L, D, F); of a convolution none are stacked
+
+        rules = (
+            *beside(layout, "kernel", "kernel" + SCALE, lambda s: (*stack(s), None, s[-1])),
+            *beside(layout, "kernel", INPUT, lambda s: (*stack(s), None)),
+            *beside(layout, "embedding", "embedding" + SCALE, lambda s: (s[0], None)),
+            Rule(f"({SCALE}|{INPUT})$", Fsdp()),
+        )
+        return dataclasses.replace(layout, rules=(*rules, *layout.rules))
 
     @nn.nowrap
     def held(
