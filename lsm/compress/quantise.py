@@ -18,7 +18,7 @@ from lsm.data import Columns, TrainBatches
 from lsm.data.transforms import changed
 from lsm.errors import CheckpointError, ConfigError
 from lsm.files import atomic_write, expanded
-from lsm.mesh import jit
+from lsm.mesh import batch_ways, jit
 from lsm.models import Lora, QuantisationAware, Quantised
 from lsm.models.marks import layers
 from lsm.models.quantised import Bits
@@ -85,7 +85,7 @@ def quantise(
     largest = {}
     if model.activations == "calibrated":
         data_dir = data_dir or origin_of(expanded(workdir, "--workdir")).data_dir
-        largest = largest_inputs(run, _batches(run.experiment, calibration, data_dir), axes)
+        largest = largest_inputs(run, _batches(run, calibration, data_dir), axes)
     made = dataclasses.replace(
         run.experiment,
         task=dataclasses.replace(run.experiment.task, model=model),
@@ -94,12 +94,7 @@ def quantise(
     )
     params, state = _made(run, made, axes, largest)
     write_run(workdir, target, made, run.step, params, state)
-    record = {"source": os.fspath(workdir), "step": run.step, "weights": model.weights}
-    record |= {"activations": model.activations, "kept": model.kept}
-    if largest:
-        seed, rows = made.train.seed, made.train.batch_size
-        record["calibration"] = {"split": made.data.train, "batches": calibration}
-        record["calibration"] |= {"batch_size": rows, "seed": seed}
+    record = _record(run, workdir, model, calibration)
     atomic_write(target / QUANTISED, json.dumps(record, indent=2).encode())
     sizes = [sum(x.nbytes for x in jax.tree.leaves(of)) for of in (run.params, (params, state))]
     _log.info("quantise: %d arrays; %.1f MB become %.1f MB", len(axes), *(n / 1e6 for n in sizes))
@@ -156,13 +151,31 @@ def _layers(run: Trained, model: Quantised) -> dict[str, int]:
     return model.chosen(layers(call, run.params), run.params)
 
 
-def _batches(experiment: Experiment, count: int, data_dir: Any) -> Iterator[Columns]:
-    data, train = experiment.data, experiment.train
+def _batches(run: Trained, count: int, data_dir: Any) -> Iterator[Columns]:
+    data, train = run.experiment.data, run.experiment.train
     dataset = data.source.open(data.train, data_dir)
-    size = min(train.batch_size, len(dataset))
-    batches = TrainBatches(dataset, size, train.seed, sampling=data.sampling)
+    batches = TrainBatches(dataset, _rows(run), train.seed, sampling=data.sampling)
     for number in range(count):
         yield changed(batches.batch_at(number), data.evaluate)
+
+
+def _rows(run: Trained) -> int:
+    """Rows of a batch: as in training, and as many on every device."""
+    size = run.experiment.train.batch_size
+    return size + -size % batch_ways(run.mesh)
+
+
+def _record(
+    run: Trained, workdir: os.PathLike | str, model: Quantised, calibration: int
+) -> dict[str, Any]:
+    """Returns what `QUANTISED` says."""
+    record: dict[str, Any] = {"source": os.fspath(workdir), "step": run.step}
+    record |= {name: getattr(model, name) for name in ("weights", "activations", "kept")}
+    if model.activations == "calibrated":
+        data, train = run.experiment.data, run.experiment.train
+        batches = {"split": data.train, "batches": calibration}
+        record["calibration"] = batches | {"batch_size": _rows(run), "seed": train.seed}
+    return record
 
 
 def _made(run: Trained, made: Experiment, axes: Any, largest: Any) -> tuple[Any, Any]:

@@ -277,6 +277,5 @@ def _joined(a: Any, b: Any) -> Any:
     """Returns two trees of dicts as one; blocks may be tuples of each block's."""
     if isinstance(a, tuple):
         return tuple(_joined(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return {k: _joined(a[k], b[k]) if k in a and k in b else {**a, **b}[k] for k in {**a, **b}}
-    raise AssertionError("an array has two values")
+    both = {**a, **b}
+    return {k: _joined(a[k], b[k]) if k in a and k in b else x for k, x in both.items()}

@@ -138,8 +138,9 @@ def _conv(
 
         if not activations or len(read[1]) > 1:  # of groups no sum in whole numbers can be made
             return floats(x, *read)
-        elsewhere = with_gradient_of(floats, integers)
-        return jax.lax.platform_dependent(x, *read, cpu=floats, default=elsewhere)
+        # XLA has none for GPUs, but of cuDNN's own layout.
+        on_tpu = with_gradient_of(floats, integers)
+        return jax.lax.platform_dependent(x, *read, tpu=on_tpu, default=floats)
 
     return conv
 

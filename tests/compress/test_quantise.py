@@ -151,6 +151,22 @@ def test_what_is_not_to_be_quantised_is_refused_in_a_line(base, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_start_gives_floats_and_whole_numbers_are_made_of_them(weights, base, tmp_path):
+    """And what is float is trained: biases."""
+    workdir, case = base
+    start = Start(path=str(workdir), rename=(("^constants/quantised/", "params/"),))
+    optimizer = SGD(learning_rate=0.1)
+    begun = of(case, Quantised(MLP_, weights=weights), start=start, optimizer=optimizer)
+    lsm.fit(begun, tmp_path / "run")
+    found = lsm.load(tmp_path / "run", experiment=begun)
+    expected = made(base, tmp_path / "out", weights=weights)
+    jax.tree.map(np.testing.assert_array_equal, found.model_state, expected.model_state)
+    for path, x in flat(expected.params).items():
+        assert path.endswith("bias") and not np.array_equal(flat(found.params)[path], x)
+
+
+@pytest.mark.slow
 def test_adapters_are_merged_first(base, tmp_path):
     case = of(base[1], Lora(MLP_, targets=".*", rank=2))
     lsm.fit(case, tmp_path / "run")
