@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsm.data import Columns
-from lsm.errors import ConfigError
+from lsm.errors import ConfigError, MeshError
 from lsm.mesh import batch_sharding, jit, place, replicated
 from lsm.models.whole_layers import reads
 from lsm.params import flat, nested
@@ -49,7 +49,12 @@ def largest_inputs(
 
     Raises:
       ConfigError: no batch comes by a layer, or what comes is not finite.
+      MeshError: the mesh has stages, in which layers see parts of batches, and ticks without any.
     """
+    if (stages := run.mesh.shape.get("pipeline", 1)) > 1:
+        raise MeshError(
+            f"mesh.pipeline={stages} given, but calibration needs 1; give devices=jax.devices()[:1]."
+        )
     params, measured = flat(run.params), None
     probes = {
         path: jnp.zeros((*params[path].shape[: -1 - sums], 2))

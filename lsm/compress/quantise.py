@@ -73,6 +73,7 @@ def quantise(
         a run in `out` already.
       CheckpointError: there is no such checkpoint, or it is damaged, or not finite.
       DataError: activations are calibrated, and the data is not there.
+      MeshError: activations are calibrated, on a mesh with stages.
     """
     if calibration < 1:
         raise ConfigError(f"calibration: {calibration} given; allowed: 1 batch or more.")

@@ -13,7 +13,7 @@ from lsm import Data, Experiment, Mesh, Start, Train
 from lsm.compress import quantise
 from lsm.compress.quantise import QUANTISED
 from lsm.data import Arrays
-from lsm.errors import CheckpointError, ConfigError
+from lsm.errors import CheckpointError, ConfigError, MeshError
 from lsm.generate import GREEDY, Draws
 from lsm.models import GPT, MLP, Lora, QuantisationAware, Quantised, Transformer
 from lsm.optim import SGD, AdamW
@@ -200,6 +200,15 @@ def test_eight_devices_equal_one(options, mesh, tmp_path):
     lsm.fit(case, tmp_path / "run")
     model = Quantised(GPT_, **options)
     found = {}
+    if mesh.pipeline > 1 and "activations" in options:
+        with pytest.raises(MeshError, match="mesh.pipeline=2 given, but calibration needs 1"):
+            quantise(
+                tmp_path / "run",
+                tmp_path,
+                experiment=dataclasses.replace(case, mesh=mesh),
+                **options,
+            )
+        return
     for name, laid, devices in (("one", Mesh(), jax.devices()[:1]), ("many", mesh, None)):
         here = dataclasses.replace(case, mesh=laid)
         out = tmp_path / name
