@@ -53,7 +53,7 @@ def largest_inputs(
     """
     if (stages := run.mesh.shape.get("pipeline", 1)) > 1:
         raise MeshError(
-            f"mesh.pipeline={stages} given, but calibration needs 1; give devices=jax.devices()[:1]."
+            f"mesh.pipeline={stages} given, but calibration needs 1; give one device, by devices."
         )
     params, measured = flat(run.params), None
     probes = {
