@@ -6,7 +6,8 @@
 All write the same number of the likeliest tokens after the same prompts, in float32, on all cores
 of a CPU, in turns; the shortest time of each counts. Weights are read once a token, at least: the
 last columns are how many GB a second that is, and its share of what the machine can read at most,
-measured in the same run. The model is a Llama of SmolLM2-135M's shape, with random weights unless
+measured in the same run. lsm does so with kernels of whole numbers, too (`lsm.compress.quantise`),
+which are fewer bytes. The model is a Llama of SmolLM2-135M's shape, with random weights unless
 a folder of Hugging Face's is given. The peers are optional, and may live in another interpreter.
 """
 
@@ -27,11 +28,13 @@ from absl import flags
 import lsm
 from benchmarks.step_time_tables import markdown
 from lsm import command_line
+from lsm.compress import quantise
 from lsm.cpu import cores, keep_memory
 from lsm.errors import DataError, LsmError
 from lsm.generate import GREEDY, Draws
 from lsm.interop import save_model
 from lsm.models.families import llama
+from lsm.models.quantised import Bits
 from lsm.train.imported import import_model
 
 PEERS = {"transformers": "generate_torch.py", "CTranslate2": "generate_ctranslate2.py"}
@@ -68,11 +71,14 @@ class Peer:
 
 
 class Ours:
-    """lsm's decoder of the same folder."""
+    """lsm's decoder of the same folder, with its kernels as they are or as whole numbers."""
 
-    def __init__(self, folder: Path, prompts: np.ndarray):
+    def __init__(self, folder: Path, prompts: np.ndarray, weights: Bits | None = None):
         with tempfile.TemporaryDirectory() as workdir:
             import_model(folder, workdir)
+            if weights:
+                quantise(workdir, f"{workdir}/{weights}", weights=weights)
+                workdir = f"{workdir}/{weights}"
             self._decoder = lsm.load(workdir).decoder
         self._prompts = list(prompts)
         self.bytes = sum(x.nbytes for x in jax.tree.leaves(self._decoder.variables))
@@ -117,8 +123,9 @@ def random_model(folder: Path) -> None:
 
 def measure(folder: Path, prompts: np.ndarray, tokens: int, turns: int, python: str) -> dict:
     """Returns (seconds to the first token, seconds a token after it) of each contender."""
-    ours = Ours(folder, prompts)
-    contenders: dict[str, Any] = {"lsm": ours}
+    ours = {"lsm": Ours(folder, prompts)}
+    ours |= {f"lsm, {weights}": Ours(folder, prompts, weights) for weights in ("int8", "int4")}
+    contenders: dict[str, Any] = dict(ours)
     for name, script in PEERS.items():
         contenders[name] = Peer(python, script, folder, prompts)
     first, all_, texts = {}, {}, {}
@@ -136,9 +143,13 @@ def measure(folder: Path, prompts: np.ndarray, tokens: int, turns: int, python: 
                 all_.setdefault(name, []).append(whole)
     for contender in contenders.values():
         contender.close()
-    _check_same(texts)
+    _check_same({name: texts[name] for name in contenders if name not in [*ours][1:]})
     return {
-        name: (min(first[name]), (min(all_[name]) - min(first[name])) / (tokens - 1), ours.bytes)
+        name: (
+            min(first[name]),
+            (min(all_[name]) - min(first[name])) / (tokens - 1),
+            ours.get(name, ours["lsm"]).bytes,
+        )
         for name in contenders
     }
 

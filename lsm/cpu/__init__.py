@@ -14,6 +14,7 @@ reshape, another order of the same work, an option that is not set there.
   the bit, for a quarter of the additions.
 - `TWO_PASS`: a layer norm's variance from the centred values; one pass over x and x^2 is 8 % slower
   here (and less exact everywhere).
+- `whole_numbers`: products with int8 kernels that read them from memory as such.
 - `keep_memory`: glibc keeps freed memory for the next step; a fifth of the time of a small GPT.
 - `compiler_options`: which library computes products, and how much a program is optimised.
 - `cores`: how many there are to work with.

@@ -17,6 +17,7 @@ from lsm.models.lora import Lora
 from lsm.models.mixer import Mixer
 from lsm.models.mlp import MLP
 from lsm.models.pipeline import run_layers
+from lsm.models.quantisation import QuantisationAware, Quantised
 from lsm.models.recurrent import Recurrent
 from lsm.models.resnet import ResNet, WideResNet
 from lsm.models.sequences import Sequences
@@ -48,6 +49,8 @@ __all__ = [
     "MaskedLM",
     "Mixer",
     "Mlp",
+    "QuantisationAware",
+    "Quantised",
     "Recurrent",
     "ResNet",
     "Sequences",

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import inspect
-import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -15,7 +14,8 @@ from lsm.checks import require, require_choice, require_pattern, require_sizes
 from lsm.errors import ConfigError, listed, nearest
 from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models import adapters
-from lsm.models.quantised import dequantise, quantise
+from lsm.models.around import Around, beside
+from lsm.models.quantised import dequantise, float_shape, quantise
 from lsm.params import flat, matches, nested, require_match
 
 _BASE = "base"
@@ -23,7 +23,7 @@ _A, _B = "lora_a/kernel", "lora_b/kernel"  # kernels by name, which decay as oth
 _CONSTANTS, _LOSSES = "constants", "losses"  # those of `lsm.tasks`
 
 
-class Lora(nn.Module):
+class Lora(Around):
     """A model whose dense layers learn a product of two thin kernels, and nothing else.
 
     A layer with the kernel W (D, F) gives x W + s (x A) B, where A (D, rank) is drawn as He et al.
@@ -46,10 +46,9 @@ class Lora(nn.Module):
         None is none.
       held: how the base is held. As "int8" or "int4" (QLoRA, arXiv:2305.14314) the kernels of dense
         layers are whole numbers, with scales beside them in `kernel_scale`, and are made float
-        where they are used; the rest is float32.
+        where they are used (`lsm.models.quantised.quantise`); the rest is float32.
     """
 
-    model: nn.Module
     targets: str
     rank: int = 8
     alpha: float = 16.0
@@ -65,35 +64,16 @@ class Lora(nn.Module):
         require_choice(self, "held", "float32", "bfloat16", "int8", "int4")
         super().__post_init__()
 
-    @nn.nowrap
-    def __getattr__(self, name: str) -> Any:
-        """Fields of the model, and its methods, which are called with the adapters."""
-        if name.startswith("_") or name == "model":
-            return super().__getattr__(name)
-        found = getattr(self.model, name)
-        if not inspect.ismethod(found):
-            return found
-
-        @functools.wraps(found.__func__)
-        def method(self: "Lora", *args: Any, **options: Any) -> Any:
-            # Without variables, such as `cache`, it is about hyper-parameters alone.
-            if self.scope is None:
-                return getattr(self.model, name)(*args, **options)
-            return self._call(name, args, options)
-
-        return types.MethodType(method, self)
-
     @property
     def layout(self) -> Layout:
         """The model's own; A and B lie as the rows and columns of their kernel do."""
         layout = getattr(self.model, "layout", Layout())
-        beside = [new for rule in layout.rules for new in _beside(rule)]
+        of_a = beside(layout, "kernel", _A, lambda spec: (*spec[:-1], None))
+        of_b = beside(
+            layout, "kernel", f"({_B}|kernel_scale)", lambda spec: (*spec[:-2], None, spec[-1])
+        )
         rest = Rule(r"(lora_[ab]/kernel|kernel_scale)$", Fsdp())
-        return dataclasses.replace(layout, rules=(*beside, rest, *layout.rules))
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        """Calls the model, with the adapters."""
-        return self._call("__call__", args, options)
+        return dataclasses.replace(layout, rules=(*of_a, *of_b, rest, *layout.rules))
 
     @property
     def scale(self) -> float:
@@ -139,23 +119,24 @@ class Lora(nn.Module):
 
         return {
             path: (
-                jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding),
+                jax.ShapeDtypeStruct(float_shape(x), jnp.float32, sharding=x.sharding),
                 functools.partial(made, path),
             )
             for path, x in here.items()
             if f"{path}_scale" in here and path.startswith(f"{_CONSTANTS}/{_BASE}/")
         }
 
-    def _call(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def called(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Calls the model, with the adapters."""
         method = None if name == "__call__" else name
         if self.is_initializing() and not self.has_variable(_CONSTANTS, _BASE):
             self._init(method, args, options)
         train = _train(getattr(type(self.model), name), args, options)
         with nn.intercept_methods(adapters.applied):
-            y, changed = self._model.apply(
+            y, changed = self.unbound.apply(
                 {"params": self._variables(train)},
                 *args,
-                rngs=self._rngs(),
+                rngs=self.keys(),
                 mutable=[_LOSSES],
                 method=method,
                 **options,
@@ -165,19 +146,10 @@ class Lora(nn.Module):
                 self.sow(_LOSSES, path.split("/")[-2], values)  # the last is its place in a tuple
         return y
 
-    @property
-    def _model(self) -> nn.Module:
-        """The model, bound to nothing."""
-        return self.model.clone(parent=None)
-
-    def _rngs(self) -> dict[str, jax.Array]:
-        streams = getattr(self.model, "streams", ("dropout",))
-        return {name: self.make_rng(name) for name in streams if self.has_rng(name)}
-
     def _init(self, method: str | None, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Draws the base, and adapters beside it."""
-        rngs = {"params": self.make_rng("params"), **self._rngs()}
-        variables = dict(self._model.init(rngs, *args, method=method, **options))
+        rngs = {"params": self.make_rng("params"), **self.keys()}
+        variables = dict(self.unbound.init(rngs, *args, method=method, **options))
         variables.pop(_LOSSES, None)
         params = variables.pop("params", {})
         if variables:
@@ -185,7 +157,7 @@ class Lora(nn.Module):
                 f"Lora.model: {type(self.model).__name__} has {min(variables)!r} beside its "
                 "parameters, which no adapter goes with."
             )
-        call = functools.partial(self._model.apply, rngs=self._rngs(), method=method, **options)
+        call = functools.partial(self.unbound.apply, rngs=self.keys(), method=method, **options)
         dense = adapters.dense_kernels(call, params, *args)
         leaves, chosen = flat(params), self._chosen(params, dense)
         trained = {path: x for path, x in leaves.items() if self._is_trained(path)}
@@ -267,21 +239,3 @@ def _is_adapter(path: str) -> bool:
 def _float(path: str, base: Mapping[str, jax.Array]) -> jax.Array:
     scale = base.get(f"{path}_scale")
     return base[path].astype(jnp.float32) if scale is None else dequantise(base[path], scale)
-
-
-def _beside(rule: Rule) -> list[Rule]:
-    """Returns where A, B and scales go, of a rule for kernels."""
-    before = rule.pattern.removesuffix("kernel$")
-    if before == rule.pattern or isinstance(rule.spec, Fsdp):
-        return []
-
-    def changed(of: Callable[[tuple], tuple], name: str) -> Rule:
-        otherwise = rule.otherwise
-        if otherwise is not None and not isinstance(otherwise, Fsdp):
-            otherwise = of(otherwise)
-        return Rule(f"{before}{name}$", of(rule.spec), otherwise)
-
-    return [
-        changed(lambda spec: (*spec[:-1], None), _A),
-        changed(lambda spec: (*spec[:-2], None, spec[-1]), f"({_B}|kernel_scale)"),
-    ]

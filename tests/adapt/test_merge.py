@@ -110,7 +110,8 @@ def test_a_start_gives_floats_and_whole_numbers_are_made_of_them(base, held, cap
     for path, x in there.items():
         if path.endswith("kernel"):
             whole, scale = quantise(x, held)
-            assert found[path].dtype == held
+            # Three outputs do not pair up to bytes: held as int8.
+            assert found[path].dtype == ("int8" if held == "int8" or x.shape[1] == 3 else "uint8")
             np.testing.assert_array_equal(found[path], whole)
             np.testing.assert_array_equal(found[f"{path}_scale"], scale)
             error = np.abs(dequantise(whole, scale) - x).max()

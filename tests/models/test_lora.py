@@ -15,7 +15,6 @@ from lsm.mesh import Mesh, make_mesh
 from lsm.models import CNN, GPT, MLP, Classifier, EncoderDecoder, Lora, Sequences, Transformer
 from lsm.models.experts import Experts
 from lsm.models.families import minilm
-from lsm.models.quantised import dequantise, quantise
 from lsm.params import flat
 
 BLOCKS = Transformer(layers=2, heads=2, width=8, theta=1e4, norm="rms", mlp="swiglu")
@@ -211,26 +210,3 @@ def test_adapters_lie_as_their_kernels_do(variables):
     assert specs["params/blocks/out/lora_a/kernel"] == ("pipeline", "tensor", None)
     assert specs["params/blocks/out/lora_b/kernel"] == ("pipeline", None, "fsdp")
     assert specs["constants/base/blocks/out/kernel_scale"] == ("pipeline", None, "fsdp")
-
-
-# Whole numbers.
-
-
-@pytest.mark.parametrize(("bits", "most", "rows"), [("int8", 127, 128), ("int4", 7, 64)])
-def test_a_weight_is_off_by_half_a_step_at_most(bits, most, rows):
-    kernel = np.random.default_rng(0).normal(size=(3, 128, 5)).astype(np.float32)
-    kernel[1] *= 100
-    kernel[2, :, 0] = 0
-    whole, scale = quantise(jnp.asarray(kernel), bits)
-    grouped = np.abs(kernel).reshape(3, 128 // rows, rows, 5).max(2)
-    assert whole.dtype == bits and whole.shape == kernel.shape
-    np.testing.assert_allclose(scale, grouped / most, rtol=1e-6)
-    step = np.repeat(np.asarray(scale), rows, axis=1)
-    error = np.abs(np.asarray(dequantise(whole, scale)) - kernel)
-    assert (error <= step * 0.5001).all()
-    assert not error[2, :, 0].any()  # zeros stay
-
-
-def test_groups_must_fit():
-    with pytest.raises(ConfigError, match="int4: a kernel of 96 rows given; groups of 64 need"):
-        quantise(jnp.ones((96, 2)), "int4")

@@ -1,0 +1,5 @@
+"""Smaller models, made of trained ones."""
+
+from lsm.compress.quantise import quantise
+
+__all__ = ["quantise"]
