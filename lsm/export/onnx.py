@@ -1,7 +1,7 @@
 """Makes an ONNX file of what a run has trained, in an environment that has jax2onnx.
 
     python -m venv onnx
-    onnx/bin/pip install jax2onnx==0.17.1 "jax<0.11" onnxruntime typeguard pillow
+    onnx/bin/pip install jax2onnx==0.17.1 "jax<0.11" onnxruntime typeguard pillow tokenizers
     onnx/bin/pip install --no-deps lsm
     onnx/bin/python -m lsm.export.onnx --workdir=RUN --out=FILE.onnx
 
@@ -11,6 +11,7 @@ does, by name; it is compared with that, by onnxruntime, before it is written.
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -105,6 +106,7 @@ def _converted(run: Trained, columns: Mapping[str, jax.ShapeDtypeStruct]) -> byt
             "lsm.export.onnx: jax2onnx is not installed; it wants an environment of its own, which "
             "`python -m lsm.export.onnx --help` says how to make."
         ) from error
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # else a line a value that has no type
     predict, said = _function(run, list(columns))
     (some,) = jax.export.symbolic_shape("batch")
     specs = [jax.ShapeDtypeStruct((some, *x.shape), x.dtype) for x in columns.values()]
@@ -121,7 +123,9 @@ def _converted(run: Trained, columns: Mapping[str, jax.ShapeDtypeStruct]) -> byt
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA, json.dumps(facts(run))
     if model.ByteSize() >= _LARGEST:
-        raise ConfigError(f"--workdir: {_kind(run)} is {model.ByteSize():,} bytes; ONNX holds 2 GiB.")
+        raise ConfigError(
+            f"--workdir: {_kind(run)} is {model.ByteSize():,} bytes; ONNX holds 2 GiB."
+        )
     return model.SerializeToString()
 
 
