@@ -144,7 +144,7 @@ def attend(
       drop: dropout of the attention weights.
       maps: return the weights as well, before dropout: float32 (B, G x Q, T, S).
     """
-    if len(q_BxTxGxQxK) > len(k_BxSxGxK):
+    if q_BxTxGxQxK.shape[0] != k_BxSxGxK.shape[0]:
         options = {"softcap": softcap, "drop": drop, "maps": maps}
         return _attend_shared(q_BxTxGxQxK, k_BxSxGxK, v_BxSxGxK, mask, **options)
     # Queries stay where their positions are; keys and values are gathered along the sequence.

@@ -1,0 +1,82 @@
+"""ONNX files against the runs that they were made of, by onnxruntime."""
+
+import numpy as np
+import pytest
+
+import lsm
+from lsm import Data, Experiment, Train
+from lsm.data import Digits, Files, Texts, Words
+from lsm.models import Classifier, ResNet, families
+from lsm.optim import AdamW
+from lsm.tasks import Classification, TextClassification
+
+pytestmark = pytest.mark.slow
+
+BLOCKS = {"layers": 2, "heads": 2, "width": 16}
+
+
+def pictures(model):
+    return Classification(model=model), Data(source=Digits(), test=None)
+
+
+def texts(model, folder):
+    lines = [("a good film", 1), ("a bad one", 0), ("good good", 1), ("so bad it is good", 1)]
+    file = folder / "texts.csv"
+    file.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in 8 * lines))
+    source = Texts(Files(str(file)), Words(12), {"tokens": "text"}, 8)
+    return TextClassification(model=model), Data(source=source, test=None)
+
+
+CASES = {
+    "vit": lambda _: pictures(families.vit_ti(outputs=10, stem=4, **BLOCKS)),
+    "bert": lambda folder: texts(
+        Classifier(families.bert_base(vocabulary=12, context=8, **BLOCKS)), folder
+    ),
+}
+
+
+def trained(case, workdir):
+    task, data = case
+    train = Train(steps=20, batch_size=16)  # heads begin as zeros
+    optimizer = AdamW(learning_rate=1e-2)
+    made = Experiment(name="one", task=task, data=data, optimizer=optimizer, train=train)
+    lsm.fit(made, workdir)
+    return lsm.load(workdir)
+
+
+def test_a_run_on_digits_answers_alike_in_onnx(digits, convert, answers, tmp_path):
+    file = tmp_path / "digits.onnx"
+    assert "of the run's answers" in convert(
+        "lsm.export.onnx", f"--workdir={digits}", f"--out={file}"
+    )
+    batch = {"image": Digits().open("test").take(np.arange(7))["image"]}
+    expected, found = lsm.load(digits).predict(batch), answers(file, batch)
+    assert found["label"] == expected["label"].tolist()
+    np.testing.assert_allclose(found["probability"], expected["probability"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_models_answer_alike_in_onnx(name, convert, answers, tmp_path):
+    run, file = trained(CASES[name](tmp_path), tmp_path / "run"), tmp_path / "one.onnx"
+    convert("lsm.export.onnx", f"--workdir={tmp_path / 'run'}", f"--out={file}")
+    example = run.experiment.data.source.open("train").take(np.arange(3))
+    batch = {n: x for n, x in example.items() if n in ("image", "tokens", "tokens_length")}
+    expected, found = run.answered(batch), answers(file, batch)
+    assert np.ptp(expected["probability"]) > 0.01
+    np.testing.assert_allclose(found["probability"], expected["probability"], atol=1e-5)
+
+
+def test_a_model_that_cannot_be_converted_is_named_and_nothing_is_left(convert, tmp_path):
+    trained(pictures(ResNet(depths=(1,), width=4, outputs=10)), tmp_path / "run")
+    file = tmp_path / "one.onnx"
+    told = convert("lsm.export.onnx", f"--workdir={tmp_path / 'run'}", f"--out={file}", fails=True)
+    (line,) = [line for line in told.splitlines() if line.startswith("error:")]
+    assert "jax2onnx cannot convert ResNet: " in line
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_without_jax2onnx_the_environment_is_told_of(digits, tmp_path, capsys):
+    from lsm.export import onnx
+
+    assert onnx.main([f"--workdir={digits}", f"--out={tmp_path / 'one.onnx'}"]) == 1
+    assert "jax2onnx is not installed" in capsys.readouterr().err
