@@ -17,7 +17,7 @@ from lsm.errors import ConfigError
 from lsm.evaluate import Metric
 from lsm.interop import Names
 from lsm.mesh import Mesh
-from lsm.optim import Optimizer, as_optimizer
+from lsm.optim import FixedMasks, Optimizer, as_optimizer
 from lsm.tasks import MeanGradient, Task
 from lsm.writers import Console, Jsonl, TensorBoard, WriterConfig
 
@@ -193,6 +193,9 @@ class Start:
         name there.
       fresh: pattern of arrays here that are drawn as without a start, such as a new head; None is
         none of them.
+      masks: what a pruned run's weights are 0 in, such as its workdir, where `path` is that of the
+        same run's early checkpoint (rewinding, arXiv:1903.01611, arXiv:2003.02389): so are those
+        here that the optimiser prunes, from the first step on. None prunes nothing yet.
       names: how the arrays of safetensors from elsewhere are called and laid out, such as
         `lsm.interop.Torch()` or `lsm.interop.open_model(path).names`; None is as here. Paths that
         it is asked for are renamed before.
@@ -203,6 +206,7 @@ class Start:
     rename: tuple[tuple[str, str], ...] = ()
     fresh: str | None = None
     names: Names | None = None
+    masks: str | None = None
 
     def __post_init__(self):
         require_pattern(self, "take", *(["fresh"] if self.fresh is not None else []))
@@ -267,6 +271,21 @@ class Experiment:
             raise ConfigError(
                 "evaluation.early_stopping: data.validation is None; stopping on the test split "
                 "would be fitting to it. Name a validation split, such as 'train[90%:]'."
+            )
+        self._check_masks()
+
+    def _check_masks(self) -> None:
+        prunings = getattr(self.optimizer, "prunings", ())
+        given = getattr(self.start, "masks", None)
+        if given is not None and not prunings:
+            raise ConfigError(
+                f"Start.masks: {given!r} given, but nothing is pruned; optimizer.prune, such as "
+                "FixedMasks(), is needed."
+            )
+        if given is None and any(isinstance(pruning, FixedMasks) for pruning in prunings):
+            raise ConfigError(
+                "FixedMasks: it prunes what Start.masks says, and there is none; give "
+                "start=Start(path=..., masks=...)."
             )
 
     def horizon(self, examples_per_epoch: int) -> Horizon:
