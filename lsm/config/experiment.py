@@ -17,7 +17,7 @@ from lsm.errors import ConfigError
 from lsm.evaluate import Metric
 from lsm.interop import Names
 from lsm.mesh import Mesh
-from lsm.optim import FixedMasks, Optimizer, as_optimizer
+from lsm.optim import Optimizer, as_optimizer
 from lsm.tasks import MeanGradient, Task
 from lsm.writers import Console, Jsonl, TensorBoard, WriterConfig
 
@@ -271,21 +271,6 @@ class Experiment:
             raise ConfigError(
                 "evaluation.early_stopping: data.validation is None; stopping on the test split "
                 "would be fitting to it. Name a validation split, such as 'train[90%:]'."
-            )
-        self._check_masks()
-
-    def _check_masks(self) -> None:
-        prunings = getattr(self.optimizer, "prunings", ())
-        given = getattr(self.start, "masks", None)
-        if given is not None and not prunings:
-            raise ConfigError(
-                f"Start.masks: {given!r} given, but nothing is pruned; optimizer.prune, such as "
-                "FixedMasks(), is needed."
-            )
-        if given is None and any(isinstance(pruning, FixedMasks) for pruning in prunings):
-            raise ConfigError(
-                "FixedMasks: it prunes what Start.masks says, and there is none; give "
-                "start=Start(path=..., masks=...)."
             )
 
     def horizon(self, examples_per_epoch: int) -> Horizon:

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsm.config import Computed, Start
+from lsm.config import Computed, Experiment, Start
 from lsm.data import Dataset
 from lsm.errors import CheckpointError, ConfigError, listed
 from lsm.mesh import jit
-from lsm.optim import masks_of
+from lsm.optim import FixedMasks, masks_of
 from lsm.params import flat, matches, require_match
 from lsm.run.weights import FileWeights, NamedWeights, Spec, Weights, open_weights
 from lsm.tasks import Task
@@ -25,6 +25,21 @@ from lsm.train.program import Program
 from lsm.train.state import MASKS, TrainState
 
 _log = logging.getLogger("lsm")
+
+
+def check_masks(experiment: Experiment) -> None:
+    """Raises ConfigError where masks are given and nothing is pruned, or the other way round."""
+    given, prunings = getattr(experiment.start, "masks", None), experiment.optimizer.prunings
+    if given is not None and not prunings:
+        raise ConfigError(
+            f"Start.masks: {given!r} given, but nothing is pruned; optimizer.prune, such as "
+            "FixedMasks(), is needed."
+        )
+    if given is None and any(isinstance(pruning, FixedMasks) for pruning in prunings):
+        raise ConfigError(
+            "FixedMasks: it prunes what Start.masks says, and there is none; give "
+            "start=Start(path=..., masks=...)."
+        )
 
 
 def begin(

@@ -34,7 +34,9 @@ def experiment(prune=PRUNE, task=TASK, columns=PICTURES, steps=8, train=None, **
         **{
             "name": "pruned",
             "task": task,
-            "data": Data(source=Arrays(train=columns, validation=columns), test=None),
+            "data": Data(
+                source=Arrays(train=columns, validation=columns), validation="validation", test=None
+            ),
             "optimizer": AdamW(learning_rate=1e-2, ema=0.5, prune=prune),
             "train": Train(**{"steps": steps, "batch_size": 16, "log_every": 1} | (train or {})),
             "evaluation": Evaluation(every=1),
@@ -172,9 +174,10 @@ def test_a_head_that_starts_at_0_is_not_taken_for_pruned(dense):
 def test_what_masks_need_is_one_line(dense, tmp_path):
     workdir, _, _ = dense
     with pytest.raises(ConfigError, match="FixedMasks: it prunes what Start.masks says, and there"):
-        experiment(FixedMasks())
+        lsm.fit(experiment(FixedMasks()), tmp_path / "run")
     with pytest.raises(ConfigError, match="Start.masks: .* given, but nothing is pruned"):
-        experiment(None, start=Start(path=str(workdir), masks=str(workdir)))
+        case = experiment(None, start=Start(path=str(workdir), masks=str(workdir)))
+        lsm.fit(case, tmp_path / "run")
     start = Start(path=str(workdir), masks=str(tmp_path / "nowhere"))
     with pytest.raises(CheckpointError, match="^start.masks: .*nowhere is not there"):
         first_state(experiment(FixedMasks(), start=start))
