@@ -72,14 +72,14 @@ class Pruning(abc.ABC):
 
     Attributes:
       pattern: regular expression searched for in the parameter path: what is pruned. By default
-        kernels, of dense layers, convolutions and blocks, the head's too; not biases, norms,
-        embeddings and learned positions. Frozen parameters are left as they are.
+        kernels: of dense layers, convolutions, recurrences and blocks, the head's too; not biases,
+        norms, embeddings and learned positions. Frozen parameters are left as they are.
     """
 
     scored: ClassVar[bool] = False
     """Whether `masks` reads scores, which then are kept."""
 
-    pattern: str = r"(^|/)kernel$"
+    pattern: str = r"kernel$"
 
     def __post_init__(self):
         require_pattern(self, "pattern")
