@@ -65,33 +65,42 @@ MODELS = {
 
 
 def drawn(model, x):
-    """Variables with no 0 and no 1 in them, so that nothing is equal by its beginning."""
+    """Variables none of which is 0 or 1, as some are in the beginning."""
+    random = np.random.default_rng(1)
+
+    def draw(path, s):
+        values = random.uniform(0.1, 0.4, s.shape)
+        positive = "batch_stats" in jax.tree_util.keystr(path)
+        return jnp.asarray(
+            values if positive else values * random.choice([-1, 1], s.shape), s.dtype
+        )
+
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
-    draw = lambda s: jnp.asarray(RANDOM.uniform(0.5, 1.5, s.shape) * RANDOM.choice([-1, 1], s.shape), s.dtype)  # noqa: E731  # fmt: skip
-    variables = jax.tree.map(draw, shapes)
-    return jax.tree.map(jnp.abs, {k: v for k, v in variables.items() if k == "batch_stats"}) | {
-        k: v for k, v in variables.items() if k != "batch_stats"
-    }
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def without(arrays, units):
     """Arrays whose units that are to go are 0, in NumPy: of each layer others."""
+    random = np.random.default_rng(2)
     arrays = {path: np.array(x) for path, x in arrays.items()}
     for of in units:
         for layer in range(2 if of.stacked else 1):
-            gone = RANDOM.permutation(of.count)[: of.count - of.kept]
+            gone = random.permutation(of.count)[: of.count - of.kept]
             for part in of.parts:
-                x = arrays[part.path][layer] if of.stacked else arrays[part.path]
-                if "batch_stats" in part.path:
-                    continue
-                x = np.moveaxis(x, part.axis, -1)
-                x.reshape(*x.shape[:-1], -1, of.count, part.size)[..., gone, :] = 0
-                numbers = np.arange(x.shape[-1]) // part.size % of.count
-                x[..., np.isin(numbers, gone)] = 0
+                if "batch_stats" not in part.path:
+                    x = arrays[part.path][layer] if of.stacked else arrays[part.path]
+                    x = np.moveaxis(x, part.axis, -1)
+                    units_of = np.arange(x.shape[-1]) // part.size % of.count
+                    x[..., np.isin(units_of, gone)] = 0
     return {path: jnp.asarray(x) for path, x in arrays.items()}
 
 
-@pytest.mark.parametrize("name", MODELS)
+QUICK = ("mlp", "cnn_flat", "resnet", "qwen")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in MODELS]
+)
 def test_units_of_zeros_go_without_a_trace(name):
     model, x = MODELS[name]
     smaller, units = shrunk(model, SHARES)
@@ -157,6 +166,7 @@ def run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_what_is_left_of_a_run_is_a_run(run, tmp_path):
     assert shrink(run, tmp_path / "out", hidden=0.5, experiment=experiment()) == 4
     record = json.loads((tmp_path / "out/config.json").read_text())
@@ -172,6 +182,7 @@ def test_what_is_left_of_a_run_is_a_run(run, tmp_path):
         shrink(run, tmp_path / "out", hidden=0.5, experiment=experiment())
 
 
+@pytest.mark.slow
 def test_others_start_from_what_is_left(run, tmp_path):
     shrink(run, tmp_path / "out", hidden=0.5, experiment=experiment())
     small = MLP(widths=(8,), outputs=3)

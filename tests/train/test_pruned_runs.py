@@ -49,9 +49,8 @@ def experiment(prune=PRUNE, task=TASK, columns=PICTURES, steps=8, train=None, **
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
-    """A run with bfloat16 parameters that is pruned on its way, several steps in a dispatch."""
-    case = experiment(train={"params": "bfloat16", "accumulation": 2, "steps_per_execution": 4})
-    workdir = tmp_path_factory.mktemp("dense") / "run"
+    """A run that is pruned on its way."""
+    workdir, case = tmp_path_factory.mktemp("dense") / "run", experiment()
     return workdir, case, lsm.fit(case, workdir)
 
 
@@ -71,8 +70,14 @@ def test_the_rows_say_how_sparse_it_is_and_only_pruned_steps_are_best(dense):
 
 
 @pytest.mark.slow
-def test_masks_survive_a_restart_to_the_last_bit(dense, tmp_path):
-    workdir, case, whole = dense
+def test_masks_survive_a_restart_to_the_last_bit(tmp_path):
+    case = experiment(train={"params": "bfloat16", "accumulation": 2, "steps_per_execution": 4})
+    case = dataclasses.replace(case, evaluation=Evaluation(every=4))
+    workdir = tmp_path / "whole"
+    whole = lsm.fit(case, workdir)
+    assert (
+        sum(zero.sum() for zero in zeros(lsm.load(workdir, experiment=case).params).values()) == 228
+    )
     for saved in (4, 5):  # where it was pruned, and between
         parts = tmp_path / str(saved)
         shutil.copytree(workdir, parts)
@@ -152,6 +157,7 @@ def test_rewinding_takes_early_weights_and_the_masks_of_the_end(dense):
         np.testing.assert_array_equal(mask, ~end[path])
 
 
+@pytest.mark.slow
 def test_a_ticket_trains_and_keeps_its_masks(dense, tmp_path):
     workdir, before, _ = dense
     lsm.fit(rewound(workdir, steps=4), tmp_path / "run")
