@@ -104,15 +104,19 @@ def _masks(start: Start, state: TrainState, here: Spec) -> dict[str, jax.Array]:
     """Returns what is not 0 there, of what is pruned here, by the paths of `init_state`."""
     paths = [f"params/{name}" for name in masks_of(state.opt_state)]
     with open_weights(start.masks, "start.masks") as weights:
-        found = [path for path in paths if path in weights.spec]
-        wrong = [p for p in paths if p not in found or weights.spec[p].shape != here[p].shape]
+        there = weights.spec
+        wrong = [p for p in paths if p not in there or there[p].shape != here[p].shape]
         if wrong:
             raise CheckpointError(
                 f"start.masks: {weights.where} does not have, or has in another shape, "
                 f"{listed(wrong)}, which is pruned here."
             )
         read = weights.read({path: here[path].sharding for path in paths})
-    return {MASKS + path.removeprefix("params/"): x != 0 for path, x in read.items()}
+    masks = {MASKS + path.removeprefix("params/"): x != 0 for path, x in read.items()}
+    zeros = sum(x.size - int(x.sum()) for x in masks.values())
+    weights_here = sum(x.size for x in masks.values())
+    _log.info("start.masks: %d of %d weights are 0 in %s", zeros, weights_here, weights.where)
+    return masks
 
 
 def _place(x: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
