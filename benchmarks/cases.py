@@ -78,6 +78,13 @@ CASES = {
     ),
     "mnist_repaired": Case("784-128-64-10, logits (repaired)", "mnist/mlp_softmax.py:repaired"),
     "mnist_cnn": Case("MNIST CNN, shifted pictures", "mnist/cnn.py"),
+    "mnist_pruned": Case(
+        "MNIST, LeNet-300-100, 90 % of its weights pruned",
+        "mnist/pruned.py",
+        claimed="that of all weights",
+        best="mnist_dense",
+    ),
+    "mnist_dense": Case("LeNet-300-100, all weights", "mnist/pruned.py:dense"),
     "mnist_best": Case("MNIST, airbench's network, 8 epochs", "mnist/best.py"),
     "fashion": Case("Fashion-MNIST, airbench's network, 15 epochs", "mnist/fashion.py", seeds=1),
     "cifar_cnn": Case(
@@ -92,6 +99,16 @@ CASES = {
     ),
     "cifar_cct": Case(
         "CIFAR-10, CCT of 0.62 M parameters", "cifar/cct.py", claimed="89.2 %, 200 epochs", seeds=1
+    ),
+    "cifar_resnet18_pruned": Case(
+        "CIFAR-10, ResNet-18, 80 % of its weights pruned",
+        "cifar/resnet18_pruned.py",
+        claimed="within 0.1 points of all weights",
+        best="cifar_resnet18_dense",
+        seeds=1,
+    ),
+    "cifar_resnet18_dense": Case(
+        "ResNet-18, all weights", "cifar/resnet18_pruned.py:dense", seeds=1
     ),
     "cats_dogs": Case(
         "Cats and dogs of CIFAR-10, 1000 pictures, logistic loss",

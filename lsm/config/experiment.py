@@ -193,6 +193,9 @@ class Start:
         name there.
       fresh: pattern of arrays here that are drawn as without a start, such as a new head; None is
         none of them.
+      masks: what a pruned run's weights are 0 in, such as its workdir, where `path` is that of the
+        same run's early checkpoint (rewinding, arXiv:1903.01611, arXiv:2003.02389): so are those
+        here that the optimiser prunes, from the first step on. None prunes nothing yet.
       names: how the arrays of safetensors from elsewhere are called and laid out, such as
         `lsm.interop.Torch()` or `lsm.interop.open_model(path).names`; None is as here. Paths that
         it is asked for are renamed before.
@@ -203,6 +206,7 @@ class Start:
     rename: tuple[tuple[str, str], ...] = ()
     fresh: str | None = None
     names: Names | None = None
+    masks: str | None = None
 
     def __post_init__(self):
         require_pattern(self, "take", *(["fresh"] if self.fresh is not None else []))

@@ -58,10 +58,12 @@ def _head(model: Any, x_BxHxWxC: jax.Array) -> jax.Array:
 class _Block(nn.Module):
     """relu(shortcut(x) + convolutions(x)): two of 3x3, or 1x1, 3x3 and 1x1 to four times `width`.
 
-    A `stride` is the first 3x3's (v1.5; He et al. have it in the first 1x1).
+    All but the last have `inner` filters. A `stride` is the first 3x3's (v1.5; He et al. have it in
+    the first 1x1).
     """
 
     width: int
+    inner: int
     stride: int
     bottleneck: bool
     shortcut: str
@@ -71,10 +73,10 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
-        width, stride = self.width, self.stride
-        convs = [(width, 3, stride), (width, 3, 1)]  # filters, size, stride
+        width, inner, stride = self.width, self.inner, self.stride
+        convs = [(inner, 3, stride), (width, 3, 1)]  # filters, size, stride
         if self.bottleneck:
-            convs = [(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)]
+            convs = [(inner, 1, 1), (inner, 3, stride), (4 * width, 1, 1)]
         y_BxHxWxC = x_BxHxWxC
         for number, shape in enumerate(convs, 1):
             last = number == len(convs)
@@ -108,6 +110,8 @@ class ResNet(nn.Module):
       shortcut: where shapes change: a 1x1 "projection" (option B), or "padding" with zeros (A).
       zero_init: the last scale of each block starts at 0, so that it is the identity (Goyal et al.
         2017, arXiv:1706.02677).
+      inner: filters within the blocks of each stage, of all convolutions but a block's last; None
+        is as many as the stage has.
       outputs: number of classes.
       kernel_init: initialiser of the convolutions; the head's is normal, of deviation 0.01.
       dtype: dtype of the computation.
@@ -121,13 +125,24 @@ class ResNet(nn.Module):
     stem: Literal["imagenet", "cifar"] = "imagenet"
     shortcut: Literal["projection", "padding"] = "projection"
     zero_init: bool = False
+    inner: tuple[int, ...] | None = None
     outputs: int = 1000
     kernel_init: Initializer = HE_FAN_OUT
     dtype: Dtype = "float32"
 
     def __post_init__(self):
-        require_sizes(self, "depths", "width", "outputs")
+        require_sizes(self, "depths", "width", "outputs", *(["inner"] if self.inner else []))
+        if self.inner is not None and len(self.inner) != len(self.depths):
+            raise ConfigError(
+                f"ResNet.inner: {self.inner} given for {len(self.depths)} stages; one number for "
+                "each is needed."
+            )
         super().__post_init__()
+
+    @property
+    def within(self) -> tuple[int, ...]:
+        """The filters within the blocks of each stage."""
+        return self.inner or tuple(self.width * 2**stage for stage in range(len(self.depths)))
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
@@ -141,6 +156,7 @@ class ResNet(nn.Module):
             for block in range(depth):
                 x_BxHxWxC = _Block(
                     width=self.width * 2 ** (stage - 1),
+                    inner=self.within[stage - 1],
                     stride=2 if block == 0 and stage > 1 else 1,
                     bottleneck=self.bottleneck,
                     shortcut=self.shortcut,

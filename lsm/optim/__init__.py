@@ -14,6 +14,7 @@ from lsm.optim.ema import (
     with_model_state,
 )
 from lsm.optim.layers import LayerDecay
+from lsm.optim.masks import PruneState, masks_of, pruned, sparsity, with_masks
 from lsm.optim.master import keep_master
 from lsm.optim.muon import MatrixAxes, Muon
 from lsm.optim.optimizers import (
@@ -29,6 +30,7 @@ from lsm.optim.optimizers import (
     Shampoo,
 )
 from lsm.optim.partition import Part, Partition
+from lsm.optim.pruning import FixedMasks, Magnitude, Movement, Pruning, TwoOfFour
 from lsm.optim.raw import Raw, as_optimizer
 from lsm.optim.schedules import (
     Constant,
@@ -55,18 +57,23 @@ __all__ = [
     "Constant",
     "Cosine",
     "Exponential",
+    "FixedMasks",
     "Group",
     "InverseSqrt",
     "LayerDecay",
     "Linear",
     "Lion",
+    "Magnitude",
     "MatrixAxes",
     "Momentum",
+    "Movement",
     "Muon",
     "Optimizer",
     "ParamsEmaState",
     "Part",
     "Partition",
+    "PruneState",
+    "Pruning",
     "RMSProp",
     "Raw",
     "ReduceOnPlateau",
@@ -74,14 +81,19 @@ __all__ = [
     "Shampoo",
     "ShampooState",
     "Step",
+    "TwoOfFour",
     "WarmUp",
     "as_optimizer",
     "averaged_model_state",
     "averaged_params",
     "averages_model_state",
     "keep_master",
+    "masks_of",
     "params_ema",
+    "pruned",
     "scale_by_shampoo",
+    "sparsity",
     "unstacked",
+    "with_masks",
     "with_model_state",
 ]

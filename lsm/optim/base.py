@@ -12,7 +12,8 @@ there:
     plateau         the factor of ReduceOnPlateau
     ema             the average of the parameters
 
-Beside them stands, with `make(..., master=True)`, the float32 copy of the parameters, "master".
+Beside them stand the masks of what is pruned, "prune", and, with `make(..., master=True)`, the
+float32 copy of the parameters, "master".
 
 The path of a state leaf that belongs to a parameter ends with the parameter's path: Adam's first
 moment of `Dense_0/kernel` is `core/mu/Dense_0/kernel`, its average `ema/average/Dense_0/kernel`.
@@ -36,7 +37,9 @@ from lsm.durations import Horizon
 from lsm.errors import ConfigError
 from lsm.optim.ema import params_ema
 from lsm.optim.layers import LayerDecay
+from lsm.optim.masks import pruned
 from lsm.optim.master import keep_master
+from lsm.optim.pruning import Pruning
 from lsm.optim.schedules import Constant, Schedule
 from lsm.optim.stacks import Stacks, unstacked
 from lsm.params import mask, matches, names, path_name, require_match
@@ -85,6 +88,11 @@ class Optimizer(abc.ABC):
             factor is 1.
         """
 
+    @property
+    def prunings(self) -> tuple[Pruning, ...]:
+        """What is pruned: one for each optimiser in it that prunes."""
+        return ()
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -124,6 +132,7 @@ class Algorithm(Optimizer):
       ema: decay of an exponential moving average of the parameters and of the model state (batch
         norm's statistics), used for evaluation; with its bias corrected as in Adam, so that the
         initial parameters have no share in it.
+      prune: what becomes 0 and stays so, in the average too; None is nothing.
     """
 
     coupled: ClassVar[bool] = False
@@ -137,6 +146,7 @@ class Algorithm(Optimizer):
     groups: tuple[Group, ...] = ()
     layer_decay: LayerDecay | None = None
     ema: float | None = None
+    prune: Pruning | None = None
 
     def __post_init__(self):
         require(self, learning_rate="(0, inf)", clip_norm="(0, inf)", weight_decay="[0, inf)")
@@ -183,6 +193,9 @@ class Algorithm(Optimizer):
     ) -> optax.GradientTransformationExtraArgs:
         """See `Optimizer.make`; the state is a dict of the links."""
         transform = optax.named_chain(*self._links(horizon, stacks))
+        # Within the master copies, so that they are 0 too.
+        if self.prune is not None:
+            transform = pruned(transform, self.prune, horizon, stacks)
         if master:
             transform = keep_master(transform)
         # Around the master copies, so that frozen parameters have none.
@@ -198,6 +211,11 @@ class Algorithm(Optimizer):
         if isinstance(opt_state, dict) and "plateau" in opt_state:
             rate *= opt_state["plateau"].scale
         return {"learning_rate": rate}
+
+    @property
+    def prunings(self) -> tuple[Pruning, ...]:
+        """See `Optimizer.prunings`."""
+        return () if self.prune is None else (self.prune,)
 
     def _links(self, horizon: Horizon, stacks: Stacks) -> list[Link]:
         links: list[Link] = []

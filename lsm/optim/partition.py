@@ -12,6 +12,7 @@ from lsm.checks import require_pattern
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, listed
 from lsm.optim.base import Optimizer, check_first_matches, checked, first_match
+from lsm.optim.pruning import Pruning
 from lsm.optim.raw import as_optimizer
 from lsm.optim.stacks import Stacks
 from lsm.params import names, path_name
@@ -43,7 +44,8 @@ class Partition(Optimizer):
     """Several optimisers by path: `Partition(("^generator/", Adam(...)), (".*", SGD(...)))`.
 
     A parameter belongs to the first part whose pattern matches, and there must be one. Each part
-    has its own schedule, clipping, decay, groups and average, and counts its own parameters only.
+    has its own schedule, clipping, decay, groups, average and pruning, and counts its own
+    parameters only.
 
     Attributes:
       parts: (pattern, optimiser) each; a plain pair is made a `Part`.
@@ -97,6 +99,11 @@ class Partition(Optimizer):
             for key, rate in part.optimizer.learning_rates(horizon, step, state).items():
                 rates[f"learning_rate/{name}{key.removeprefix('learning_rate')}"] = rate
         return rates
+
+    @property
+    def prunings(self) -> tuple[Pruning, ...]:
+        """See `Optimizer.prunings`."""
+        return tuple(one for part in self.parts for one in part.optimizer.prunings)
 
     def _patterns(self) -> list[str]:
         return [part.pattern for part in self.parts]

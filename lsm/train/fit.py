@@ -26,7 +26,7 @@ from lsm.train.goodput import Clock, Goodput, undone
 from lsm.train.loop import Ending, Loop
 from lsm.train.profile import Profile
 from lsm.train.progress import Progress
-from lsm.train.start import begin
+from lsm.train.start import begin, check_masks
 from lsm.train.state import TrainState
 from lsm.train.throughput import Throughput
 from lsm.train.trainer import Trainer, prepare_jax
@@ -79,6 +79,7 @@ def fit(
     if data_dir is not None:
         data_dir = expanded(data_dir, "--data_dir").absolute()
     origin = dataclasses.replace(origin or Origin(), data_dir=data_dir and str(data_dir))
+    check_masks(experiment)
     prepare_jax()
     keep_memory()
     with ExitStack() as opened:

@@ -14,6 +14,7 @@ from lsm.data import Prefetcher
 from lsm.data.values import not_finite
 from lsm.durations import to_steps
 from lsm.errors import DataError, TrainingError, listed
+from lsm.optim import sparsity
 from lsm.run.checkpoint import Checkpoints
 from lsm.train.evaluation import evaluate
 from lsm.train.execution import Execution, execution
@@ -63,6 +64,9 @@ class Loop:
         self._save_every = to_steps(self._experiment.checkpoint.every, self._horizon)
         every = (self._log_every, self._evaluate_every, self._save_every, self._horizon.steps)
         self._every = [steps for steps in every if steps]
+        prunings = self._experiment.optimizer.prunings
+        ends = [pruning.times(self._horizon).end or 0 for pruning in prunings]
+        self._sparse_from = max(ends, default=0)
         self.execution = execution(self.trainer, self.throughput)
         self._asked = False  # by a callback: to stop
 
@@ -141,7 +145,7 @@ class Loop:
             skipped = self.progress.skipped + int(totals["skipped"].sum)
             self.progress = dataclasses.replace(self.progress, skipped=skipped)
         figures = self._experiment.task.summary(totals)
-        figures |= self._learning_rates(step, state)
+        figures |= self._learning_rates(step, state) | sparsity(state.opt_state)
         if speed:
             figures |= self._rates(speed["steps_per_sec"], totals["loss"].weight / len(window))
         self.writers.write(step, "train", figures | speed)
@@ -192,8 +196,8 @@ class Loop:
         figures = evaluate(self.trainer, state, split, self.clock)
         self.writers.write(step, split, figures)
         self._call("after_evaluation", step, state, split, figures)
-        if split == "test":
-            return False
+        if split == "test" or step < self._sparse_from:
+            return False  # a model that is not pruned yet is none of those to choose from
         config = self._experiment.evaluation
         self.progress = self.progress.after(step, figures[config.monitor], config)
         return self.progress.best_step == step

@@ -13,17 +13,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsm.config import Computed, Start
+from lsm.config import Computed, Experiment, Start
 from lsm.data import Dataset
 from lsm.errors import CheckpointError, ConfigError, listed
 from lsm.mesh import jit
+from lsm.optim import FixedMasks, masks_of
 from lsm.params import flat, matches, require_match
 from lsm.run.weights import FileWeights, NamedWeights, Spec, Weights, open_weights
 from lsm.tasks import Task
 from lsm.train.program import Program
-from lsm.train.state import TrainState
+from lsm.train.state import MASKS, TrainState
 
 _log = logging.getLogger("lsm")
+
+
+def check_masks(experiment: Experiment) -> None:
+    """Raises ConfigError where masks are given and nothing is pruned, or the other way round."""
+    given, prunings = getattr(experiment.start, "masks", None), experiment.optimizer.prunings
+    if given is not None and not prunings:
+        raise ConfigError(
+            f"Start.masks: {given!r} given, but nothing is pruned; optimizer.prune, such as "
+            "FixedMasks(), is needed."
+        )
+    if given is None and any(isinstance(pruning, FixedMasks) for pruning in prunings):
+        raise ConfigError(
+            "FixedMasks: it prunes what Start.masks says, and there is none; give "
+            "start=Start(path=..., masks=...)."
+        )
 
 
 def begin(
@@ -60,6 +76,7 @@ def begin(
         for path, name in names.items():
             if path in made:
                 taken |= _made(*made[path], weights, name, here)
+    taken |= _masks(start, state, here) if start.masks is not None else {}
     fresh = listed(path for path in asked if path not in names) or "none"
     _log.info("start: %d arrays of %s; drawn anew: %s", len(names), weights.where, fresh)
     return program.start(taken)
@@ -81,6 +98,25 @@ def _made(
     return jit(make, in_shardings=(spec.sharding,), out_shardings=places, calls="one")(
         jax.device_put(found, spec.sharding)
     )
+
+
+def _masks(start: Start, state: TrainState, here: Spec) -> dict[str, jax.Array]:
+    """Returns what is not 0 there, of what is pruned here, by the paths of `init_state`."""
+    paths = [f"params/{name}" for name in masks_of(state.opt_state)]
+    with open_weights(start.masks, "start.masks") as weights:
+        there = weights.spec
+        wrong = [p for p in paths if p not in there or there[p].shape != here[p].shape]
+        if wrong:
+            raise CheckpointError(
+                f"start.masks: {weights.where} does not have, or has in another shape, "
+                f"{listed(wrong)}, which is pruned here."
+            )
+        read = weights.read({path: here[path].sharding for path in paths})
+    masks = {MASKS + path.removeprefix("params/"): x != 0 for path, x in read.items()}
+    zeros = sum(x.size - int(x.sum()) for x in masks.values())
+    weights_here = sum(x.size for x in masks.values())
+    _log.info("start.masks: %d of %d weights are 0 in %s", zeros, weights_here, weights.where)
+    return masks
 
 
 def _place(x: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:

@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lsm.optim import with_model_state
+from lsm.optim import with_masks, with_model_state
 from lsm.params import flat, path_name
 from lsm.rng import stream
 from lsm.tasks import CONSTANTS, Batch, ModelState, Params, Task
 from lsm.tasks.base import pair
+
+MASKS = "masks/"
+"""What the paths of masks begin with, among arrays that a start takes."""
 
 
 @jax.tree_util.register_dataclass
@@ -53,7 +56,8 @@ def init_state(
       seed: of the parameters.
       dtype: of the parameters in the state.
       taken: arrays that replace what the task drew, by path: "params/head/kernel",
-        "batch_stats/BatchNorm_0/mean". They are cast to its dtypes.
+        "batch_stats/BatchNorm_0/mean". They are cast to its dtypes. And masks of what is pruned
+        from the start: "masks/head/kernel", bool.
     """
     params, model_state = pair("init", task.init(stream(seed, "params"), batch))
     drawn = {"params": params, **model_state}
@@ -62,8 +66,13 @@ def init_state(
         jax.tree.map(jnp.asarray, drawn),
     )
     params = drawn.pop("params")
+    masks = {p.removeprefix(MASKS): x for p, x in taken.items() if p.startswith(MASKS)}
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.where(masks[p], x, 0) if (p := path_name(path)) in masks else x, params
+    )
     changing = {name: tree for name, tree in drawn.items() if name != CONSTANTS}
     opt_state = with_model_state(optimizer.init(params), changing, params)
+    opt_state = with_masks(opt_state, masks) if masks else opt_state
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     return TrainState(jnp.int32(0), params, drawn, opt_state)
 
