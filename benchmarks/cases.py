@@ -138,6 +138,13 @@ CASES = {
         best="shakespeare",
     ),
     "shakespeare": Case("learning rate 2e-3", "shakespeare/gpt.py", metric="validation/loss"),
+    "shakespeare_small": Case(
+        "six layers of 384, by Muon from batches of 16",
+        "shakespeare/gpt_gpu.py:small",
+        metric="validation/loss",
+        claimed="1.4697, 5000 steps of 64",
+        seeds=1,
+    ),
     "imdb_lstm": Case(
         "IMDB reviews, two LSTMs of 128, 10 epochs",
         "imdb/lstm.py",
