@@ -237,13 +237,17 @@ def open_run(
 
 
 @contextlib.contextmanager
-def open_weights(path: os.PathLike | str) -> Iterator[Weights]:
+def open_weights(path: os.PathLike | str, field: str = "start.path") -> Iterator[Weights]:
     """Opens a workdir, one of its checkpoints (`WORKDIR/checkpoints/STEP`), safetensors or GGUF.
+
+    Args:
+      path: of it.
+      field: what errors begin with.
 
     Raises:
       CheckpointError: there is nothing of the kind, or it is damaged.
     """
-    path = expanded(path, "start.path")
+    path = expanded(path, field)
     if (path / "checkpoints").is_dir():
         with open_run(path, masters=True) as (weights, _):
             yield weights
@@ -253,7 +257,7 @@ def open_weights(path: os.PathLike | str) -> Iterator[Weights]:
     elif not path.exists() or path.name == "checkpoints":
         what = "a folder of checkpoints; name one of them" if path.exists() else "not there"
         raise CheckpointError(
-            f"start.path: {path} is {what}. A workdir, one of its checkpoints, or safetensors is "
+            f"{field}: {path} is {what}. A workdir, one of its checkpoints, or safetensors is "
             "needed."
         )
     else:

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import csv
+import dataclasses
 import glob
 import itertools
 import json
@@ -12,6 +13,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lsm import processes
@@ -23,6 +26,8 @@ from lsm.data.inputs import Inputs
 from lsm.data.values import not_finite
 from lsm.errors import CheckpointError, ConfigError, DataError
 from lsm.files import expanded, nothing_at, plain_json, readable_disk_errors
+from lsm.mesh import jit, replicated
+from lsm.run import saved
 from lsm.run.checkpoint import Checkpoints
 from lsm.tasks import LanguageModelling, Task
 from lsm.train.evaluation import evaluate_all, predict
@@ -68,13 +73,13 @@ def predict_run(
       TrainingError: the disk is full or the workdir cannot be written.
     """
     trainer, state, step = _restored(experiment, workdir, data_dir)
-    files = {}
+    task, files = trainer.experiment.task, {}
     for split in trainer.evaluation:
         files[split] = expanded(workdir, "--workdir") / "predictions" / f"{split}.jsonl"
         dataset = trainer.evaluation[split].dataset
-        names = Inputs.of(dataset).called(experiment.task)
-        found = _of_tokens(experiment.task, dataset, predict(trainer, state, split))
-        rows = _rows_of(experiment.task, found, names)
+        names = Inputs.of(dataset).called(task)
+        found = _of_tokens(task, dataset, predict(trainer, state, split))
+        rows = _rows_of(task, found, names)
         _write(files[split], ({"example": number, **row} for number, row in enumerate(rows)))
     return step, files
 
@@ -324,21 +329,49 @@ def _restored(
     if not directory.is_dir():
         raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
     prepare_jax()
-    trainer = Trainer.of(experiment, data_dir)
+    plain = dataclasses.replace(experiment, task=experiment.task.plain)
+    trainer = Trainer.of(plain, data_dir)
     say_other_data(expanded(workdir, "--workdir"), trainer)
     for split in trainer.evaluation:
         trainer.check_examples(split)
+    if plain.task is not experiment.task:  # a student, whose teacher is not needed
+        run = load(workdir, experiment=experiment)
+        return trainer, TrainState(jnp.int32(run.step), run.params, run.model_state, {}), run.step
     while True:
         with contextlib.closing(
-            Checkpoints(directory, checksums=trainer.program.checksums, read_only=True)
+            Checkpoints(directory, checksums=_checksums(trainer), read_only=True)
         ) as checkpoints:
             step = checkpoints.latest()
             if step is None:
                 raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
             try:
                 step = checkpoints.chosen()
-                return trainer, checkpoints.restore(trainer.program.abstract_state, step), step
+                return (
+                    trainer,
+                    checkpoints.restore(_abstract(trainer, checkpoints, step), step),
+                    step,
+                )
             except CheckpointError:
                 if (directory / str(step)).is_dir():
                     raise
                 continue  # a run in progress has just replaced it with a newer one
+
+
+def _abstract(trainer: Trainer, checkpoints: Checkpoints, step: int) -> TrainState:
+    """Returns the state that is saved; of a run made of another there is no optimiser's."""
+    state = trainer.program.abstract_state
+    derived = "opt_state" in checkpoints.empties(step)
+    return dataclasses.replace(state, opt_state={}) if derived else state
+
+
+def _checksums(trainer: Trainer) -> Callable[[TrainState], Any]:
+    """Returns `Program.checksums`, for states without an optimiser's too."""
+    program = trainer.program
+
+    def checksums(state: TrainState) -> Any:
+        if jax.tree.structure(state) == jax.tree.structure(program.abstract_state):
+            return program.checksums(state)
+        held, whole = jax.tree.map(lambda x: x.sharding, state), replicated(program.mesh)
+        return jit(saved.checksums, in_shardings=(held,), out_shardings=whole)(state)
+
+    return checksums
