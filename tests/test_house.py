@@ -21,7 +21,7 @@ FLOORS = [
     ["lsm.tasks", "lsm.data", "lsm.writers", "lsm.evaluate", "lsm.interop"],
     ["lsm.run"],
     ["lsm.config"],
-    ["lsm.train", "lsm.adapt"],
+    ["lsm.train", "lsm.adapt", "lsm.compress"],
     ["lsm"],
     ["lsm.cli", "lsm.__main__", "lsm.interop.__main__"],
     ["experiments", "launch", "benchmarks"],

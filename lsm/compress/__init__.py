@@ -1,0 +1,8 @@
+"""Smaller models, made of trained ones; `python -m lsm.compress` runs a chain of such steps."""
+
+from lsm.compress.chain import compress
+from lsm.compress.links import Distil, Shorten, Tune
+from lsm.compress.recipe import Link, Recipe
+from lsm.compress.shorten import shorten
+
+__all__ = ["Distil", "Link", "Recipe", "Shorten", "Tune", "compress", "shorten"]
