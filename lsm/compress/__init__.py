@@ -2,7 +2,7 @@
 
 from lsm.compress.chain import compress
 from lsm.compress.links import Distil, Shorten, Tune
-from lsm.compress.recipe import Link, Recipe
+from lsm.compress.recipe import Derived, Link, Recipe
 from lsm.compress.shorten import shorten
 
-__all__ = ["Distil", "Link", "Recipe", "Shorten", "Tune", "compress", "shorten"]
+__all__ = ["Derived", "Distil", "Link", "Recipe", "Shorten", "Tune", "compress", "shorten"]

@@ -72,7 +72,7 @@ class Subject:
         run, packer = self._run, zlib.compressobj(6)
         arrays = {path: np.asarray(x) for path, x in _arrays(run.params, run.model_state).items()}
         held = {p: x for p, x in arrays.items() if p.startswith(("params/", "constants/"))}
-        contents = [_content(x) for _, x in sorted(arrays.items())]
+        contents = [content(x) for _, x in sorted(arrays.items())]
         compressed = sum(len(packer.compress(content)) for content in contents)
         return Size(
             parameters=sum(x.size for x in held.values()),
@@ -138,7 +138,7 @@ def _arrays(params, model_state) -> dict[str, jax.Array]:
     return flat({"params": params, **model_state})
 
 
-def _content(x: np.ndarray) -> bytes:
+def content(x: np.ndarray) -> bytes:
     """The bytes of an array as a file has them; NumPy gives four bits a byte of their own."""
     if x.dtype not in (ml_dtypes.int4, ml_dtypes.uint4):
         return np.ascontiguousarray(x).tobytes()

@@ -1,7 +1,7 @@
 """Digits by a network of a quarter of the filters, taught by the one that was trained.
 
     python -m experiments.digits --workdir=runs/digits
-    python -m lsm.compress --workdir=runs/digits --out=runs/digits_small \
+    python -m lsm.compress --workdir=runs/digits --out=runs/digits_small \\
         --recipe=experiments/configs/digits/compress.py
 """
 
