@@ -10,9 +10,9 @@ CONFIGS = Path("experiments/configs")
 
 
 def shipped() -> list[Path]:
-    """Returns the config files that can be run here: not those for the reader's own data."""
+    """Returns the configs that can be run here: no recipes, nor those for the reader's own data."""
     files = sorted((sources.ROOT / CONFIGS).glob("*/*.py"))
-    return [path for path in files if path.parent.name != "finetune"]
+    return [p for p in files if p.parent.name != "finetune" and p.stem != "compress"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,12 @@ CASES = {
     ),
     "mnist_dense": Case("LeNet-300-100, all weights", "mnist/pruned.py:dense"),
     "mnist_best": Case("MNIST, airbench's network, 8 epochs", "mnist/best.py"),
+    "mnist_student_alone": Case(
+        "MNIST MLP 784-32-10, Adam, 10 epochs",
+        "mnist/student.py:alone",
+        best="mnist_student_taught",
+    ),
+    "mnist_student_taught": Case("the same, taught by a CNN of 99.1 %", "mnist/student.py:taught"),
     "fashion": Case("Fashion-MNIST, airbench's network, 15 epochs", "mnist/fashion.py", seeds=1),
     "cifar_cnn": Case(
         "CIFAR-10 CNN, 10 epochs", "cifar/cnn.py", claimed="91.80 %", best="cifar_airbench"

@@ -60,6 +60,20 @@ def _alike(predictions: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.A
     return predictions, jnp.broadcast_to(targets, predictions.shape)
 
 
+def distillation(logits_BxK: jax.Array, teacher_BxK: jax.Array, temperature: float) -> jax.Array:
+    """T^2 KL(teacher || student) at the temperature T, in nats (Hinton et al. 2015).
+
+    Both softmaxes are of logits / T. With the factor T^2 gradients are of one size at any T
+    (arXiv:1503.02531, section 2). One value an example; any leading dimensions.
+
+    Raises:
+      DataError: the two are not of the same shape.
+    """
+    both = _alike(logits_BxK, teacher_BxK.astype(jnp.float32))
+    soft, targets = (jax.nn.log_softmax(x / temperature) for x in both)
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(soft, targets)
+
+
 def binary_cross_entropy(logits_B: jax.Array, labels_B: jax.Array) -> jax.Array:
     """Binary cross-entropy in nats from logits; labels are 0 or 1, or probabilities."""
     return optax.sigmoid_binary_cross_entropy(*_alike(logits_B, labels_B))

@@ -21,9 +21,9 @@ FLOORS = [
     ["lsm.tasks", "lsm.data", "lsm.writers", "lsm.evaluate", "lsm.interop"],
     ["lsm.run"],
     ["lsm.config"],
-    ["lsm.train", "lsm.adapt", "lsm.compress"],
+    ["lsm.train", "lsm.adapt", "lsm.compress", "lsm.export"],
     ["lsm"],
-    ["lsm.cli", "lsm.__main__", "lsm.interop.__main__"],
+    ["lsm.cli", "lsm.__main__", "lsm.interop.__main__", "lsm.export.onnx", "lsm.export.page"],
     ["experiments", "launch", "benchmarks"],
 ]
 """From the ground up: a module imports from its own floor or one below."""

@@ -27,15 +27,38 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> Experiment:
     Raises:
       ConfigError: the file, an override or a field is wrong; one line that says which.
     """
-    path, arg = split(spec)
-    experiment = _call(path, arg)
+    return read(spec, Experiment, overrides)
+
+
+def read(
+    spec: str,
+    kind: type,
+    overrides: Mapping[str, str] | None = None,
+    function: str = "get_config",
+    flag: str = "config",
+) -> Any:
+    """Returns what a function of `FILE[:arg]` gives, of a certain kind; see `load`.
+
+    Args:
+      spec: the file, and the argument of the function.
+      kind: of what it has to return.
+      overrides: see `load`.
+      function: its name.
+      flag: what errors say instead of "--config".
+    """
+    path, arg = split(spec, flag)
+    value = _call(path, arg, function, kind)
     with _readable(path):
-        schema.check(experiment)
-    return override(experiment, overrides or {})
+        schema.check(value)
+    return override(value, overrides or {}, flag)
 
 
-def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def split_overrides(argv: Sequence[str], flag: str = "config") -> tuple[list[str], dict[str, str]]:
     """Takes `--config.a.b=value` and `--config.a.b value` out of a command line.
+
+    Args:
+      argv: its words.
+      flag: what stands there instead of "config".
 
     Returns:
       What is left, and the overrides {"a.b": "value"}; of two values of a field, the last.
@@ -48,10 +71,10 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     for word in words:
         if word == "--":
             return [*rest, word, *words], found
-        if not re.match(r"--?config\.", word):
+        if not re.match(rf"--?{flag}\.", word):
             rest.append(word)
             continue
-        path, equals, text = word.lstrip("-").removeprefix("config.").partition("=")
+        path, equals, text = word.lstrip("-").removeprefix(f"{flag}.").partition("=")
         if not equals:
             text = next(words, "--")
             if text.startswith("--"):
@@ -60,7 +83,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, found
 
 
-def override(value: Any, overrides: Mapping[str, str]) -> Any:
+def override(value: Any, overrides: Mapping[str, str], flag: str = "config") -> Any:
     """Returns a copy of a dataclass with fields, given by dotted path and text, replaced.
 
     All fields of one dataclass are replaced at once, so that checks between fields see the
@@ -73,11 +96,11 @@ def override(value: Any, overrides: Mapping[str, str]) -> Any:
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ConfigError(f"--config.{path}: a field above it is set on the line too.")
+                raise ConfigError(f"--{flag}.{path}: a field above it is set on the line too.")
         if last in node:
-            raise ConfigError(f"--config.{path}: a field below it is set on the line too.")
+            raise ConfigError(f"--{flag}.{path}: a field below it is set on the line too.")
         node[last] = text
-    return _rebuild(value, Any, tree, "config")
+    return _rebuild(value, Any, tree, flag)
 
 
 def describe(experiment: Experiment) -> Iterator[str]:
@@ -101,17 +124,17 @@ def _describe(value: Any, kind: Any, path: str) -> Iterator[str]:
             yield from _describe(child, hint, f"{path}.{name}")
 
 
-def split(spec: str) -> tuple[pathlib.Path, str | None]:
+def split(spec: str, flag: str = "config") -> tuple[pathlib.Path, str | None]:
     """Returns the file and the argument of `FILE[:arg]`; raises ConfigError without the file."""
     name, colon, arg = spec.partition(".py:")
-    path = expanded(name + ".py" if colon else spec, "--config")
+    path = expanded(name + ".py" if colon else spec, f"--{flag}")
     if not path.is_file():
         near = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise ConfigError(f"--config: there is no file {str(path)!r}.{nearest(str(path), near)}")
+        raise ConfigError(f"--{flag}: there is no file {str(path)!r}.{nearest(str(path), near)}")
     return path, arg if colon else None
 
 
-def _call(path: pathlib.Path, arg: str | None) -> Experiment:
+def _call(path: pathlib.Path, arg: str | None, function: str, kind: type) -> Any:
     name = f"lsm_config_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path.absolute())
     module = importlib.util.module_from_spec(spec)
@@ -122,15 +145,16 @@ def _call(path: pathlib.Path, arg: str | None) -> Experiment:
         except BaseException:
             del sys.modules[name]
             raise
-        get_config: Callable | None = getattr(module, "get_config", None)
-        if get_config is None:
-            raise ConfigError(f"{path}: no function get_config(arg=None) in it.")
-        experiment = get_config(arg) if arg is not None else get_config()
-    if not isinstance(experiment, Experiment):
+        get: Callable | None = getattr(module, function, None)
+        if get is None:
+            raise ConfigError(f"{path}: no function {function}(arg=None) in it.")
+        value = get(arg) if arg is not None else get()
+    if not isinstance(value, kind):
+        needed = f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}"
         raise ConfigError(
-            f"{path}: get_config returned {type(experiment).__name__}; an lsm.Experiment is needed."
+            f"{path}: {function} returned {type(value).__name__}; {needed} is what it has to be."
         )
-    return experiment
+    return value
 
 
 class _readable:

@@ -17,6 +17,8 @@ from lsm.models.pipeline import run_layers
 from lsm.models.remat import rematerialised
 from lsm.models.transformer import Transformer
 
+_SOWN = "intermediates"
+
 LAYOUT = Layout(
     rules=(
         # Columns over "tensor", then rows: one sum over devices for each pair of products
@@ -83,7 +85,8 @@ class Stack(nn.Module):
 
         The arguments are those of `Block`, but for a cache of each block, in and out; attention
         weights have a leading layer dimension. Cross-attention is there if a memory was when the
-        parameters were made.
+        parameters were made. Where the collection "intermediates" is mutable, the stream after
+        block i is sown there as "block_i".
 
         Raises:
           MeshError: a cache on a mesh with stages, or stages that do not divide the layers.
@@ -97,12 +100,16 @@ class Stack(nn.Module):
             self.param("blocks", self._init_blocks, memory_BxSxD is not None)
         # Balance losses are added up row by row and go along: each stage has other rows at a tick.
         rows = (x_BxTxD.astype(config.dtype), jnp.zeros(x_BxTxD.shape[0]))
-        layer, beside = _layer(config, train, maps), (mask, memory_BxSxD, memory_mask)
+        sown = self.is_mutable_collection(_SOWN) and not self.is_initializing() and cache is None
+        layer, beside = _layer(config, train, maps, sown), (mask, memory_BxSxD, memory_mask)
         if cache is not None:
             return self._cached(layer, rows, cache, beside)
         layer = rematerialised(layer, config.remat)
         layers = self._layers(train)
         rows, results = run_layers(layer, layers, rows, config.unroll, beside=beside)
+        *results, x_LxBxTxD = results
+        for number in range(config.layers if sown else 0):
+            self.sow(_SOWN, f"block_{number}", x_LxBxTxD[number])
         return BlockOutput(*rows, *results)
 
     def _cached(self, layer: Callable, rows: Any, cache: Caches, beside: Any) -> BlockOutput:
@@ -112,7 +119,7 @@ class Stack(nn.Module):
         for number, (params, own) in enumerate(zip(unstacked(blocks), cache, strict=True), 1):
             is_global = number % config.global_every == 0 if config.global_every else None
             rows, results = layer(rows, (params, None, is_global, own, None), jnp.int32(0), *beside)
-            found.append(results)
+            found.append(results[:-1])
         caches, *maps = zip(*found, strict=True)
         stacked = (None if m[0] is None else jnp.stack(m) for m in maps)
         return BlockOutput(*rows, Caches(caches), *stacked)
@@ -138,7 +145,9 @@ class Stack(nn.Module):
             )
 
 
-def _layer(config: Transformer, train: bool, maps: bool) -> Callable[..., tuple[Any, Any]]:
+def _layer(
+    config: Transformer, train: bool, maps: bool, sown: bool
+) -> Callable[..., tuple[Any, Any]]:
     """Returns one layer as `run_layers` calls it; `own` is its part of `Stack._layers`."""
 
     def layer(rows: Any, own: Any, tick: jax.Array, mask: Mask, memory: Any, memory_mask: Mask):
@@ -159,6 +168,7 @@ def _layer(config: Transformer, train: bool, maps: bool) -> Callable[..., tuple[
             # In stages a layer meets a micro-batch a tick: each needs dropout of its own.
             rngs={} if key is None else {"dropout": jax.random.fold_in(key, tick)},
         )
-        return (y.x_BxTxD, balance_B + y.balance_B), (y.cache, y.maps_BxHxTxS, y.cross_maps_BxHxTxS)
+        results = (y.cache, y.maps_BxHxTxS, y.cross_maps_BxHxTxS, y.x_BxTxD if sown else None)
+        return (y.x_BxTxD, balance_B + y.balance_B), results
 
     return layer

@@ -20,7 +20,7 @@ from lsm.files import silent_stderr
 from lsm.mesh import jit, replicated
 from lsm.params import flat, nested, path_name
 from lsm.run import saved
-from lsm.run.saved import IN_STATE, spec_of
+from lsm.run.saved import IN_STATE, TAUGHT_BY, spec_of
 from lsm.tasks import CONSTANTS
 
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
@@ -34,7 +34,8 @@ class Checkpoints:
     A checkpoint appears under its final name only when it is whole. Beside the arrays it holds
     `meta`: the path, shape, dtype and checksum of every leaf, and the progress of the run as JSON.
     What is under "model_state/constants" is the same in all of them: it is saved once, in
-    `directory/constants/DIGEST/`, and `meta` names the digest.
+    `directory/constants/DIGEST/`, and `meta` names the digest. A teacher there is not saved at all;
+    its checksums are.
     """
 
     def __init__(
@@ -92,16 +93,19 @@ class Checkpoints:
         return best if best in self.steps() else latest
 
     def spec(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns path -> shape and dtype of every leaf saved at `step`, but for random keys."""
+        """Returns path -> shape and dtype of every leaf saved at `step`, but for random keys.
+
+        What a student was taught by is not among them.
+        """
         return {
             path: jax.ShapeDtypeStruct(tuple(shape), dtype)
             for path, (shape, dtype) in self._meta(step)["spec"].items()
-            if not dtype.startswith("key<")
+            if not (dtype.startswith("key<") or path.startswith(TAUGHT_BY))
         }
 
     def empties(self, step: int) -> list[str]:
         """Returns the paths of empty dicts in the state saved at `step`."""
-        return self._meta(step).get("empty", [])
+        return [p for p in self._meta(step).get("empty", []) if not p.startswith(TAUGHT_BY)]
 
     def save(self, step: int, state: Any, progress: Mapping[str, Any]) -> None:
         """Starts saving `state` in the background; does nothing where `step` is saved already.
@@ -159,16 +163,17 @@ class Checkpoints:
         """Returns the progress saved at `step`."""
         return self._meta(step)["progress"]
 
-    def restore(self, abstract_state: Any, step: int) -> Any:
+    def restore(self, abstract_state: Any, step: int, teacher: Any = None) -> Any:
         """Returns the state saved at `step`, placed as `abstract_state` says.
 
         Args:
           abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings.
           step: one of `steps()`.
+          teacher: the arrays of the teacher, where the state has one.
 
         Raises:
           CheckpointError: the checkpoint is damaged, or is of another model: the first leaf that
-            differs in path, shape or dtype is named.
+            differs in path, shape or dtype is named. Or the teacher is not the one it had.
         """
         import orbax.checkpoint as ocp
 
@@ -181,8 +186,9 @@ class Checkpoints:
             args = ocp.args.Composite(state=ocp.args.PyTreeRestore(abstract_state, placed))
             state = self._manager.restore(step, args=args)["state"]
         if constants:
-            leaves = self._read(step, CONSTANTS, meta, flat(constants))
-            state = saved.together(state, nested(leaves))
+            constants = nested(self._read(step, CONSTANTS, meta, flat(constants)))
+        if constants or teacher is not None:
+            state = saved.together(state, constants, teacher)
         self._check_sums(step, meta, self._sums(state))
         return state
 
@@ -294,6 +300,12 @@ class Checkpoints:
 
     def _check_sums(self, step: int, meta: Mapping[str, Any], sums: Mapping[str, int]) -> None:
         wrong = [path for path, value in sums.items() if value != meta["checksums"][path]]
+        if wrong and wrong[0].startswith(TAUGHT_BY[0]):
+            path = wrong[0].removeprefix(TAUGHT_BY[0])
+            raise CheckpointError(
+                f"task.teacher: it has changed since step {step} of {self.directory} ({path!r} "
+                "differs); give the one of before, or another --workdir."
+            )
         if wrong:
             item = CONSTANTS if wrong[0].startswith(IN_STATE) else "state"
             raise self._damaged(step, ValueError(f"the checksum of {wrong[0]!r} differs"), item)

@@ -13,10 +13,13 @@ import jax.numpy as jnp
 
 from lsm.errors import CheckpointError
 from lsm.params import flat, path_name
-from lsm.tasks import CONSTANTS
+from lsm.tasks.base import CONSTANTS, PROJECTIONS, TEACHER
 
 IN_STATE = f"model_state/{CONSTANTS}/"
 """Beginning of the paths of constants in a training state."""
+
+TAUGHT_BY = (f"{IN_STATE}{TEACHER}/", f"params/{PROJECTIONS}/")
+"""Beginnings of the paths of what a student is taught by, which is not of its model."""
 
 
 def checksums(state: Any) -> Any:
@@ -100,18 +103,24 @@ def check_spec(saved: dict[str, list], wanted: dict[str, list], where: pathlib.P
 
 
 def apart(state: Any) -> tuple[Any, Any]:
-    """Returns a training state without its constants, and a tree of these alone, or None."""
+    """Returns a training state without its constants, and a tree of these alone, or None.
+
+    A teacher, which is of another run, is in neither.
+    """
     model_state = dict(getattr(state, "model_state", {}))
     if CONSTANTS not in model_state:
         return state, None
+    kept = {name: tree for name, tree in model_state.pop(CONSTANTS).items() if name != TEACHER}
     # As deep as in the state, so that paths are the same in both.
-    constants = {"model_state": {CONSTANTS: model_state.pop(CONSTANTS)}}
+    constants = {"model_state": {CONSTANTS: kept}} if kept else None
     return dataclasses.replace(state, model_state=model_state), constants
 
 
-def together(state: Any, constants: Any) -> Any:
+def together(state: Any, constants: Any, teacher: Any = None) -> Any:
     """Undoes `apart`."""
-    return dataclasses.replace(state, model_state=state.model_state | constants["model_state"])
+    whole = dict(constants["model_state"][CONSTANTS]) if constants else {}
+    whole |= {} if teacher is None else {TEACHER: teacher}
+    return dataclasses.replace(state, model_state={**state.model_state, CONSTANTS: whole})
 
 
 def digest(meta: Mapping[str, Any]) -> str:
@@ -119,6 +128,6 @@ def digest(meta: Mapping[str, Any]) -> str:
     parts = [
         [path, *spec, meta["checksums"][path]]
         for path, spec in sorted(meta["spec"].items())
-        if path.startswith(IN_STATE)
+        if path.startswith(IN_STATE) and not path.startswith(TAUGHT_BY)
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

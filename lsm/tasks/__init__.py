@@ -1,17 +1,9 @@
 """What is learnt: each task joins a model to a loss and metrics, as pure functions."""
 
-from lsm.tasks.base import (
-    CONSTANTS,
-    Batch,
-    LossOutput,
-    ModelState,
-    Params,
-    Rngs,
-    Task,
-    check_labels,
-    column,
-)
+from lsm.tasks.base import CONSTANTS, Batch, LossOutput, ModelState, Params, Rngs, Task
 from lsm.tasks.classification import Classification
+from lsm.tasks.columns import check_labels, column
+from lsm.tasks.distillation import Distillation, Match, Teacher
 from lsm.tasks.function import Function
 from lsm.tasks.gradient import GradientFn, GradientSum, MeanGradient, Metrics, accumulate
 from lsm.tasks.labels import Labelled
@@ -30,6 +22,7 @@ __all__ = [
     "Classification",
     "CutMix",
     "DirectPreference",
+    "Distillation",
     "Function",
     "GradientFn",
     "GradientSum",
@@ -37,6 +30,7 @@ __all__ = [
     "LanguageModelling",
     "LossOutput",
     "MaskedLanguageModelling",
+    "Match",
     "MeanGradient",
     "Metrics",
     "Mix",
@@ -48,6 +42,7 @@ __all__ = [
     "SequenceToSequence",
     "Spans",
     "Task",
+    "Teacher",
     "TextClassification",
     "TokenClassification",
     "accumulate",

@@ -1,11 +1,10 @@
 """What a task is to the trainer: initialise, loss, evaluate, predict. Pure functions of arrays."""
 
 import abc
-import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,13 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsm.errors import ConfigError, DataError, calling, listed, nearest
+from lsm.errors import ConfigError, DataError, calling, listed
 from lsm.metrics import Weighted, weigh
+from lsm.tasks.columns import Batch, asking, check_numeric
 from lsm.tasks.keywords import takes
-
-Batch = Mapping[str, jax.Array | np.ndarray]
-"""Named arrays with a common leading batch axis. An optional float32 column "weight" weighs
-examples: (B,), or (B, T) where the task has targets (B, T)."""
 
 Params = Any
 """Tree of trainable arrays: Linen's "params" collection."""
@@ -32,6 +28,13 @@ ModelState = Mapping[str, Any]
 CONSTANTS = "constants"
 """The collection of `ModelState` that nothing changes: a frozen base, a teacher. It is not trained,
 has no optimiser state and no master copy, and all checkpoints of a run share one copy of it."""
+
+TEACHER, PROJECTIONS = "teacher", "distillation_projections"
+"""In `CONSTANTS`, and in the parameters, what a student learns by and its model has not: the one is
+read of another run at every start and never saved, the other is not read again by anything else."""
+
+INTERMEDIATES = "intermediates"
+"""The collection of what layers give: asked for by its name in the `ModelState` of a call."""
 
 LOSSES = "losses"
 """The collection that a model sows terms of its loss into; see `Task`."""
@@ -63,6 +66,11 @@ class Task(abc.ABC):
     model: nn.Module
     unit: ClassVar[str] = "examples"
     """What the loss is a mean over, in the plural; its speed is logged as `{unit}_per_sec`."""
+
+    @property
+    def plain(self) -> "Task":
+        """The task of the model in use: this one, or where a student is taught, the student's."""
+        return self
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -130,7 +138,8 @@ class Task(abc.ABC):
 
         Returns:
           Outputs (any tree), which `metrics` and `predict` read; and the collections that the
-          model changed, with what it sowed into "losses" among them.
+          model changed, with what it sowed into "losses" among them, and "intermediates" where
+          they are asked for.
         """
         del step
         return self.apply(params, model_state, self.inputs(batch), rngs, train)
@@ -151,7 +160,8 @@ class Task(abc.ABC):
           ConfigError: the model draws from a random stream that `streams` does not name.
         """
         # LOSSES in evaluation as well, to report what was sown.
-        changing = [name for name in model_state if name != CONSTANTS] if train else []
+        beside = (CONSTANTS, INTERMEDIATES)
+        changing = [name for name in model_state if name not in beside] if train else []
         try:
             with calling("task.model"):
                 return self.model.apply(
@@ -160,6 +170,7 @@ class Task(abc.ABC):
                     **options | self._train(train, method),
                     rngs=dict(rngs),
                     mutable=[*changing, LOSSES],
+                    capture_intermediates=INTERMEDIATES in model_state,
                     method=method,
                 )
         except flax.errors.InvalidRngError as error:
@@ -347,50 +358,3 @@ def _like_weights(name: str, value: jax.Array, rows: int, weights: jax.Array | N
     # Like the weights of the loss, for a mean over the same: a scalar counts for each of them.
     shape = (rows,) if weights is None else weights.shape
     return jnp.broadcast_to(value.reshape(-1, *[1] * (len(shape) - 1)), shape)
-
-
-def column(batch: Batch, name: str, field: str) -> jax.Array | np.ndarray:
-    """Returns `batch[name]`; a DataError names `field` and the columns that there are."""
-    if name not in batch:
-        raise DataError(
-            f"{field}: the data has no column {name!r}; it has {listed(batch)}."
-            + nearest(name, batch)
-        )
-    return batch[name]
-
-
-@contextlib.contextmanager
-def asking(batch: Batch, field: str) -> Iterator[None]:
-    """Turns the KeyError of a column that `batch` has not into the DataError of `column`."""
-    try:
-        yield
-    except KeyError as error:
-        if isinstance(error.args[0], str):
-            column(batch, error.args[0], field)
-        raise
-
-
-def check_numeric(values: np.ndarray, field: str) -> None:
-    """Raises DataError where a column holds texts, or pictures of different sizes."""
-    if values.dtype == object:
-        first = values.flat[0]
-        kind = "arrays" if isinstance(first, np.ndarray) else type(first).__name__
-        raise DataError(
-            f"{field}: the examples are {kind} of different shapes; numbers of one shape are "
-            "needed (of pictures, which keep their own size, by data.source.size, or by a crop in "
-            "data.augment and data.evaluate)."
-        )
-
-
-def check_labels(labels: np.ndarray, outputs: int | None, field: str) -> None:
-    """Raises DataError where an integer label is outside the model's outputs."""
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{field}: labels are {labels.dtype}; integer class numbers are needed.")
-    if outputs is None or not labels.size:
-        return
-    low, high = labels.min(), labels.max()
-    if low < 0 or high >= outputs:
-        raise DataError(
-            f"{field}: a label of {low if low < 0 else high} where the model has {outputs} "
-            f"outputs; labels must be 0 to {outputs - 1}, or the outputs more."
-        )

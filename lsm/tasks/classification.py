@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsm.errors import ConfigError
-from lsm.tasks.base import Batch, Rngs, check_numeric, column
+from lsm.tasks.base import Batch, Rngs
+from lsm.tasks.columns import check_numeric, column
 from lsm.tasks.labels import Labelled
 from lsm.tasks.mix import Mix, mixed
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from lsm.errors import ConfigError, DataError, calling
 from lsm.metrics import Weighted, weigh
-from lsm.tasks.base import Batch, Task, asking, check_numeric, column
+from lsm.tasks.base import Batch, Task
+from lsm.tasks.columns import asking, check_numeric, column
 from lsm.tasks.texts import LENGTH, check_sequences, sequences
 
 Values = Callable[[Any, Batch], jax.Array | tuple[jax.Array, jax.Array]]

@@ -1,7 +1,8 @@
 """What classification is, whatever the input: labels, their loss, predictions."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from lsm import losses
 from lsm.checks import require
 from lsm.errors import ConfigError, DataError
 from lsm.metrics import Weighted, accuracy, weigh
-from lsm.tasks.base import Batch, Task, check_labels, column
+from lsm.tasks.base import Batch, Task
+from lsm.tasks.columns import check_labels, column
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,14 @@ class Labelled(Task):
             # A share of examples: class weights are for the loss alone.
             "accuracy": accuracy(outputs, labels_B, batch.get("weight")),
         }
+
+    def logits_of(self, outputs: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+        """Returns logits (B, K) and what makes logits of them, as `LanguageModelling` does."""
+        return _logits(outputs), lambda logits: logits
+
+    def in_parts(self, score: Callable, outputs: jax.Array, targets: Any) -> tuple[Any, Any]:
+        """Returns `score(logits, *targets)` of logits (B, K): in one part."""
+        return score(_logits(outputs), *targets)
 
     def predictions(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """Returns "label" (B,) int32, the likeliest class, and "probability" (B, K) float32."""

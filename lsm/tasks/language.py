@@ -1,6 +1,7 @@
 """Language modelling: predict every next token."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -14,7 +15,8 @@ from lsm.checks import require
 from lsm.errors import ConfigError, DataError
 from lsm.metrics import Weighted, accuracy, weigh
 from lsm.models.attention import Mask
-from lsm.tasks.base import Batch, ModelState, Params, Rngs, Task, check_labels, column
+from lsm.tasks.base import Batch, ModelState, Params, Rngs, Task
+from lsm.tasks.columns import check_labels, column
 from lsm.tasks.keywords import takes
 from lsm.tasks.texts import LENGTH, SEGMENTS, row_weights
 
@@ -80,7 +82,7 @@ class LanguageModelling(Task):
         self, outputs: Any, batch: Batch, train: bool, step: jax.Array
     ) -> dict[str, Weighted]:
         """Returns "loss" and "accuracy", over targets."""
-        totals, _ = self._in_parts(_score, outputs, self._targets(batch))
+        totals, _ = self.in_parts(_score, outputs, self._targets(batch))
         return totals
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
@@ -89,7 +91,7 @@ class LanguageModelling(Task):
         "token" int32 is the likeliest, "log_probability" float32 that of the target itself, in
         nats.
         """
-        return self._in_parts(_say, outputs, self._targets(batch))[1]
+        return self.in_parts(_say, outputs, self._targets(batch))[1]
 
     def named(
         self, predictions: Mapping[str, np.ndarray], names: Sequence[str]
@@ -103,8 +105,21 @@ class LanguageModelling(Task):
         text = getattr(names, "text", joined)  # of subwords, which know how to be put together
         return {"text": np.array([text(row) for row in predictions["token"]])}
 
-    def _in_parts(self, score: Callable, outputs: Any, targets: Any) -> tuple[Any, Any]:
-        """Returns (sums, arrays (B, T)) of `score(logits, *targets)`, in `chunks` parts."""
+    def logits_of(self, outputs: Any) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+        """Returns an array (B, T, ...) of outputs, and what makes logits of any part of T."""
+        if self.chunks == 1:
+            return outputs, lambda logits: logits
+        head = functools.partial(self.model.apply, outputs.variables, method="logits")
+        return outputs.features_BxTxD, head
+
+    def in_parts(self, score: Callable, outputs: Any, targets: Any) -> tuple[Any, Any]:
+        """Returns (sums, arrays (B, T)) of `score(logits, *targets)`, in `chunks` parts.
+
+        Args:
+          score: maps logits of S positions (B, S, V) and targets (B, S, ...) to such a pair.
+          outputs: what `forward` returned.
+          targets: arrays (B, T, ...).
+        """
         if self.chunks == 1:
             return score(outputs, *targets)
 

@@ -14,7 +14,8 @@ from lsm import losses
 from lsm.checks import require
 from lsm.errors import ConfigError, DataError
 from lsm.metrics import Weighted, accuracy, weigh
-from lsm.tasks.base import Batch, ModelState, Params, Rngs, column
+from lsm.tasks.base import Batch, ModelState, Params, Rngs
+from lsm.tasks.columns import column
 from lsm.tasks.language import with_perplexity
 from lsm.tasks.texts import OfTokens, row_weights
 

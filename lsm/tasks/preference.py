@@ -11,7 +11,8 @@ from lsm.checks import require
 from lsm.errors import ConfigError, DataError
 from lsm.metrics import Weighted, weigh
 from lsm.models import Lora
-from lsm.tasks.base import CONSTANTS, LOSSES, Batch, ModelState, Params, Rngs, Task, column
+from lsm.tasks.base import CONSTANTS, LOSSES, Batch, ModelState, Params, Rngs, Task
+from lsm.tasks.columns import column
 from lsm.tasks.language import LanguageModelling
 from lsm.tasks.texts import LENGTH
 

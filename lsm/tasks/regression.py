@@ -8,7 +8,8 @@ import jax
 from lsm import losses
 from lsm.errors import DataError
 from lsm.metrics import Weighted, weigh
-from lsm.tasks.base import Batch, Task, column
+from lsm.tasks.base import Batch, Task
+from lsm.tasks.columns import column
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

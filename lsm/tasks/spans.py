@@ -10,7 +10,8 @@ from lsm import losses
 from lsm.checks import require_sizes
 from lsm.errors import DataError
 from lsm.metrics import Weighted, accuracy, weigh
-from lsm.tasks.base import Batch, check_labels, column
+from lsm.tasks.base import Batch
+from lsm.tasks.columns import check_labels, column
 from lsm.tasks.texts import OfTokens, row_weights
 
 

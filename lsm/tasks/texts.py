@@ -8,7 +8,8 @@ import numpy as np
 
 from lsm.errors import DataError
 from lsm.models.sequences import Sequences
-from lsm.tasks.base import Batch, Task, check_labels, column
+from lsm.tasks.base import Batch, Task
+from lsm.tasks.columns import check_labels, column
 from lsm.tasks.labels import Labelled
 
 LENGTH, TYPES, SEGMENTS = "_length", "_types", "_segments"

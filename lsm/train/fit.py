@@ -17,16 +17,18 @@ from lsm.config.origin import CONFIG, Origin
 from lsm.cpu import emulates_bfloat16, keep_memory
 from lsm.data.inputs import Inputs
 from lsm.files import expanded
+from lsm.params import nested
 from lsm.run.checkpoint import Checkpoints
 from lsm.run.curves import plot_curves
 from lsm.run.result import Result, fingerprint, git_revision, hardware, versions
+from lsm.tasks.base import CONSTANTS, TEACHER
 from lsm.train.evaluation import evaluate_all
 from lsm.train.execution import compile_ahead
 from lsm.train.goodput import Clock, Goodput, undone
 from lsm.train.loop import Ending, Loop
 from lsm.train.profile import Profile
 from lsm.train.progress import Progress
-from lsm.train.start import begin, check_masks
+from lsm.train.start import begin, check_masks, teacher
 from lsm.train.state import TrainState
 from lsm.train.throughput import Throughput
 from lsm.train.trainer import Trainer, prepare_jax
@@ -162,7 +164,11 @@ def _first_state(
         progress = Progress()
     else:
         with clock("restore"):
-            state = checkpoints.restore(trainer.program.abstract_state, step)
+            program = trainer.program
+            # Of a teacher, which was not saved, it is known that it is the same.
+            read = teacher(program, trainer.experiment.task)
+            beside = nested(read)[CONSTANTS][TEACHER] if read else None
+            state = checkpoints.restore(program.abstract_state, step, beside)
             progress = Progress.of(checkpoints.progress(step))
         clock.add(progress.goodput)
         if processes.is_first():
@@ -220,7 +226,8 @@ def _chosen(loop: Loop, state: TrainState) -> TrainState:
     if not (stopping and stopping.restore_best) or best in (None, int(state.step)):
         return state
     with loop.clock("restore"):
-        return loop.checkpoints.restore(loop.trainer.program.abstract_state, best)
+        beside = state.model_state.get(CONSTANTS, {}).get(TEACHER)
+        return loop.checkpoints.restore(loop.trainer.program.abstract_state, best, beside)
 
 
 def _write_test(

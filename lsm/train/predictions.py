@@ -72,13 +72,13 @@ def predict_run(
       TrainingError: the disk is full or the workdir cannot be written.
     """
     trainer, state, step = _restored(experiment, workdir, data_dir)
-    files = {}
+    task, files = trainer.experiment.task, {}
     for split in trainer.evaluation:
         files[split] = expanded(workdir, "--workdir") / "predictions" / f"{split}.jsonl"
         dataset = trainer.evaluation[split].dataset
-        names = Inputs.of(dataset).called(experiment.task)
-        found = _of_tokens(experiment.task, dataset, predict(trainer, state, split))
-        rows = _rows_of(experiment.task, found, names)
+        names = Inputs.of(dataset).called(task)
+        found = _of_tokens(task, dataset, predict(trainer, state, split))
+        rows = _rows_of(task, found, names)
         _write(files[split], ({"example": number, **row} for number, row in enumerate(rows)))
     return step, files
 
@@ -328,10 +328,14 @@ def _restored(
     if not directory.is_dir():
         raise CheckpointError(f"--workdir: no checkpoints in {workdir}; train there first.")
     prepare_jax()
-    trainer = Trainer.of(experiment, data_dir)
+    plain = dataclasses.replace(experiment, task=experiment.task.plain)
+    trainer = Trainer.of(plain, data_dir)
     say_other_data(expanded(workdir, "--workdir"), trainer)
     for split in trainer.evaluation:
         trainer.check_examples(split)
+    if plain.task is not experiment.task:  # a student, whose teacher is not needed
+        run = load(workdir, experiment=experiment)
+        return trainer, TrainState(jnp.int32(run.step), run.params, run.model_state, {}), run.step
     while True:
         with contextlib.closing(
             Checkpoints(directory, checksums=_checksums(trainer), read_only=True)

@@ -20,11 +20,13 @@ from lsm.mesh import jit
 from lsm.optim import FixedMasks, masks_of
 from lsm.params import flat, matches, require_match
 from lsm.run.weights import FileWeights, NamedWeights, Spec, Weights, open_weights
-from lsm.tasks import Task
+from lsm.tasks import Distillation, Task
+from lsm.tasks.base import CONSTANTS, PROJECTIONS, TEACHER
 from lsm.train.program import Program
 from lsm.train.state import MASKS, TrainState
 
 _log = logging.getLogger("lsm")
+_TEACHER = f"{CONSTANTS}/{TEACHER}/"
 
 
 def check_masks(experiment: Experiment) -> None:
@@ -47,27 +49,59 @@ def begin(
 ) -> TrainState:
     """Returns the state at step 0; what `start` takes is read straight into its place on the mesh.
 
+    So is a teacher, which `start` does not see.
+
     Raises:
       CheckpointError: there is nothing to take, it is damaged, or it does not fit the model.
       ConfigError: a pattern or path of `start` matches nothing.
     """
+    taken = teacher(program, task)
     if start is None:
-        return program.init()
+        return program.start(taken) if taken else program.init()
+    beside = (_TEACHER, f"params/{PROJECTIONS}/")
+    here = {path: x for path, x in _arrays(program).items() if not path.startswith(beside)}
+    if isinstance(start, Computed):
+        made = start.arrays(task, dataset, here)
+        taken |= {path: _place(x, here[path].sharding) for path, x in made.items()}
+    else:
+        made = task.model.given(here) if hasattr(task.model, "given") else {}
+        taken |= _taken(start, here, made)
+    return program.start(taken)
+
+
+def teacher(program: Program, task: Task) -> dict[str, jax.Array]:
+    """Returns the arrays of a student's teacher, by path, read from where it is; {} without one.
+
+    Raises:
+      CheckpointError: it is not there, is damaged, or is of another model.
+    """
+    if not isinstance(task, Distillation):
+        return {}
+    given, here = task.teacher, _arrays(program)
+    start = Start(path=given.path, rename=((f"^{_TEACHER}", ""), *given.rename), names=given.names)
+    here = {path: x for path, x in here.items() if path.startswith(_TEACHER)}
+    read = _taken(start, here, {}, "task.teacher")
+    return {path: x.astype(here[path].dtype) for path, x in read.items()}
+
+
+def _arrays(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     state = program.abstract_state
-    here = {
+    return {
         path: leaf
         for path, leaf in flat({"params": state.params, **state.model_state}).items()
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     }
-    if isinstance(start, Computed):
-        made = start.arrays(task, dataset, here)
-        return program.start({path: _place(x, here[path].sharding) for path, x in made.items()})
-    made = task.model.given(here) if hasattr(task.model, "given") else {}
+
+
+def _taken(
+    start: Start, here: Spec, made: Mapping[str, tuple], field: str = "start"
+) -> dict[str, jax.Array]:
+    """Returns what a start takes, by path here; `made` is what the model has made of some."""
     asked = _asked(here, made)
-    with open_weights(start.path) as weights:
+    with open_weights(start.path, f"{field}.path") as weights:
         if start.names is not None:
             weights = _named(weights, start, asked)
-        names = match(start, asked, weights)
+        names = match(start, asked, weights, field)
         # Two arrays here may have one source; it is read once.
         plain = {path: name for path, name in names.items() if path not in made}
         read = weights.read({name: here[path].sharding for path, name in plain.items()})
@@ -78,8 +112,8 @@ def begin(
                 taken |= _made(*made[path], weights, name, here)
     taken |= _masks(start, state, here) if start.masks is not None else {}
     fresh = listed(path for path in asked if path not in names) or "none"
-    _log.info("start: %d arrays of %s; drawn anew: %s", len(names), weights.where, fresh)
-    return program.start(taken)
+    _log.info("%s: %d arrays of %s; drawn anew: %s", field, len(names), weights.where, fresh)
+    return taken
 
 
 def _asked(here: Spec, made: Mapping[str, tuple[jax.ShapeDtypeStruct, Callable]]) -> Spec:
@@ -132,7 +166,7 @@ def _named(weights: Weights, start: Start, here: Spec) -> NamedWeights:
     return NamedWeights(weights, start.names, renamed)
 
 
-def match(start: Start, here: Spec, weights: Weights) -> dict[str, str]:
+def match(start: Start, here: Spec, weights: Weights, field: str = "start") -> dict[str, str]:
     """Returns the name there of every array here that is taken, by its path here.
 
     Raises:
@@ -161,7 +195,7 @@ def match(start: Start, here: Spec, weights: Weights) -> dict[str, str]:
     told = [f"{fault}: {', '.join(names)}" for fault, names in _filled(faults)]
     if told:
         raise CheckpointError(
-            f"start: {weights.where} does not fit this model; {'; '.join(told)}. See Start.take, "
+            f"{field}: {weights.where} does not fit this model; {'; '.join(told)}. See Start.take, "
             "Start.rename, Start.fresh and Start.names."
         )
     return found

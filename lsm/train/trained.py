@@ -283,6 +283,8 @@ def load(
 ) -> Trained:
     """Loads what a run has trained; neither its data nor its optimiser state is read.
 
+    Of a distillation that is the student, with its own task; the teacher is not needed.
+
     Args:
       workdir: folder of the run.
       experiment: what it ran; None finds it (`lsm.config.origin.experiment_of`).
@@ -298,6 +300,7 @@ def load(
     prepare_jax()
     folder = expanded(workdir, "--workdir")
     experiment = _of_task(folder, experiment)
+    experiment = dataclasses.replace(experiment, task=experiment.task.plain)
     devices = jax.devices() if devices is None else devices
     mesh = mesh or (experiment.mesh if len(devices) > 1 else Mesh(rules=experiment.mesh.rules))
     experiment = dataclasses.replace(experiment, mesh=dataclasses.replace(mesh, offload=False))

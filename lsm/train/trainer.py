@@ -79,7 +79,7 @@ class Trainer:
         _check_vocabulary(experiment, batches.dataset.vocabulary_size)
         _check_texts(batches.dataset, sample)
         experiment.task.check(sample)
-        classes = Inputs.of(batches.dataset).called(experiment.task)
+        classes = Inputs.of(batches.dataset).called(experiment.task.plain)
         _check_outputs(experiment, classes)
         _check_input(experiment, batches.dataset)
         _check_shapes({name: jax.ShapeDtypeStruct((), x.dtype) for name, x in sample.items()})
@@ -119,7 +119,7 @@ class Trainer:
             for name, line in doubts.of_values(dataset):
                 if split != "train" or name not in _augmented(self.train):
                     _log.warning("data.%s: %s.", split, line)
-        label = getattr(self.experiment.task, "label", None)
+        label = getattr(self.experiment.task.plain, "label", None)
         numbered = [name for name in train.spec if name in train.names or name == label]
         for split, dataset in others.items():
             for line in doubts.of_classes(numbered, train, dataset):
@@ -304,7 +304,7 @@ def _check_outputs(experiment: Experiment, classes: Sequence[str] | None) -> Non
     Raises:
       DataError: there is one class.
     """
-    task, source = experiment.task, experiment.data.source
+    task, source = experiment.task.plain, experiment.data.source
     if not (isinstance(task, Labelled) and classes):
         return
     if len(classes) == 1:
@@ -316,7 +316,7 @@ def _check_outputs(experiment: Experiment, classes: Sequence[str] | None) -> Non
 
 def _check_input(experiment: Experiment, dataset: Dataset) -> None:
     """Raises DataError where a classifier would read numbers that stand for names as pixels."""
-    task = experiment.task
+    task = experiment.task.plain
     as_pixels = getattr(type(task), "inputs", None) is Classification.inputs
     if as_pixels and task.input in dataset.names:
         raise DataError(
@@ -334,7 +334,7 @@ def _told(
     An output without a name has a number; where a model has no such outputs, the names come as they
     are: those of tokens can make a text.
     """
-    task = experiment.task
+    task = experiment.task.plain
     outputs = getattr(task if isinstance(task, Labelled) else task.model, "outputs", None)
     names = classes or ()
     if len(names) < (outputs or 0):

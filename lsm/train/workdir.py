@@ -87,7 +87,9 @@ def write_records(
             atomic_write(workdir / CHAT, json.dumps(inputs.encoder.chat, indent=2).encode())
     if origin.config is None:  # from Python now; a file that it began with is still its own
         with contextlib.suppress(ConfigError):
-            origin = dataclasses.replace(origin_of(workdir), data_dir=origin.data_dir)
+            own = origin_of(workdir)
+            directory = own.directory or origin.directory
+            origin = dataclasses.replace(own, data_dir=origin.data_dir, directory=directory)
     atomic_write(workdir / ORIGIN, origin.to_json())
 
 

@@ -19,7 +19,8 @@ from lsm.models import MLP
 from lsm.optim import Adam, Cosine, Group, WarmUp
 from lsm.tasks import Classification
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "experiments/configs").glob("*/*.py"))
+FILES = sorted((pathlib.Path(__file__).parents[2] / "experiments/configs").glob("*/*.py"))
+CONFIGS = [path for path in FILES if path.stem != "compress"]  # which are recipes
 
 
 def experiment(**changes):

@@ -30,9 +30,11 @@ from lsm.optim import Adam, Cosine, Group, WarmUp
 from lsm.tasks import Classification
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIGS = [f"{path}" for path in sorted((ROOT / "experiments/configs").rglob("*.py"))]
+FILES = sorted((ROOT / "experiments/configs").rglob("*.py"))
+CONFIGS = [f"{path}" for path in FILES if path.stem != "compress"]  # which are recipes
 ARGUMENTS = {
     "linear/descent.py": ("slope", "slope_best", "line", "line_best"),
+    "mnist/student.py": ("alone", "taught"),
     "mnist/mlp.py": ("plain", "long", "standardised"),
     "mnist/mlp_softmax.py": ("faulty", "repaired"),
     "shakespeare/gpt.py": ("tuned", "nanogpt"),

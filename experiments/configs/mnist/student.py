@@ -1,0 +1,48 @@
+"""MNIST by an MLP of 25,450 parameters: alone, and taught by a network that knows better.
+
+`alone` learns from the labels. `taught` is the same, with the same pictures in the same order, and
+learns from what mnist/cnn.py says of them as well (the best of runs/mnist_cnn, unless
+--config.task.teacher.path says another): Hinton et al. 2015, arXiv:1503.02531.
+
+    python -m experiments.mnist --config=experiments/configs/mnist/cnn.py --workdir=runs/mnist_cnn
+    python -m experiments.mnist --config=experiments/configs/mnist/student.py:alone
+    python -m experiments.mnist --config=experiments/configs/mnist/student.py:taught
+
+Measured (mnist_student_alone): not run yet.
+Measured (mnist_student_taught): not run yet.
+"""
+
+from lsm import Data, Experiment, Train
+from lsm.data import Tfds
+from lsm.errors import ConfigError
+from lsm.models import CNN, MLP
+from lsm.optim import Adam, Cosine, WarmUp
+from lsm.tasks import Classification, Distillation, Teacher
+
+ALONE = Classification(model=MLP(widths=(32,)))
+TAUGHT = Distillation(
+    student=ALONE,
+    teacher=Teacher(
+        task=Classification(model=CNN(widths=(32, 64, 128), convs=1)), path="runs/mnist_cnn"
+    ),
+    temperature=4.0,
+    share=0.9,
+)
+FORMS = {"alone": ALONE, "taught": TAUGHT}
+
+
+def get_config(arg="alone"):
+    if arg not in FORMS:
+        raise ConfigError(f"--config: argument {arg!r} given; allowed: {', '.join(FORMS)}.")
+    return Experiment(
+        name=f"mnist_student_{arg}",
+        task=FORMS[arg],
+        data=Data(
+            source=Tfds("mnist"),
+            train="train[:55000]",
+            validation="train[55000:]",
+            test="test",
+        ),
+        optimizer=Adam(learning_rate=3e-3, schedule=WarmUp("5%", then=Cosine())),
+        train=Train(epochs=10, batch_size=128),
+    )

@@ -1,0 +1,44 @@
+"""SST-2 by half of MiniLM's blocks, begun with every other one and taught by the whole.
+
+The source is a run of sst2/minilm.py. Of its six blocks the second, fourth and sixth stay; what
+they give is to become what the same blocks gave in the teacher, beside the teacher's logits
+(DistilBERT, arXiv:1910.01108; TinyBERT, arXiv:1909.10351).
+
+    python -m experiments.sst2 --config=experiments/configs/sst2/minilm.py --workdir=runs/sst2
+    python -m lsm.compress --workdir=runs/sst2 --out=runs/sst2_small \\
+        --recipe=experiments/configs/sst2/compress.py
+"""
+
+from lsm import Train
+from lsm.compress import Distil, Quantise, Recipe, Shorten
+from lsm.optim import AdamW, Linear, WarmUp
+from lsm.tasks import Match
+
+
+def get_recipe(arg=None):
+    return Recipe(
+        links=(
+            Shorten(layers=(1, 3, 5)),
+            Distil(
+                temperature=2.0,
+                share=0.9,
+                features=(
+                    Match("block_0", "block_1"),
+                    Match("block_1", "block_3"),
+                    Match("block_2", "block_5"),
+                ),
+                optimizer=AdamW(
+                    learning_rate=1e-4,
+                    weight_decay=0.01,
+                    clip_norm=1.0,
+                    schedule=WarmUp("6%", then=Linear()),
+                ),
+                train=Train(epochs=3, batch_size=64),
+                loses_at_most=1.0,
+                size_at_most=0.8,
+                latency_at_most=0.6,
+            ),
+            Quantise(loses_at_most=1.0, size_at_most=0.25),
+        ),
+        export=True,
+    )

@@ -1,0 +1,167 @@
+"""The links of a chain: by training, and by what makes a run of another in one go."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+
+import flax.linen as nn
+
+from lsm.checks import require
+from lsm.compress.quantise import quantise
+from lsm.compress.recipe import Derived, Link
+from lsm.compress.shorten import shorten
+from lsm.compress.structured import shrink
+from lsm.config import Computed, Experiment, Start, Train
+from lsm.config.origin import CONFIG, Origin, experiment_of
+from lsm.models.quantised import Bits
+from lsm.models.whole_layers import Activations
+from lsm.optim import Optimizer, as_optimizer
+from lsm.tasks import Distillation, Match, Task, Teacher
+from lsm.train.derived import write_run
+from lsm.train.fit import fit
+from lsm.train.trained import load
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tune(Link):
+    """Trains a model on, from its weights: what it has lost is learnt again.
+
+    All but these two fields is as in the source's experiment.
+
+    Attributes:
+      optimizer: how; one that prunes makes it the pruning of a chain.
+      train: how long.
+    """
+
+    optimizer: Optimizer
+    train: Train
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "optimizer", as_optimizer(self.optimizer))
+
+    def run(
+        self, source: pathlib.Path, out: pathlib.Path, first: pathlib.Path, data_dir: str | None
+    ) -> None:
+        """See `Link.run`."""
+        _fitted(self._experiment(source, Start(path=str(source))), out, data_dir)
+
+    def _experiment(self, source: pathlib.Path, start: Start | Computed | None) -> Experiment:
+        return dataclasses.replace(
+            experiment_of(source),
+            optimizer=self.optimizer,
+            train=self.train,
+            start=start,
+            callbacks=(),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distil(Tune):
+    """A student of what the chain began with; the result is the plain student.
+
+    Attributes:
+      model: the student; None is the source's model, from its weights.
+      start: where another model's first parameters come from; None draws them.
+      temperature: as of `lsm.tasks.Distillation`.
+      share: likewise.
+      features: likewise.
+    """
+
+    model: nn.Module | None = None
+    start: Start | Computed | None = None
+    temperature: float = 4.0
+    share: float = 0.5
+    features: tuple[Match, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, temperature="(0, inf)", share="[0, 1]")
+
+    def run(
+        self, source: pathlib.Path, out: pathlib.Path, first: pathlib.Path, data_dir: str | None
+    ) -> None:
+        """See `Link.run`."""
+        if (out / CONFIG).exists():  # which is written last
+            return
+        start = self.start if self.model else Start(path=str(source))
+        found = self._experiment(source, start)
+        taught = dataclasses.replace(found, task=self._task(found.task.plain, first))
+        _fitted(taught, out / "training", data_dir)
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        student = load(out / "training", experiment=taught)
+        plain = dataclasses.replace(student.experiment, start=None, mesh=taught.mesh)
+        write_run(out / "training", out, plain, student.step, student.params, student.model_state)
+
+    def _task(self, task: Task, first: pathlib.Path) -> Distillation:
+        if self.model is not None:
+            task = dataclasses.replace(task, model=self.model)
+        return Distillation(
+            student=task,
+            teacher=Teacher(task=experiment_of(first).task.plain, path=str(first)),
+            temperature=self.temperature,
+            share=self.share,
+            features=self.features,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shorten(Derived):
+    """Some of the blocks of a Transformer alone: see `lsm.compress.shorten`.
+
+    Attributes:
+      layers: numbers of the blocks that stay, from 0.
+    """
+
+    layers: tuple[int, ...]
+
+    def make(self, source: pathlib.Path, out: pathlib.Path, data_dir: str | None) -> None:
+        """See `Derived.make`."""
+        shorten(source, out, layers=self.layers)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shrink(Derived):
+    """Whole filters, heads and hidden units go: see `lsm.compress.shrink`.
+
+    Attributes:
+      filters: share that stays.
+      heads: likewise.
+      hidden: likewise.
+    """
+
+    filters: float = 1.0
+    heads: float = 1.0
+    hidden: float = 1.0
+
+    def make(self, source: pathlib.Path, out: pathlib.Path, data_dir: str | None) -> None:
+        """See `Derived.make`."""
+        shrink(source, out, filters=self.filters, heads=self.heads, hidden=self.hidden)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantise(Derived):
+    """Kernels become whole numbers: see `lsm.compress.quantise`.
+
+    Attributes:
+      weights: "int8" or "int4".
+      activations: "dynamic", "calibrated", or None for floats.
+      kept: pattern of what stays float.
+    """
+
+    weights: Bits = "int8"
+    activations: Activations | None = None
+    kept: str | None = None
+
+    def make(self, source: pathlib.Path, out: pathlib.Path, data_dir: str | None) -> None:
+        """See `Derived.make`."""
+        how = {"weights": self.weights, "activations": self.activations, "kept": self.kept}
+        quantise(source, out, **how, data_dir=data_dir)
+
+
+def _fitted(experiment: Experiment, out: pathlib.Path, data_dir: str | None) -> None:
+    """Trains to the end, or raises KeyboardInterrupt where it was stopped, and has saved."""
+    result = fit(experiment, out, data_dir=data_dir, origin=Origin(directory=os.getcwd()))
+    if result.stopped == "interrupted":
+        raise KeyboardInterrupt

@@ -1,0 +1,259 @@
+"""Chains: measured, held to their bounds, interrupted and gone on with, read from a file."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zlib
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+import lsm
+from lsm.compress import Derived, Distil, Recipe, Tune, compress
+from lsm.compress import __main__ as command
+from lsm.compress.measure import Latency, Size, content
+from lsm.compress.rows import Row, lost, missed
+from lsm.config import flags
+from lsm.config.origin import experiment_of
+from lsm.data import Digits
+from lsm.errors import ConfigError, TrainingError
+from lsm.models import MLP
+from lsm.optim import Adam
+from lsm.tasks import Classification
+from lsm.train.derived import write_run
+from lsm.train.trained import load
+
+ROOT = pathlib.Path(__file__).parents[2]
+ADAM = Adam(learning_rate=1e-2)
+
+
+def experiment(**more):
+    return lsm.Experiment(
+        name="first",
+        task=Classification(model=MLP(widths=(32,), outputs=10)),
+        data=lsm.Data(source=Digits(), test="test"),
+        optimizer=ADAM,
+        train=lsm.Train(steps=60, batch_size=64),
+        writers=(),
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The workdir of a finished run."""
+    workdir = tmp_path_factory.mktemp("base") / "run"
+    lsm.fit(experiment(), workdir)
+    return workdir
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rounded(Derived):
+    """Small parameters become 0, as pruning would make them."""
+
+    below: float
+
+    def make(self, source, out, data_dir):
+        run = load(source)
+        params = {
+            layer: {name: jnp.where(abs(x) < self.below, 0, x) for name, x in of.items()}
+            for layer, of in run.params.items()
+        }
+        write_run(source, out, run.experiment, run.step, params, run.model_state)
+
+
+def small(steps=40, **bounds):
+    train = lsm.Train(steps=steps, batch_size=64)
+    return Distil(model=MLP(widths=(8,), outputs=10), optimizer=ADAM, train=train, **bounds)
+
+
+def recipe(*links, **more):
+    return Recipe(links=links, split="test", **more)
+
+
+@pytest.fixture(scope="module")
+def chain(base, tmp_path_factory):
+    """A chain of one link, in a folder, its rows, and what it said."""
+    out, said = tmp_path_factory.mktemp("chain") / "out", []
+    made = recipe(Rounded(below=0.05))
+    return out, made, compress(base, made, out, say=said.append), said
+
+
+def check(row):
+    """That a row is what is there: a plain run, its accuracy, its numbers."""
+    case = experiment_of(pathlib.Path(row.workdir))
+    _, figures = lsm.evaluate_run(case, row.workdir)
+    assert row.value == figures["test"]["accuracy"]
+    run = load(row.workdir)
+    assert isinstance(run.experiment.task, Classification)  # and no distillation
+    arrays = [np.asarray(x) for of in run.params.values() for x in of.values()]
+    assert row.size.parameters == sum(x.size for x in arrays)
+    assert row.size.bytes == 4 * row.size.parameters
+    assert row.size.parameters - row.size.nonzero == sum((x == 0).sum() for x in arrays)
+    assert all(latency.p95 >= latency.median > 0 for latency in row.latency.values())
+
+
+def test_a_link_is_a_run_and_a_row(chain):
+    out, _, rows, said = chain
+    names = ["0 source", "1 rounded"]
+    assert [row.name for row in rows] == names and len(said) == 2
+    for row in rows:
+        check(row)
+    source, rounded = rows[0].size, rows[1].size
+    assert source.parameters == rounded.parameters == 64 * 32 + 32 + 32 * 10 + 10
+    assert rounded.nonzero < source.nonzero - 300 and rounded.compressed < source.compressed
+    state = json.loads((out / "compress.json").read_text())
+    assert [row["name"] for row in state["rows"]] == names
+    page = (out / "compress.md").read_text()
+    assert all(f"| {name} | " in page for name in names)
+    assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_student_is_tuned_on(base, tmp_path):
+    tune = Tune(optimizer=ADAM, train=lsm.Train(steps=2, batch_size=64))
+    made = recipe(small(size_at_most=0.3), Rounded(below=0.01), tune)
+    rows = compress(base, made, tmp_path / "out")
+    assert [row.name for row in rows[1:]] == ["1 distil", "2 rounded", "3 tune"]
+    for row in rows[1:]:
+        check(row)
+        assert row.size.parameters == 64 * 8 + 8 + 8 * 10 + 10
+    assert rows[3].value > 0.5 and rows[3].size.nonzero > rows[2].size.nonzero
+
+
+def test_a_chain_that_is_done_is_read_and_held_to_new_bounds(chain, base):
+    out, made, rows, _ = chain
+    said = []
+    assert compress(base, made, out, say=said.append) == rows and not said
+    links = (dataclasses.replace(made.links[0], size_at_most=0.1),)
+    line = r"link 1 rounded: share of the bytes: 1.000, allowed: 0.1 at the most. What is made sta"
+    with pytest.raises(TrainingError, match=line):
+        compress(base, dataclasses.replace(made, links=links), out)
+
+
+def test_another_recipe_or_source_is_told(chain, base, tmp_path):
+    out, made, *_ = chain
+    line = r"--out: .* holds a chain of another recipe: links.0.below: 0.05 -> 0.1; give a new fol"
+    with pytest.raises(ConfigError, match=line):
+        compress(base, recipe(Rounded(below=0.1)), out)
+    shutil.copytree(base, tmp_path / "copy")
+    with pytest.raises(ConfigError, match="holds a chain of another source: workdir: "):
+        compress(tmp_path / "copy", made, out)
+    with pytest.raises(ConfigError, match="Recipe.split: 'validation' given; the run's data.valid"):
+        compress(base, dataclasses.replace(made, split="validation"), tmp_path / "new")
+
+
+def row(value=0.9, size=100, ratio=1.0):
+    latency = dict.fromkeys((1, 32), Latency(1.0, 2.0))
+    return Row("n", "w", value, Size(25, 25, size, size), latency, dict.fromkeys((1, 32), ratio))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "floor", "told"),
+    [
+        ({"loses_at_most": 0.5}, None, ["accuracy lost, in points: 1.000, allowed: 0.5 at the mos"]),
+        ({"loses_at_most": 1.1, "size_at_most": 0.25, "latency_at_most": 0.6}, 0.88, []),
+        ({"size_at_most": 0.2}, None, ["share of the bytes: 0.250, allowed: 0.2 at the most"]),
+        ({"latency_at_most": 0.5}, None, [f"share of the time for a batch of {n}: 0.6" for n in (1, 32)]),
+        ({}, 0.895, ["accuracy 0.8900, and the floor is 0.895"]),
+    ],
+    ids=["lost", "kept", "size", "latency", "floor"],
+)  # fmt: skip
+def test_bounds(bounds, floor, told):
+    given = recipe(small(**bounds), floor=floor)
+    found = [*missed(given, given.links[0], row(), row(0.89, 25, 0.6))]
+    assert len(found) == len(told) and all(
+        a.startswith(b) for a, b in zip(found, told, strict=True)
+    )
+
+
+def test_what_is_no_number_misses_and_a_loss_is_worse_where_it_is_higher():
+    given = recipe(small(loses_at_most=5))
+    assert len([*missed(given, given.links[0], row(), row(float("nan")))]) == 1
+    assert lost(recipe(small(), metric="loss"), row(0.5), row(0.7)) == pytest.approx(20)
+
+
+def test_bytes_are_those_of_a_file_and_four_bits_take_half_of_one():
+    x = np.arange(-8, 7).astype(ml_dtypes.int4)
+    assert len(content(x)) == 8 and content(x)[:2] == bytes([0x98, 0xBA])
+    assert content(np.float32([1.5])) == np.float32([1.5]).tobytes()
+    # 9 zeros in 10 go almost for nothing, though not all.
+    random = np.random.default_rng(0)
+    sparse = np.where(random.random(10_000) < 0.9, 0, random.normal(size=10_000)).astype(np.float32)
+    assert 0.1 < len(zlib.compress(content(sparse), 6)) / 40_000 < 0.2
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "--workdir is needed"),
+        (["--recipe=digits.py"], "--recipe: there is no file"),
+        (["--recipe.links.0.temprature=2"], "Distil has no field 'temprature'; it has .* Did you"),
+        (["--recipe.links.0.temperature=0"], "Distil.temperature: 0 given; allowed: a number in"),
+        (["--recipe=experiments/configs/digits/cnn.py"], "no function get_recipe.arg=None. in it"),
+        (["--config.train.steps=2"], "there is no such flag; .*--recipe.FIELD=VALUE changes a fie"),
+        (["--workdir=nowhere"], "no run in .*nowhere; train there first"),
+    ],
+)  # fmt: skip
+def test_the_command_says_in_one_line_what_is_wrong(
+    words, line, base, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
+    given = {"workdir": base, "out": tmp_path / "out"} if words else {}
+    given["recipe"] = "experiments/configs/digits/compress.py"
+    given |= {w.lstrip("-").partition("=")[0]: w.partition("=")[2] for w in words}
+    assert command.main([f"--{name}={value}" for name, value in given.items()]) == 1
+    told = capsys.readouterr().err
+    assert re.search(line, told) and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar", "sst2"])
+def test_shipped_recipes_are_recipes(name):
+    spec = str(ROOT / f"experiments/configs/{name}/compress.py")
+    given = flags.read(spec, Recipe, {"links.0.size_at_most": "0.5"}, "get_recipe", "recipe")
+    assert given.links and given.links[0].size_at_most == 0.5
+
+
+@pytest.mark.slow
+def test_killed_in_a_link_the_same_command_goes_on_there(base, tmp_path):
+    words = [sys.executable, "-m", "lsm.compress", f"--workdir={base}", f"--out={tmp_path}/out"]
+    file = tmp_path / "recipe.py"
+    file.write_text(
+        "from lsm import Train\nfrom lsm.compress import Distil, Recipe\n"
+        "from lsm.models import MLP\nfrom lsm.optim import Adam\n"
+        "def get_recipe():\n"
+        "    train = Train(steps=3000, batch_size=64)\n"
+        "    link = Distil(model=MLP(widths=(8,)), optimizer=Adam(learning_rate=1e-2), train=train)\n"
+        "    return Recipe(links=(link,), split='test')\n"
+    )
+    words += [f"--recipe={file}"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(words, env=environment, cwd=ROOT, **options)
+    steps = tmp_path / "out/1_distil/training/checkpoints"
+    until = time.monotonic() + 200
+    while not (steps.is_dir() and any(p.name.isdigit() for p in steps.iterdir())):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "out/1_distil/config.json").exists()
+    again = subprocess.run(words, env=environment, cwd=ROOT, timeout=300, check=False, **options)
+    assert again.returncode == 0, again.stdout
+    assert "goes on from step" in again.stdout and "0 source: " not in again.stdout
+    assert "1 distil: accuracy" in again.stdout
+    # And it is what an uninterrupted training gives.
+    (result,) = (tmp_path / "out").rglob("result.json")
+    other = compress(base, flags.read(str(file), Recipe, {}, "get_recipe"), tmp_path / "straight")
+    (straight,) = (tmp_path / "straight").rglob("result.json")
+    a, b = (json.loads(path.read_text())["fingerprint"] for path in (result, straight))
+    assert a == b and other[1].value > 0.8
