@@ -1,4 +1,4 @@
-"""Trained models made smaller, each a run again; `python -m lsm.compress` runs a chain of such steps."""
+"""Trained models made smaller, each a run again; `python -m lsm.compress` runs a chain of steps."""
 
 from lsm.compress.chain import compress
 from lsm.compress.links import Distil, Quantise, Shorten, Shrink, Tune

@@ -66,6 +66,8 @@ def begin(
     else:
         made = task.model.given(here) if hasattr(task.model, "given") else {}
         taken |= _taken(start, here, made)
+        if start.masks is not None:
+            taken |= _masks(start, program.abstract_state, here)
     return program.start(taken)
 
 
@@ -110,7 +112,6 @@ def _taken(
         for path, name in names.items():
             if path in made:
                 taken |= _made(*made[path], weights, name, here)
-    taken |= _masks(start, state, here) if start.masks is not None else {}
     fresh = listed(path for path in asked if path not in names) or "none"
     _log.info("%s: %d arrays of %s; drawn anew: %s", field, len(names), weights.where, fresh)
     return taken
