@@ -15,13 +15,19 @@ from collections.abc import Sequence
 _MOST, _WITHIN = 5, 300.0  # restarts, in seconds, after which it is given up
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `launch.serve.command` with these words; returns its exit status, 128 + N for signal N.
+_SERVER = (sys.executable, "-m", "launch.serve.command")
+
+
+def main(argv: Sequence[str] | None = None, server: Sequence[str] = _SERVER) -> int:
+    """Runs the server with these words; returns its exit status, 128 + N where signal N ended it.
 
     SIGTERM and SIGINT are passed on to it.
+
+    Args:
+      argv: the command line without the program; None takes that of this process.
+      server: the program that is run with it.
     """
-    command = [sys.executable, "-m", "launch.serve.command"]
-    command += sys.argv[1:] if argv is None else argv
+    command = [*server, *(sys.argv[1:] if argv is None else argv)]
     env = os.environ | {"LSM_SERVE_PARENT": str(os.getpid())}
     child: subprocess.Popen | None = None
     stopping = False

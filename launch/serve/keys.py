@@ -192,7 +192,7 @@ class _Add(_File):
 
     def __post_init__(self):
         for scope in self.scope:
-            command_line.require_one_of(scope, [*Scope])
+            command_line.require_one_of(scope, map(str, Scope))
         for flag, value in (("rate", self.rate), ("daily", self.daily)):
             if value is not None and value <= 0:
                 raise LaunchError(f"--{flag}: {value} given; a number above 0 is needed.")

@@ -74,7 +74,8 @@ def configured(gate: Gate, *, seconds: float, connections: int, grace: float, **
 
     Args:
       gate: the application.
-      seconds: until the head of a request has come, and until a client takes what it is sent.
+      seconds: until the head of a request has come, the first or the next of a connection, and
+        until a client takes what it is sent.
       connections: how many at a time; further ones get 503.
       grace: seconds for what is under way at the end.
       more: of `uvicorn.Config`: certificates.
@@ -93,6 +94,7 @@ def configured(gate: Gate, *, seconds: float, connections: int, grace: float, **
         server_header=False,
         proxy_headers=False,  # else who asks could say who asks
         limit_concurrency=connections,
+        timeout_keep_alive=seconds,
         h11_max_incomplete_event_size=_HEAD_BYTES,
         timeout_graceful_shutdown=max(1, round(grace)),
         **more,
