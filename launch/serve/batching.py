@@ -8,16 +8,15 @@ computed by itself: who shares its batch, and what fills it up, changes nothing.
 import asyncio
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from launch.serve.joining import Arrays, Joiner, buckets
 from launch.serve.metrics import Meter
-from launch.serve.models import Servable, batch_symbol
+from launch.serve.models import Servable
 from launch.serve.refusal import Refused
 from launch.serve.worker import Worker
-
-Arrays = dict[str, np.ndarray]
 
 _SHAPES = 64
 """Further sizes (as of lengths that vary) for which one model is compiled at the most."""
@@ -49,15 +48,6 @@ class _Job:
     arrived: float
 
 
-def buckets(largest: int) -> Iterator[int]:
-    """Yields 1, 2, 4, ... and `largest`: the sizes that are compiled."""
-    size = 1
-    while size < largest:
-        yield size
-        size *= 2
-    yield largest
-
-
 class Batcher:
     """One version of a model, its queue and its thread. Belongs to one event loop.
 
@@ -69,7 +59,10 @@ class Batcher:
     def __init__(self, name: str, servable: Servable, policy: Policy, meter: Meter):
         self.ready, self.stuck_since = False, None
         self._servable, self._policy, self._meter = servable, policy, meter
-        self._symbol = batch_symbol(servable.signature)
+        self._joiner = Joiner(servable)
+        self._symbol = self._joiner.symbol
+        if self._symbol and (most := servable.signature.symbols[self._symbol].most):
+            self._policy = dataclasses.replace(policy, largest=min(policy.largest, most))
         self._jobs: list[_Job] = []
         self._waiting = 0
         self._came = asyncio.Event()
@@ -79,16 +72,19 @@ class Batcher:
 
     async def start(self) -> None:
         """Compiles every bucket, then takes requests. Raises what the model raises."""
-        inputs = {}
-        for name, tensor in self._servable.signature.inputs.items():
-            rest = tensor.shape[1:] if self._symbol else tensor.shape
-            if any(isinstance(size, str) for size in rest):
-                break  # sizes that vary are compiled when they are met
-            inputs[name] = np.zeros([1, *rest] if self._symbol else rest, tensor.dtype)
-        else:
-            for size in buckets(self._policy.largest if self._symbol else 1):
-                await self._worker.call(_call, self._servable, [inputs], size)
-            self._shapes.add(_sizes(inputs, self._symbol))
+        for lengths in self._joiner.lengths():
+            sizes = {self._symbol: 1} | lengths
+            shapes = {
+                name: [sizes.get(size, size) for size in tensor.shape]
+                for name, tensor in self._servable.signature.inputs.items()
+            }
+            if any(isinstance(size, str) for shape in shapes.values() for size in shape):
+                break  # sizes without an end are compiled when they are met
+            dtypes = {n: tensor.dtype for n, tensor in self._servable.signature.inputs.items()}
+            inputs = {name: np.zeros(shape, dtypes[name]) for name, shape in shapes.items()}
+            for bucket in buckets(self._policy.largest if self._symbol else 1):
+                await self._worker.call(self._joiner.call, [inputs], bucket)
+            self._shapes.add(self._joiner.sizes(inputs))
         self._task = asyncio.create_task(self._run())
         self.ready = True
 
@@ -113,7 +109,7 @@ class Batcher:
           Refused: not ready or stuck (503), queue full (429), too late (504), the model failed
             (500).
         """
-        rows = len(next(iter(inputs.values()))) if self._symbol else 1
+        rows = self._joiner.rows(inputs)
         largest = self._policy.largest
         if self._symbol and rows > largest:
             parts = [
@@ -145,7 +141,7 @@ class Batcher:
             raise Refused(429, "queue_full", line, retry_after=1)
 
     def _enqueue(self, inputs: Arrays) -> _Job:
-        sizes = _sizes(inputs, self._symbol)
+        sizes = self._joiner.sizes(inputs)
         if sizes not in self._shapes:
             if len(self._shapes) >= _SHAPES:
                 raise Refused(
@@ -154,7 +150,7 @@ class Batcher:
                     f"inputs of {_SHAPES} other sizes have come already; pad to one of those.",
                 )
             self._shapes.add(sizes)
-        rows = len(next(iter(inputs.values()))) if self._symbol else 1
+        rows = self._joiner.rows(inputs)
         future = asyncio.get_running_loop().create_future()
         job = _Job(inputs, rows, sizes, future, time.monotonic())
         self._jobs.append(job)
@@ -224,7 +220,7 @@ class Batcher:
         start = time.monotonic()
         for job in batch:
             self._meter.waited.observe(start - job.arrived)
-        call = self._worker.call(_call, self._servable, [job.inputs for job in batch], bucket)
+        call = self._worker.call(self._joiner.call, [job.inputs for job in batch], bucket)
         done, _ = await asyncio.wait({call}, timeout=self._policy.timeout)
         if not done:
             await self._wait_for_stuck(batch, call)
@@ -233,9 +229,7 @@ class Batcher:
         if error := call.exception():
             self._fail(batch, error)
             return
-        outputs = call.result()
-        parts = _split(outputs, [job.rows for job in batch]) if self._symbol else [outputs]
-        for job, part in zip(batch, parts, strict=True):
+        for job, part in zip(batch, call.result(), strict=True):
             if not job.future.done():  # else its client has gone, or was told that it is too late
                 job.future.set_result(part)
             self._meter.seen(job.inputs, part)
@@ -260,29 +254,3 @@ def _refuse(jobs: Sequence[_Job], refused: Refused) -> None:
     for job in jobs:
         if not job.future.done():
             job.future.set_exception(refused)
-
-
-def _sizes(inputs: Arrays, symbol: str | None) -> tuple:
-    return tuple(array.shape[1:] if symbol else array.shape for array in inputs.values())
-
-
-def _call(servable: Servable, parts: list[Arrays], bucket: int) -> Arrays:
-    """Joins the parts, fills them up to `bucket` rows with the first one, and computes."""
-    symbol = batch_symbol(servable.signature)
-    joined = {}
-    for name in servable.signature.inputs:
-        arrays = [part[name] for part in parts]
-        missing = bucket - sum(len(array) for array in arrays) if symbol else 0
-        if missing:
-            arrays.append(np.repeat(arrays[0][:1], missing, axis=0))
-        joined[name] = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
-    return {name: np.asarray(array) for name, array in servable(joined).items()}
-
-
-def _split(outputs: Arrays, rows: Sequence[int]) -> list[Arrays]:
-    ends = np.cumsum(rows)
-    # Copies: a slice would hold the whole batch for as long as the slowest client takes.
-    return [
-        {name: array[end - count : end].copy() for name, array in outputs.items()}
-        for end, count in zip(ends, rows, strict=True)
-    ]

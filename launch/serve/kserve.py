@@ -79,7 +79,7 @@ class KServe:
             "inputs": tensors.metadata(signature.inputs),
             "outputs": tensors.metadata(signature.outputs),
         }
-        labels = getattr(version.servable, "labels", None)
+        labels = version.servable.labels
         return JSONResponse(told | ({"labels": list(labels)} if labels else {}))
 
     async def model_ready(self, request: Request) -> Response:

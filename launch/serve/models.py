@@ -2,11 +2,12 @@
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from launch.command import LaunchError
+from lsm.errors import listed
 from lsm.files import nothing_at
 
 
@@ -15,29 +16,39 @@ class Tensor(Protocol):
 
     Attributes:
       shape: whole numbers, and symbols ("b") for sizes that vary.
-      dtype: of NumPy or ml_dtypes.
+      dtype: of NumPy or ml_dtypes, or its name.
     """
 
     shape: Sequence[int | str]
-    dtype: np.dtype
+    dtype: np.dtype | str
+
+
+class Range(Protocol):
+    """The sizes that a symbol may have; `most` is None where any is allowed."""
+
+    least: int
+    most: int | None
 
 
 class Signature(Protocol):
-    """The inputs and outputs of a model, by name."""
+    """The inputs and outputs of a model, and the symbols in their shapes, by name."""
 
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
+    symbols: Mapping[str, Range]
 
 
 class Servable(Protocol):
-    """A function of named arrays, as `lsm.export.load` gives it.
+    """A function of named arrays.
 
     Attributes:
       signature: where all inputs and outputs begin with the same symbol, it is the batch, of
         which the model computes every row for itself.
+      labels: names of classes, where there are some.
     """
 
     signature: Signature
+    labels: Sequence[str] | None
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the outputs."""
@@ -48,11 +59,29 @@ Load = Callable[[pathlib.Path], Servable]
 """Reads a version from its folder. Raises LsmError where it cannot."""
 
 
+class Exported:
+    """The predictions of an artefact of `lsm.export`; see `Servable`."""
+
+    def __init__(self, model: Any):
+        """Takes what `lsm.export.load` gives. Raises LaunchError where it predicts nothing."""
+        functions = model.signature.functions
+        if "predict" not in functions:
+            raise LaunchError(f"it has {listed(functions)}; a function `predict` is needed here.")
+        self._model, self.signature, self.labels = model, functions["predict"], model.labels
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the predictions for columns, by name."""
+        return self._model(inputs)
+
+
 def load(folder: pathlib.Path) -> Servable:
     """Returns the artefact in `folder`. Raises LsmError where it is none, or damaged."""
     from lsm import export
 
-    return export.load(folder)
+    try:
+        return Exported(export.load(folder))
+    except LaunchError as error:
+        raise LaunchError(f"{folder}: {error}") from error
 
 
 def batch_symbol(signature: Signature) -> str | None:

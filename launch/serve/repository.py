@@ -11,6 +11,7 @@ from launch.serve.batching import Batcher, Policy
 from launch.serve.metrics import Meter, Metrics
 from launch.serve.models import Load, Servable, versions
 from launch.serve.refusal import Refused, malformed
+from launch.serve.tensors import check
 from lsm.errors import LsmError, listed, nearest, shortened
 
 _log = logging.getLogger("launch.serve")
@@ -215,6 +216,7 @@ class Repository:
         self, name: str, number: str, folder: pathlib.Path, servable: Servable | None = None
     ) -> Version:
         servable = servable or self._load(folder)
+        check(servable.signature, folder)
         meter = self._metrics.meter(name, number, folder)
         batcher = Batcher(f"{name}-{number}", servable, self._policy, meter)
         version = Version(number, servable, batcher, meter)

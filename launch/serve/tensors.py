@@ -6,6 +6,7 @@ The protocol: KServe's "Predict Protocol - Version 2" and Triton's "Binary Tenso
 import itertools
 import json
 import math
+import pathlib
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from launch.serve.models import Signature, Tensor, batch_symbol
+from launch.command import LaunchError
+from launch.serve.models import Range, Signature, Tensor
 from launch.serve.refusal import Refused, malformed
 from lsm.errors import listed, nearest, shortened
 
@@ -41,6 +43,15 @@ def datatype(dtype: Any) -> str:
     if found not in _DATATYPES:
         raise TypeError(f"{found} has no datatype in the KServe protocol")
     return _DATATYPES[found]
+
+
+def check(signature: Signature, folder: pathlib.Path) -> None:
+    """Raises LaunchError where an array of a model has no datatype in the protocol."""
+    for name, tensor in {**signature.inputs, **signature.outputs}.items():
+        try:
+            datatype(tensor.dtype)
+        except TypeError as error:
+            raise LaunchError(f"{folder}: {name}: {error}.") from error
 
 
 def metadata(tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
@@ -75,7 +86,7 @@ def decode(
     sizes: dict[str, tuple[int, str]] = {}
     for one in given:
         name, expected = _expected(one.get("name"), arrays, signature)
-        shape = _shape(name, one.get("shape"), expected, sizes, most)
+        shape = _shape(name, one.get("shape"), expected, signature.symbols, sizes, most)
         most -= math.prod(shape)
         dtype = _dtype(name, one.get("datatype"), expected)
         size = _parameters(name, one).get("binary_data_size")
@@ -93,9 +104,6 @@ def decode(
         raise malformed(f"{len(binary)} bytes of binary data belong to no input.")
     if missing := [name for name in signature.inputs if name not in arrays]:
         raise malformed(f"inputs: {listed(missing)} missing.")
-    symbol = batch_symbol(signature)
-    if symbol and sizes[symbol][0] == 0:
-        raise malformed(f"{sizes[symbol][1]}.shape[0]: 0 given; a batch has at least one row.")
     return {name: arrays[name] for name in signature.inputs}
 
 
@@ -110,7 +118,12 @@ def _expected(name: Any, taken: Mapping, signature: Signature) -> tuple[str, Ten
 
 
 def _shape(
-    name: str, shape: Any, expected: Tensor, sizes: dict[str, tuple[int, str]], most: int
+    name: str,
+    shape: Any,
+    expected: Tensor,
+    symbols: Mapping[str, Range],
+    sizes: dict[str, tuple[int, str]],
+    most: int,
 ) -> tuple[int, ...]:
     if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
         given = shortened(repr(shape))
@@ -121,13 +134,24 @@ def _shape(
     for size, own in zip(shape, expected.shape, strict=True):
         if isinstance(own, int) and size != own:
             raise malformed(f"{name}.shape: {shortened(repr(shape))} given; {needed} is needed.")
-        if isinstance(own, str) and sizes.setdefault(own, (size, name))[0] != size:
-            other = f"{sizes[own][1]} has {sizes[own][0]}"
-            raise malformed(f"{name}.shape: {own} is {shortened(str(size))} here, but {other}.")
+        if isinstance(own, str):
+            _check_symbol(name, own, size, symbols[own], sizes)
     if math.prod(shape) > most:
         line = f"{name}.shape: more elements than the {most:,} that may come (or are left)."
         raise Refused(413, "too_large", line)
     return tuple(shape)
+
+
+def _check_symbol(
+    name: str, symbol: str, size: int, allowed: Range, sizes: dict[str, tuple[int, str]]
+) -> None:
+    given = shortened(str(size))
+    if size < allowed.least or (allowed.most is not None and size > allowed.most):
+        most = "or more" if allowed.most is None else f"to {allowed.most}"
+        raise malformed(f"{name}.shape: {symbol} is {given}; {allowed.least} {most} is allowed.")
+    first, where = sizes.setdefault(symbol, (size, name))
+    if first != size:
+        raise malformed(f"{name}.shape: {symbol} is {given} here, but {where} has {first}.")
 
 
 def _dtype(name: str, given: Any, expected: Tensor) -> np.dtype:

@@ -29,9 +29,16 @@ class Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
+class Range:
+    least: int = 1
+    most: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Signature:
     inputs: dict
     outputs: dict
+    symbols: dict = dataclasses.field(default_factory=lambda: {"b": Range(), "t": Range()})
 
 
 class Double:

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from serving import SECRETS, Double, Signature, Tensor, serving, until
+from serving import SECRETS, Double, Range, Signature, Tensor, serving, until
 
 from launch.serve.app import Bounds
-from launch.serve.batching import Batcher, Policy, buckets
+from launch.serve.batching import Batcher, Policy
+from launch.serve.joining import buckets
 from launch.serve.metrics import Metrics
 from launch.serve.refusal import Refused
 
@@ -274,3 +275,42 @@ def test_batches_under_load_over_http(tmp_path):
         text = server.request("GET", "/metrics", key="metrics")[2].decode()
         assert 'lsm_batch_rows_count{model="double",version="1"}' in text
         assert 'lsm_batch_rows_sum{model="double",version="1"} 24.0' in text
+
+
+class Texts(Double):
+    """Sums of the tokens before the padding, and each of them doubled; -1 at the padding."""
+
+    def __init__(self):
+        super().__init__()
+        tokens, rows = Tensor(("b", "t"), np.dtype(np.int32)), Tensor(("b",), np.dtype(np.int32))
+        self.signature = Signature(
+            {"text": tokens, "text_length": rows},
+            {"sum": rows, "each": tokens},
+            {"b": Range(), "t": Range(most=40)},
+        )
+        self.shapes = []
+
+    def __call__(self, inputs):
+        self.batches.append(len(inputs["text"]))
+        self.shapes.append(inputs["text"].shape)
+        inside = np.arange(inputs["text"].shape[1]) < inputs["text_length"][:, None]
+        each = np.where(inside, 2 * inputs["text"], -1)
+        return {"sum": np.where(inside, inputs["text"], 0).sum(1, dtype=np.int32), "each": each}
+
+
+def test_texts_of_other_lengths_are_padded_to_a_bucket_and_cut_again():
+    model = Texts()
+
+    async def act(batcher):
+        assert model.shapes == [(b, t) for t in (16, 32, 40) for b in (1, 2, 4, 8)]
+        model.shapes.clear()
+        lengths = (3, 16, 17, 9, 30, 33)
+        texts = [np.arange(1, n + 1, dtype=np.int32)[None] for n in lengths]
+        asked = [{"text": t, "text_length": np.array([t.shape[1]], np.int32)} for t in texts]
+        outputs = await asyncio.gather(*(batcher.infer(one, soon()) for one in asked))
+        for text, output in zip(texts, outputs, strict=True):
+            np.testing.assert_array_equal(output["sum"], text.sum(1))
+            np.testing.assert_array_equal(output["each"], 2 * text)
+
+    run(model, act)
+    assert sorted(model.shapes) == [(1, 40), (2, 32), (4, 16)]

@@ -148,7 +148,7 @@ WRONG = {
     "shape": ({"inputs": [x_of([1, 2], shape=(1, 2))]}, "x.shape: [1, 2] given; [b, 3]"),
     "rank": ({"inputs": [x_of([1, 2, 3], shape=(3,))]}, "x.shape: [3] given; [b, 3]"),
     "negative": ({"inputs": [x_of([], shape=(-1, 3))]}, "x.shape"),
-    "empty": ({"inputs": [x_of([], shape=(0, 3))]}, "at least one row"),
+    "empty": ({"inputs": [x_of([], shape=(0, 3))]}, "b is 0; 1 or more is allowed"),
     "bool": ({"inputs": [x_of([1, 2, 3], shape=(True, 3))]}, "x.shape"),
     "few": ({"inputs": [x_of([1, 2])]}, "2 elements given; the shape needs 3"),
     "ragged": ({"inputs": [x_of([[1, 2, 3], [1]], shape=(2, 3))]}, "do not follow the shape"),
