@@ -9,6 +9,7 @@ which the newest is served. See docs/serving.md.
 
 import asyncio
 import dataclasses
+import importlib.util
 import pathlib
 import re
 import socket
@@ -98,12 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(argv: Sequence[str]) -> None:
     given = flags_of(Serve)
     words = command_line.parse(given, argv, doc=__doc__, words=True)
+    _check_extra()
     flags = Serve(**{name: given[name].value for name in given})
     folders = _models(words)
-    try:
-        import starlette  # noqa: F401
-    except ImportError as error:
-        raise LaunchError("the server needs `pip install 'lsm[serve]'`.") from error
     _check_certificate(flags)
     with _listening(flags) as listener:
         asyncio.run(_run(flags, folders, listener))
@@ -169,6 +167,12 @@ def _models(words: Sequence[str]) -> dict[str, pathlib.Path]:
     if not folders:
         raise LaunchError("a model is needed: python -m launch.serve NAME=DIR.")
     return folders
+
+
+def _check_extra() -> None:
+    for name in ("starlette", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(name) is None:
+            raise LaunchError(f"{name} is not installed: pip install 'lsm[serve]'.")
 
 
 def _check_certificate(flags: Serve) -> None:
