@@ -34,6 +34,10 @@ class CheckpointError(LsmError):
     """A checkpoint cannot be written, is damaged, or belongs to another model."""
 
 
+class ExportError(LsmError):
+    """An exported model cannot be written or loaded, is damaged, or is for other devices."""
+
+
 class TrainingError(LsmError):
     """Training cannot go on, for example because the loss is not finite."""
 

@@ -10,8 +10,6 @@ reshape, another order of the same work, an option that is not set there.
   times as long (four to eighteen).
 - `conv`: a convolution whose kernel's gradient is made of products where it is large: XLA's own
   takes two to four times as long.
-- `Bias`: a convolution's bias as a layer, so that pooling can come before it: the same values, to
-  the bit, for a quarter of the additions.
 - `TWO_PASS`: a layer norm's variance from the centred values; one pass over x and x^2 is 8 % slower
   here (and less exact everywhere).
 - `keep_memory`: glibc keeps freed memory for the next step; a fifth of the time of a small GPT.
@@ -29,7 +27,7 @@ from lsm.cpu.convolution import conv
 from lsm.cpu.features import cores, emulates_bfloat16
 from lsm.cpu.heap import keep_memory
 from lsm.cpu.options import Calls, compiler_options
-from lsm.cpu.pooling import Bias, max_pool_2x2, max_pool_3x3
+from lsm.cpu.pooling import max_pool_2x2, max_pool_3x3
 from lsm.cpu.rows import as_rows, by_rows, dot_rows, mean_of_rows
 
 TWO_PASS = {"use_fast_variance": False}
@@ -43,7 +41,6 @@ def unroll_micro_batches(platform: str) -> bool:
 
 __all__ = [
     "TWO_PASS",
-    "Bias",
     "Calls",
     "as_rows",
     "by_rows",

@@ -43,7 +43,9 @@ def conv(
     )
     # A mesh is left to XLA: chunks of pictures would cross its devices.
     one_device = jax.sharding.get_abstract_mesh().size <= 1
-    if not plain or not one_device or x_BxHxWxC.size + y.size < _LARGE:
+    size = x_BxHxWxC.size + y.size
+    # A symbolic size is that of an exported prediction, which has no gradient.
+    if not plain or not one_device or not isinstance(size, int) or size < _LARGE:
         return direct(x_BxHxWxC, kernel_KxLxCxF)
     return _with_products(direct, tuple(strides), padding)(x_BxHxWxC, kernel_KxLxCxF)
 

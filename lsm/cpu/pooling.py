@@ -1,8 +1,7 @@
-"""Max-pooling, and a bias that may come after it."""
+"""Max-pooling, with gradients of its own."""
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -97,19 +96,3 @@ def _max_of_3_backward(axis: int, saved: tuple[jax.Array, jax.Array], g: jax.Arr
 
 
 _max_of_3.defvjp(_max_of_3_forward, _max_of_3_backward)
-
-
-class Bias(nn.Module):
-    """Adds a learned value to each channel; it starts at 0.
-
-    Attributes:
-      dtype: dtype of the computation.
-    """
-
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns x (..., C) + bias (C,)."""
-        bias_C = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
-        return x + bias_C.astype(self.dtype)

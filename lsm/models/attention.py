@@ -144,7 +144,7 @@ def attend(
       drop: dropout of the attention weights.
       maps: return the weights as well, before dropout: float32 (B, G x Q, T, S).
     """
-    if len(q_BxTxGxQxK) > len(k_BxSxGxK):
+    if q_BxTxGxQxK.shape[0] != k_BxSxGxK.shape[0]:
         options = {"softcap": softcap, "drop": drop, "maps": maps}
         return _attend_shared(q_BxTxGxQxK, k_BxSxGxK, v_BxSxGxK, mask, **options)
     # Queries stay where their positions are; keys and values are gathered along the sequence.
@@ -166,10 +166,10 @@ def _attend_shared(q, k_BxSxGxK, v_BxSxGxK, mask, **options):
     """`attend` where rows share keys: all their queries are one row's, in any order."""
     if mask.causal or mask.window is not None or mask.segments_BxT is not None:
         raise ConfigError(
-            f"attend: {len(q)} rows of queries share {len(k_BxSxGxK)} of keys; these "
+            f"attend: {q.shape[0]} rows of queries share {k_BxSxGxK.shape[0]} of keys; these "
             "can be masked by Mask.keys_BxS alone."
         )
-    (rows, t, *heads), b = q.shape, len(k_BxSxGxK)
+    (rows, t, *heads), b = q.shape, k_BxSxGxK.shape[0]
     y = attend(q.reshape(b, -1, *heads), k_BxSxGxK, v_BxSxGxK, mask, **options)
     if not options["maps"]:
         return y.reshape(rows, t, *heads)

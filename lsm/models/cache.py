@@ -74,7 +74,7 @@ class Cache:
 
         def gathered(x: jax.Array) -> jax.Array:
             (b, n), rest = parents_BxN.shape, x.shape[1:]
-            x = x.reshape(b, len(x) // b, *rest)
+            x = x.reshape(b, x.shape[0] // b, *rest)
             chosen = parents_BxN.reshape(b, n, *[1] * len(rest))
             return jnp.take_along_axis(x, chosen, axis=1).reshape(b * n, *rest)
 
@@ -86,7 +86,7 @@ class Cache:
         """Returns `mask` without the room that is not filled: the future, where it is causal."""
         if mask.causal:
             return mask
-        room = len(self.k_BxGxKxS), self.k_BxGxKxS.shape[3]
+        room = self.k_BxGxKxS.shape[0], self.k_BxGxKxS.shape[3]
         filled_BxS = jnp.broadcast_to(jnp.arange(room[1]) < self.length[..., None], room)
         keys_BxS = filled_BxS if mask.keys_BxS is None else filled_BxS & mask.keys_BxS
         return dataclasses.replace(mask, keys_BxS=keys_BxS)

@@ -4,9 +4,10 @@ from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from lsm.checks import require, require_sizes
-from lsm.cpu import Bias, conv, max_pool_2x2
+from lsm.cpu import conv, max_pool_2x2
 from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models.batch_norm import BatchNorm
 from lsm.models.initializers import HE
@@ -104,3 +105,22 @@ class CNN(nn.Module):
 
     def _dense(self, width: int) -> nn.Dense:
         return nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)
+
+
+class Bias(nn.Module):
+    """Adds a learned value to each channel; it starts at 0.
+
+    A layer of its own, so that pooling can come before it: the same values, to the bit, for a
+    quarter of the additions.
+
+    Attributes:
+      dtype: dtype of the computation.
+    """
+
+    dtype: Dtype = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns x (..., C) + bias (C,)."""
+        bias_C = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        return x + bias_C.astype(self.dtype)

@@ -160,7 +160,7 @@ class GPT(nn.Module):
             self.sow("losses", "balance", weight * y.balance_B / config.layers)
         # Stages that are done with the layers share the rest of the work, by rows.
         everyone = (*BATCH_AXES, "pipeline")
-        rows = everyone if len(tokens_BxT) % ways(*everyone) == 0 else BATCH_AXES
+        rows = everyone if tokens_BxT.shape[0] % ways(*everyone) == 0 else BATCH_AXES
         x_BxTxD = constrain(y.x_BxTxD, rows, "sequence", None)
         return (x_BxTxD if config.norm_position == "post" else self.norm_f(x_BxTxD)), y.cache
 

@@ -105,7 +105,7 @@ class SequenceToSequence(Task):
         """
         source = sequences(batch, self.source, "task.source")
         call = functools.partial(self.model.apply, {"params": params, **model_state})
-        rows, mask = len(source.lengths_B), Mask(keys_BxS=source.real_BxT)
+        rows, mask = source.lengths_B.shape[0], Mask(keys_BxS=source.real_BxT)
         cache = self.model.cache(rows, self.search.longest + 1)
         begin_Bx1 = jnp.full((rows, 1), self.begin, jnp.int32)
         memory_BxSxD = call(source, method="encode")
