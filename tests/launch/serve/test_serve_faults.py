@@ -160,9 +160,19 @@ def test_a_second_head_on_a_connection_is_not_waited_for_either(served):
     request = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
     with socket.create_connection(("127.0.0.1", served.port), timeout=3) as client:
         client.sendall(request)
-        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        answer = client.recv(4096)
+        while not answer.endswith(b'{"live":true}'):
+            answer += client.recv(4096)
         client.sendall(request[:20])
         assert client.recv(4096) == b""
+
+
+def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_head(served):
+    with socket.create_connection(("127.0.0.1", served.port)):
+        until(lambda: served.server.server_state.connections)
+        for connection in list(served.server.server_state.connections):
+            own = connection.transport.get_extra_info("socket")
+            assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_body_that_does_not_come_is_408(tmp_path):
