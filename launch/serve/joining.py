@@ -119,13 +119,15 @@ class Joiner:
 
 
 def _padded(servable: Servable, batch: str | None) -> frozenset[str]:
-    """Returns the symbols that may be padded: the model is told the length of what has them."""
+    """Returns the symbols that may be padded: of texts NAME (B, T) with a NAME_length (B,)."""
     inputs, outputs = servable.signature.inputs, servable.signature.outputs
-    told, untold = set(), {batch}
-    for name, tensor in inputs.items():
-        for symbol in tensor.shape[1:]:
-            of = told if name + LENGTH in inputs and symbol == tensor.shape[1] else untold
-            of.add(symbol)
-    known = told | untold
-    sums = {s for t in outputs.values() for s in t.shape if isinstance(s, str)} - known
-    return frozenset(s for s in told - untold if isinstance(s, str) and not sums)
+    told = {
+        tensor.shape[1]
+        for name, tensor in inputs.items()
+        if name + LENGTH in inputs and len(tensor.shape) > 1 and isinstance(tensor.shape[1], str)
+    }
+    known = {size for tensor in inputs.values() for size in tensor.shape}
+    made = {size for tensor in outputs.values() for size in tensor.shape}
+    # Of an expression, such as "length - 1", nobody knows what belongs to the padding.
+    expressions = {size for size in made - known if isinstance(size, str)}
+    return frozenset(() if expressions or batch is None else told - {batch})
