@@ -145,9 +145,10 @@ class Repository:
 
     async def start(self) -> None:
         """Compiles what was read; a version that fails is UNAVAILABLE, and says why."""
-        for served in self.models.values():
-            for version in served.versions.values():
-                await self._start(served.name, version)
+        async with self._changing:
+            for served in self.models.values():
+                for version in served.versions.values():
+                    await self._start(served.name, version)
 
     async def close(self) -> None:
         """Computes what waits, and ends the threads."""
