@@ -226,13 +226,20 @@ class Batcher:
             await self._wait_for_stuck(batch, call)
             return
         self._meter.batch(rows, bucket, time.monotonic() - start)
-        if error := call.exception():
+        if (error := call.exception()) and len(batch) > 1:
+            for job in batch:  # alone, so that nobody fails for what another has asked
+                await self._compute([job])
+        elif error:
             self._fail(batch, error)
-            return
-        for job, part in zip(batch, call.result(), strict=True):
+        else:
+            self._answer(batch, call.result())
+
+    def _answer(self, batch: Sequence[_Job], parts: Sequence[Arrays]) -> None:
+        for job, part in zip(batch, parts, strict=True):
             if not job.future.done():  # else its client has gone, or was told that it is too late
                 job.future.set_result(part)
-            self._meter.seen(job.inputs, part)
+        # One of a batch: counting takes longer than many a model.
+        self._meter.seen(batch[0].inputs, parts[0])
 
     def _fail(self, batch: Sequence[_Job], error: BaseException) -> None:
         self._meter.failed(error)

@@ -15,6 +15,7 @@ from launch.serve.keys import Scope
 from launch.serve.refusal import malformed
 from launch.serve.repository import Repository
 from lsm.errors import shortened
+from lsm.run.result import versions
 
 _LENGTH = "Inference-Header-Content-Length"
 _STATEFUL = ("sequence_id", "sequence_start", "sequence_end")
@@ -64,7 +65,7 @@ class KServe:
     async def server(self, request: Request) -> Response:
         """Tells the server's name and extensions."""
         extensions = ["binary_tensor_data", "model_repository", "parameters"]
-        return JSONResponse({"name": "lsm", "version": "0.1.0", "extensions": extensions})
+        return JSONResponse({"name": "lsm", "version": versions()["lsm"], "extensions": extensions})
 
     async def metadata(self, request: Request) -> Response:
         """Tells a model's versions, inputs and outputs."""

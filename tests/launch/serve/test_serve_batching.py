@@ -200,6 +200,29 @@ def test_a_model_that_fails_and_a_thread_that_dies_stop_nobody_else(error):
     run(model, act, Policy(wait=0.0))
 
 
+def test_nobody_fails_for_what_a_neighbour_asks():
+    class Picky(Double):
+        def __call__(self, inputs):
+            outputs = super().__call__(inputs)
+            if (inputs["x"] == 13).any():
+                raise ValueError("13")
+            return outputs
+
+    model = Picky()
+
+    async def act(batcher):
+        bad = {"x": np.full((1, 3), 13, np.float32)}
+        asked = [rows(0), bad, rows(1)]
+        return await asyncio.gather(
+            *(batcher.infer(one, soon()) for one in asked), return_exceptions=True
+        )
+
+    first, failed, last = run(model, act)
+    assert isinstance(failed, Refused) and failed.status == 500
+    np.testing.assert_array_equal(first["y"], 2 * rows(0)["x"])
+    np.testing.assert_array_equal(last["y"], 2 * rows(1)["x"])
+
+
 def test_a_model_without_a_batch_is_computed_one_by_one():
     class Fixed(Double):
         def __init__(self):
