@@ -32,6 +32,7 @@ _DEFINE = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
     int | None: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
     float | None: flags.DEFINE_float,
     str: flags.DEFINE_string,
     str | None: flags.DEFINE_string,

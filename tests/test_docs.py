@@ -48,6 +48,7 @@ ELSEWHERE = {
     r"^python3 -m venv|^\. \.venv/bin/activate$": "tests/test_install.py makes such an environment",
     r"^python -m pip install -e ": "it too; here the extra is looked up",
     r"^python -m pytest |^ruff ": "what runs this",
+    r"^python -m launch\.serve ": "it goes on for ever: tests/launch/serve/test_serve_faults.py",
 }
 """Commands that are neither parsed nor run here, and why."""
 
@@ -197,7 +198,7 @@ def small(line, page):
         return line
     if page.stem == "configs":
         return f"{line} --config_help"
-    if re.match(r"python -m launch\.(?!local)", line):
+    if re.match(r"python -m launch\.(?!local|serve)", line):
         own, dashes, command = line.replace(" --dry_run", "").partition(" -- ")
         return f"{own} --dry_run{dashes}{command}"
     if re.search(r"-m (lsm|experiments\.\w+)( |$)", line) and "--mode=" not in line:

@@ -1,0 +1,200 @@
+"""Serves exported models over HTTP.
+
+    python -m launch.serve.keys add --file=keys.json --name=me --scope=infer
+    python -m launch.serve digits=exports/digits --keys=keys.json --port=8000
+
+A model is NAME=DIR, where DIR is an artefact of `lsm.export`, or holds its versions 1, 2, ..., of
+which the newest is served. See docs/serving.md.
+"""
+
+import asyncio
+import dataclasses
+import importlib.util
+import pathlib
+import re
+import socket
+import ssl
+import sys
+from collections.abc import Sequence
+
+from launch.command import LaunchError, at_least, flags_of
+from launch.serve.keys import Keys
+from lsm import command_line
+from lsm.errors import shortened
+from lsm.files import expanded
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Serve:
+    """How models are served.
+
+    Attributes:
+      host: address to listen at.
+      port: to listen at; 0 takes a free one.
+      keys: file of the keys, which `python -m launch.serve.keys` makes.
+      no_auth: lets anyone on this machine do everything, without keys.
+      tls_cert: file of the certificate chain (PEM).
+      tls_key: file of its private key (PEM).
+      audit_log: file that gets a line for each request; by default stdout.
+      batch_rows: rows that are computed together at the most.
+      batch_wait_ms: how long the first of a batch waits for others.
+      queue: requests that may wait for a model; further ones get 429.
+      model_timeout: seconds after which a model that does not answer is not ready.
+      request_timeout: seconds in which a request is answered.
+      client_timeout: seconds in which a client has to send a head, send a body, take an answer.
+      body_mb: MiB of one body, decompressed.
+      memory_mb: MiB of all bodies at a time.
+      elements: numbers that the inputs of one request may have.
+      connections: at a time.
+      grace: seconds for the requests under way when the server ends.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: str | None = None
+    no_auth: bool = False
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    audit_log: str | None = None
+    batch_rows: int = 32
+    batch_wait_ms: float = 2.0
+    queue: int = 256
+    model_timeout: float = 30.0
+    request_timeout: float = 60.0
+    client_timeout: float = 15.0
+    body_mb: int = 16
+    memory_mb: int = 512
+    elements: int = 4 * 2**20
+    connections: int = 512
+    grace: float = 30.0
+
+    def __post_init__(self):
+        from launch.serve.gate import is_loopback
+
+        for name in ("batch_rows", "queue", "body_mb", "memory_mb", "elements", "connections"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("port", "batch_wait_ms", "grace"):
+            at_least(name, getattr(self, name), 0)
+        for name in ("model_timeout", "request_timeout", "client_timeout"):
+            if getattr(self, name) <= 0:
+                raise LaunchError(f"--{name}: {getattr(self, name)} given; above 0 is needed.")
+        if self.port > 65535:
+            raise LaunchError(f"--port: {self.port} given; at most 65535.")
+        if self.no_auth == (self.keys is not None):
+            raise LaunchError(
+                "--keys=FILE is needed (python -m launch.serve.keys add --file=FILE ... makes it), "
+                "or --no_auth for this machine alone; and not both."
+            )
+        if self.no_auth and not is_loopback(self.host):
+            raise LaunchError(f"--no_auth: only with a loopback address, not --host={self.host}.")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise LaunchError("--tls_cert and --tls_key: both are needed, or none.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit status."""
+    return command_line.status(lambda: _serve(sys.argv[1:] if argv is None else argv))
+
+
+def _serve(argv: Sequence[str]) -> None:
+    given = flags_of(Serve)
+    words = command_line.parse(given, argv, doc=__doc__, words=True)
+    _check_extra()
+    flags = Serve(**{name: given[name].value for name in given})
+    folders = _models(words)
+    _check_certificate(flags)
+    with _listening(flags) as listener:
+        asyncio.run(_run(flags, folders, listener))
+
+
+async def _run(flags: Serve, folders: dict[str, pathlib.Path], listener: socket.socket) -> None:
+    from launch.serve import app, logs, models, server
+    from launch.serve.batching import Policy
+    from launch.serve.metrics import Metrics
+    from launch.serve.repository import Repository
+
+    logs.to_stderr()
+    keys = Keys(expanded(flags.keys, "--keys")) if flags.keys else None
+    audit = logs.Audit(expanded(flags.audit_log, "--audit_log") if flags.audit_log else None)
+    metrics = Metrics()
+    wait = flags.batch_wait_ms / 1000
+    policy = Policy(flags.batch_rows, wait, flags.queue, flags.model_timeout)
+    repository = Repository(folders, models.load, policy, metrics)
+    mib = 2**20
+    bounds = app.Bounds(
+        flags.body_mb * mib,
+        flags.memory_mb * mib,
+        flags.client_timeout,
+        flags.request_timeout,
+        flags.elements,
+    )
+    gate = app.application(repository, keys, metrics, audit, bounds)
+    running = server.configured(
+        gate,
+        seconds=flags.client_timeout,
+        connections=flags.connections,
+        grace=flags.grace,
+        ssl_certfile=flags.tls_cert,
+        ssl_keyfile=flags.tls_key,
+    )
+    _warn(flags, listener, logs.log)
+    await running.serve(sockets=[listener])
+
+
+def _warn(flags: Serve, listener: socket.socket, log) -> None:
+    from launch.serve.gate import is_loopback
+
+    host, port = listener.getsockname()[:2]
+    log.info("listening at %s://%s:%s", "https" if flags.tls_cert else "http", host, port)
+    if flags.no_auth:
+        log.warning("NO KEYS ARE ASKED FOR: anyone on this machine can do everything (--no_auth).")
+    elif not flags.tls_cert and not is_loopback(flags.host):
+        log.warning("keys travel unencrypted: give --tls_cert and --tls_key, or a proxy that does.")
+
+
+def _models(words: Sequence[str]) -> dict[str, pathlib.Path]:
+    folders: dict[str, pathlib.Path] = {}
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            given = shortened(repr(word))
+            raise LaunchError(
+                f"{given} given; NAME=DIR is needed, a name of letters, digits, '.', '_' and '-'."
+            )
+        if name in folders:
+            raise LaunchError(f"{name} is given twice; every model needs a name of its own.")
+        folders[name] = expanded(folder, name)
+    if not folders:
+        raise LaunchError("a model is needed: python -m launch.serve NAME=DIR.")
+    return folders
+
+
+def _check_extra() -> None:
+    for name in ("starlette", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(name) is None:
+            raise LaunchError(f"{name} is not installed: pip install 'lsm[serve]'.")
+
+
+def _check_certificate(flags: Serve) -> None:
+    if flags.tls_cert is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            flags.tls_cert, flags.tls_key, password=lambda: ""
+        )
+    except (OSError, ssl.SSLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise LaunchError(f"--tls_cert, --tls_key: cannot be used: {reason}.") from error
+
+
+def _listening(flags: Serve) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in flags.host else socket.AF_INET
+        return socket.create_server((flags.host, flags.port), family=family, backlog=1024)
+    except OSError as error:
+        where = f"--host={flags.host} --port={flags.port}"
+        raise LaunchError(f"{where}: cannot be listened at: {error.strerror or error}.") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

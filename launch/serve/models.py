@@ -1,0 +1,125 @@
+"""What can be served, and where its versions are."""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from launch.command import LaunchError
+from lsm.errors import listed
+from lsm.files import nothing_at
+
+
+class Tensor(Protocol):
+    """What a model says of an input or an output.
+
+    Attributes:
+      shape: whole numbers, and symbols ("b") for sizes that vary.
+      dtype: of NumPy or ml_dtypes, or its name.
+    """
+
+    shape: Sequence[int | str]
+    dtype: np.dtype | str
+
+
+class Range(Protocol):
+    """The sizes that a symbol may have; `most` is None where any is allowed."""
+
+    least: int
+    most: int | None
+
+
+class Signature(Protocol):
+    """The inputs and outputs of a model, and the symbols in their shapes, by name."""
+
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    symbols: Mapping[str, Range]
+
+
+class Servable(Protocol):
+    """A function of named arrays.
+
+    Attributes:
+      signature: where all inputs and outputs begin with the same symbol, it is the batch, of
+        which the model computes every row for itself.
+      labels: names of classes, where there are some.
+    """
+
+    signature: Signature
+    labels: Sequence[str] | None
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the outputs."""
+        ...
+
+
+Load = Callable[[pathlib.Path], Servable]
+"""Reads a version from its folder. Raises LsmError where it cannot."""
+
+
+class Exported:
+    """The predictions of an artefact of `lsm.export`; see `Servable`."""
+
+    def __init__(self, model: Any):
+        """Takes what `lsm.export.load` gives. Raises LaunchError where it predicts nothing."""
+        functions = model.signature.functions
+        if "predict" not in functions:
+            raise LaunchError(f"it has {listed(functions)}; a function `predict` is needed here.")
+        self._model, self.signature, self.labels = model, functions["predict"], model.labels
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the predictions for columns, by name."""
+        return self._model(inputs)
+
+
+def load(folder: pathlib.Path) -> Servable:
+    """Returns the artefact in `folder`. Raises LsmError where it is none, or damaged."""
+    from lsm import export
+
+    try:
+        return Exported(export.load(folder))
+    except LaunchError as error:
+        raise LaunchError(f"{folder}: {error}") from error
+
+
+def batch_symbol(signature: Signature) -> str | None:
+    """Returns the symbol that all inputs and outputs begin with, None where there is none."""
+    firsts = {
+        tensor.shape[0] if tensor.shape else None
+        for tensors in (signature.inputs, signature.outputs)
+        for tensor in tensors.values()
+    }
+    first = firsts.pop() if len(firsts) == 1 else None
+    return first if isinstance(first, str) else None
+
+
+def versions(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Returns the folders of the versions in `folder`, by number, oldest first.
+
+    They are its subfolders 1, 2, ...; a folder that is itself an artefact is version 1.
+
+    Raises:
+      LaunchError: there is nothing to serve in it.
+    """
+    if not folder.is_dir():
+        raise LaunchError(nothing_at(folder))
+    inner = [path for path in folder.iterdir() if _is_number(path.name) and _is_artefact(path)]
+    found = {path.name: path for path in sorted(inner, key=lambda path: int(path.name))}
+    if found:
+        return found
+    if _is_artefact(folder):
+        return {"1": folder}
+    raise LaunchError(
+        f"{folder}: neither signature.json nor folders 1, 2, ... that hold one; "
+        "give a folder that lsm.export has written."
+    )
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and name[0] != "0" and len(name) < 10
+
+
+def _is_artefact(folder: pathlib.Path) -> bool:
+    return (folder / "signature.json").is_file()

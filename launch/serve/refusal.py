@@ -1,0 +1,37 @@
+"""What is answered instead of a result: a status, and one line that says why."""
+
+import json
+
+from starlette.responses import Response
+
+from lsm.errors import LsmError
+
+
+class Refused(LsmError):
+    """A request is not answered.
+
+    Attributes:
+      status: of HTTP.
+      kind: a word for the metrics, of a small fixed set.
+      retry_after: seconds after which to come again, where that helps.
+    """
+
+    def __init__(self, status: int, kind: str, line: str, retry_after: float | None = None):
+        super().__init__(line)
+        self.status, self.kind, self.retry_after = status, kind, retry_after
+
+
+def malformed(line: str) -> Refused:
+    """Returns the refusal of a request that is wrong in itself."""
+    return Refused(400, "malformed", line)
+
+
+def response(refused: Refused) -> Response:
+    """Returns `{"error": "one line"}`, with Retry-After and WWW-Authenticate where they belong."""
+    headers = {}
+    if refused.retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(refused.retry_after + 0.5)))
+    if refused.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    body = json.dumps({"error": str(refused)})
+    return Response(body, refused.status, headers, media_type="application/json")

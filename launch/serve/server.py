@@ -1,0 +1,153 @@
+"""uvicorn, with patience that ends and an end that waits for those who are being served."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from launch.serve.gate import Gate
+from launch.serve.logs import log
+
+PARENT = "LSM_SERVE_PARENT"
+"""Environment variable with the id of the process that restarts this one."""
+
+_HEAD_BYTES = 64 * 1024
+
+
+class Server(uvicorn.Server):
+    """Ends on SIGTERM and SIGINT once what is under way is done; new requests get 503 meanwhile.
+
+    A second signal does not wait. The exit status is 0 (uvicorn itself would raise the signal once
+    more).
+    """
+
+    def __init__(self, config: uvicorn.Config, gate: Gate, grace: float):
+        super().__init__(config)
+        self._gate, self._grace = gate, grace
+        self._draining: asyncio.Task | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Hears the signals while the server runs, where this is the main thread."""
+        loop = asyncio.get_running_loop()
+        main = threading.current_thread() is threading.main_thread()
+        heard = (signal.SIGTERM, signal.SIGINT) if main else ()
+        for number in heard:
+            loop.add_signal_handler(number, self.stop)
+        try:
+            yield
+        finally:
+            for number in heard:
+                loop.remove_signal_handler(number)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ends too where the process that would restart this one has gone."""
+        parent = os.environ.get(PARENT)
+        if parent and os.getppid() != int(parent) and not self._gate.draining:
+            self.stop()
+        return await super().on_tick(counter)
+
+    def stop(self) -> None:
+        """Refuses new requests and ends when those under way are done, or the grace is over."""
+        if self._gate.draining:
+            self.should_exit = True
+            return
+        self._gate.draining = True
+        log.info("draining: %s requests under way", self._gate.in_flight)
+        self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        end = time.monotonic() + self._grace
+        while self._gate.in_flight and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        self.should_exit = True
+
+
+def configured(gate: Gate, *, seconds: float, connections: int, grace: float, **more) -> Server:
+    """Returns a server that is about to run.
+
+    Args:
+      gate: the application.
+      seconds: until the head of a request has come, the first or the next of a connection, and
+        until a client takes what it is sent.
+      connections: how many at a time; further ones get 503.
+      grace: seconds for what is under way at the end.
+      more: of `uvicorn.Config`: certificates.
+    """
+
+    class Protocol(_Patient):
+        patience = seconds
+
+    config = uvicorn.Config(
+        gate,
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # else who asks could say who asks
+        limit_concurrency=connections,
+        timeout_keep_alive=seconds,
+        h11_max_incomplete_event_size=_HEAD_BYTES,
+        timeout_graceful_shutdown=max(1, round(grace)),
+        **more,
+    )
+    return Server(config, gate, grace)
+
+
+class _Patient(H11Protocol):
+    """Closes connections whose client sends its head, or takes its answer, too slowly.
+
+    uvicorn waits for ever in both cases.
+    """
+
+    patience = 15.0
+    _head = _writing = None
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        # asyncio does so only where the listening socket names TCP; without it, an answer's body
+        # waits 40 ms for the acknowledgement of its head.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._await_head()
+
+    def data_received(self, data):
+        super().data_received(data)
+        self._await_head()
+
+    def _await_head(self) -> None:
+        idle = self.cycle is None or self.cycle.response_complete
+        if not idle and self._head:
+            self._head.cancel()
+            self._head = None
+        elif idle and not self._head:
+            self._head = self.loop.call_later(self.patience, self._give_up)
+
+    def _give_up(self) -> None:
+        self._head = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
+
+    def pause_writing(self):
+        super().pause_writing()
+        self._writing = self._writing or self.loop.call_later(self.patience, self.transport.abort)
+
+    def resume_writing(self):
+        super().resume_writing()
+        if self._writing:
+            self._writing.cancel()
+            self._writing = None
+
+    def connection_lost(self, exc):
+        for timer in (self._head, self._writing):
+            if timer:
+                timer.cancel()
+        super().connection_lost(exc)

@@ -1,0 +1,366 @@
+"""Hostile bodies, slow clients, the end of a server, crashes, and memory."""
+
+import contextlib
+import gc
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from serving import SECRETS, Double, Signature, Tensor, serving, until
+
+from launch.serve import __main__ as supervisor
+from launch.serve import command, kserve, tensors
+from launch.serve.app import Bounds
+from launch.serve.refusal import Refused
+
+ROOT = pathlib.Path(__file__).parents[3]
+SIGNATURE = Signature(
+    {
+        "x": Tensor(("b", 3), np.dtype(np.float32)),
+        "n": Tensor(("b", "t"), np.dtype(np.int8)),
+        "s": Tensor(("b",), np.dtype(object)),
+    },
+    {"y": Tensor(("b",), np.dtype(np.float32))},
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+SIZES = st.integers(-2, 5) | st.sampled_from([2**31, 2**63, 2**64, 10**30, True, 1.0, None])
+TENSOR = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["x", "n", "s", "z", 5]),
+        "shape": st.lists(SIZES, max_size=4) | JSON,
+        "datatype": st.sampled_from(["FP32", "INT8", "BYTES", "BOOL", "fp32"]) | JSON,
+        "data": st.lists(st.integers(-300, 300) | st.floats() | st.text(max_size=3), max_size=9)
+        | JSON,
+        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-3, 40) | JSON})
+        | JSON,
+    },
+)
+REQUEST = st.fixed_dictionaries(
+    {"inputs": st.lists(TENSOR, max_size=4) | JSON},
+    optional={
+        "id": JSON,
+        "outputs": st.lists(
+            st.fixed_dictionaries({"name": st.sampled_from(["y", "z"])}), max_size=2
+        )
+        | JSON,
+        "parameters": JSON | st.fixed_dictionaries({"timeout": JSON, "binary_data_output": JSON}),
+    },
+)
+
+
+def decoded(body, length):
+    """What the handler does before the model is asked; an answer or Refused, and nothing else."""
+    try:
+        asked, binary = kserve._divided(body, length)
+        kserve._id(asked), kserve._deadline(asked, 1e9)
+        tensors.requested(asked, ["y"])
+        return tensors.decode(asked.get("inputs"), binary, SIGNATURE, 10_000)
+    except Refused as refused:
+        assert refused.status in (400, 413)
+        assert "\n" not in str(refused) and len(str(refused)) <= 1000
+        json.dumps({"error": str(refused)})
+
+
+@hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@hypothesis.given(REQUEST, st.binary(max_size=40), st.integers(-1, 300) | st.text(max_size=4))
+def test_hostile_requests_are_refused_in_one_line(request, tail, length):
+    text = json.dumps(request).encode()  # with NaN and Infinity where hypothesis made them
+    decoded(text, None)
+    decoded(text + tail, str(len(text)))
+    decoded(text + tail, str(length))
+
+
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@hypothesis.given(st.binary(max_size=60), st.integers(0, 6))
+def test_elements_of_bytes_never_read_beyond_their_end(data, count):
+    x = {
+        "name": "s",
+        "shape": [count],
+        "datatype": "BYTES",
+        "parameters": {"binary_data_size": len(data)},
+    }
+    signature = Signature({"s": SIGNATURE.inputs["s"]}, {"y": Tensor(("b",), np.dtype(np.float32))})
+    try:
+        found = tensors.decode([x], memoryview(data), signature, 100)["s"]
+    except Refused:
+        return
+    assert sum(4 + len(item) for item in found) == len(data)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("faults"), patience=0.4) as server:
+        yield server
+
+
+def raw(server, sent, seconds=5):
+    """Returns all that a server answers to these bytes until it closes, or b""."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as client:
+        client.sendall(sent)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := client.recv(65536):
+                answer += piece
+        return answer
+
+
+def head(length, secret=None, more=""):
+    secret = secret or SECRETS["infer"][0]
+    return (
+        f"POST /v2/models/double/infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        f"Authorization: Bearer {secret}\r\nContent-Length: {length}\r\n{more}\r\n"
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01 no HTTP\r\n\r\n",
+        b"GET /v2 HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
+        b"GET /v2 HTTP/1.1\r\nHost: x\r\nA b: c\r\n\r\n",
+        b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"POST /v2 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /v2 HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 200_000,
+    ],
+)
+def test_what_is_no_http_gets_400_or_is_cut_off(served, sent):
+    answer = raw(served, sent)
+    assert answer[:12] in (b"", b"HTTP/1.1 400", b"HTTP/1.1 401")
+    assert served.infer([[1, 2, 3]])[0] == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /v2 HT", b"GET /v2 HTTP/1.1\r\nHost: x\r\nA: "])
+def test_a_head_that_does_not_come_is_not_waited_for(served, sent):
+    start = time.monotonic()
+    raw(served, sent)
+    assert time.monotonic() - start < 3
+
+
+def test_a_second_head_on_a_connection_is_not_waited_for_either(served):
+    request = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", served.port), timeout=3) as client:
+        client.sendall(request)
+        answer = client.recv(4096)
+        while not answer.endswith(b'{"live":true}'):
+            answer += client.recv(4096)
+        client.sendall(request[:20])
+        assert client.recv(4096) == b""
+
+
+def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_head(served):
+    with socket.create_connection(("127.0.0.1", served.port)):
+        until(lambda: served.server.server_state.connections)
+        for connection in list(served.server.server_state.connections):
+            own = connection.transport.get_extra_info("socket")
+            assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_body_that_does_not_come_is_408(tmp_path):
+    with serving(tmp_path, bounds=Bounds(body_seconds=0.3)) as server:
+        assert raw(server, head(100) + b'{"inp').startswith(b"HTTP/1.1 408")
+        until(lambda: server.gate.in_flight == 0)
+
+
+def test_an_answer_that_is_not_taken_is_not_kept(tmp_path):
+    class Wide(Double):
+        def __init__(self):
+            super().__init__()
+            self.signature = Signature(
+                {"x": Tensor(("b", 3), np.dtype(np.float32))},
+                {"y": Tensor(("b", 1_000_000), np.dtype(np.float32))},
+            )
+
+        def __call__(self, inputs):
+            return {"y": np.ones((len(inputs["x"]), 1_000_000), np.float32)}
+
+    x = {"name": "x", "datatype": "FP32", "shape": [2, 3], "data": [1, 2, 3, 4, 5, 6]}
+    asked = {"inputs": [x], "parameters": {"binary_data_output": True}}
+    body = json.dumps(asked).encode()
+    with (
+        serving(tmp_path, {"double": lambda folder: Wide()}, patience=0.4) as server,
+        socket.create_connection(("127.0.0.1", server.port)) as client,
+    ):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(head(len(body)) + body)
+        until(lambda: server.server.server_state.connections)
+        until(lambda: not server.server.server_state.connections)
+        until(lambda: server.gate.in_flight == 0)
+
+
+def test_too_many_bodies_at_a_time_are_503(tmp_path):
+    with serving(tmp_path, bounds=Bounds(memory=5000)) as server:
+        held = socket.create_connection(("127.0.0.1", server.port))
+        held.sendall(head(6000) + b"x" * 4990)
+        until(lambda: server.gate.in_flight == 1)
+        until(lambda: server.infer([[1, 2, 3]])[0] == 503)
+        held.close()
+        until(lambda: server.infer([[1, 2, 3]])[0] == 200)
+
+
+def test_at_the_end_new_requests_are_refused_and_those_under_way_are_done(tmp_path):
+    model, found = Double(), []
+    with serving(tmp_path, {"double": lambda folder: model}) as server:
+        model.batches.clear()
+        model.hold.clear()
+        running = threading.Thread(target=lambda: found.append(server.infer([[1, 2, 3]])))
+        running.start()
+        until(lambda: model.batches)
+        server.loop.call_soon_threadsafe(server.server.stop)
+        until(lambda: server.gate.draining)
+        status, answered, _ = server.request("GET", "/v2")
+        assert (status, answered["Retry-After"]) == (503, "6")
+        assert server.request("GET", "/v2", key=None)[0] == 401
+        assert server.request("GET", "/v2/health/live", key=None)[0] == 200
+        assert server.request("GET", "/v2/health/ready", key=None)[0] == 503
+        model.hold.set()
+        running.join()
+        assert found[0][0] == 200
+        until(lambda: not server.loop.is_running())
+
+
+def child(tmp_path, body):
+    file = tmp_path / "server.py"
+    file.write_text("import os, pathlib, signal, sys, time\n" + textwrap.dedent(body))
+    return [sys.executable, str(file)]
+
+
+@pytest.fixture
+def handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_server_that_crashes_is_started_again(tmp_path, capfd):
+    body = """
+        runs = pathlib.Path(sys.argv[1])
+        runs.write_text(runs.read_text() + "x" if runs.exists() else "x")
+        if len(runs.read_text()) < 3:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        sys.exit(7)
+    """
+    assert supervisor.main([str(tmp_path / "runs")], child(tmp_path, body)) == 7
+    assert (tmp_path / "runs").read_text() == "xxx"
+    assert capfd.readouterr().err.count("killed by SIGSEGV; it is restarted") == 2
+    always = child(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+    assert supervisor.main([], always) == 128 + 9  # after five times
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_is_passed_on_and_its_status_comes_back(tmp_path):
+    body = """
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        pathlib.Path(sys.argv[1]).touch()
+        time.sleep(20)
+    """
+    ready = tmp_path / "ready"
+
+    def end():
+        until(ready.exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end).start()
+    assert supervisor.main([str(ready)], child(tmp_path, body)) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "--keys=FILE is needed"),
+        (["--no_auth", "--keys=x"], "and not both"),
+        (["--no_auth", "--host=0.0.0.0"], "--no_auth: only with a loopback address"),
+        (["--no_auth"], "a model is needed"),
+        (["--no_auth", "digits"], "'digits' given; NAME=DIR is needed"),
+        (["--no_auth", "a/b=c"], "NAME=DIR is needed"),
+        (["--no_auth", "a=b", "a=c"], "a is given twice"),
+        (["--no_auth", "a=/nowhere", "--port=0"], "/nowhere: no such file or folder"),
+        (["--no_auth", "a=.", "--port=0"], "neither signature.json nor folders"),
+        (["--no_auth", "a=.", "--port=70000"], "--port: 70000 given"),
+        (["--keys=/nowhere", "a=.", "--port=0"], "/nowhere: cannot be read"),
+        (["--no_auth", "a=.", "--tls_cert=x"], "both are needed"),
+        (["--no_auth", "a=.", "--tls_cert=/no", "--tls_key=/no"], "cannot be used"),
+        (["--no_auth", "a=.", "--batch_rows=0"], "--batch_rows: 0 given"),
+        (["--no_auth", "a=.", "--prt=1"], "Did you mean '--port'?"),
+    ],
+)
+def test_slips_on_the_command_line(words, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command.main(words) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and told in error
+
+
+@pytest.mark.slow
+def test_a_real_process_drains_and_ends_with_status_0(tmp_path):
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests/launch/serve")!r})
+from serving import Double
+from launch.serve import command, models
+model = Double()
+models.load = lambda folder: model
+sys.exit(command.main(sys.argv[1:]))
+"""
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/signature.json").touch()
+    words = [f"double={tmp_path}", "--no_auth", "--port=0"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        line = next(line for line in process.stderr if "listening at" in line)
+        port = int(json.loads(line)["message"].rpartition(":")[2])
+        client = socket.create_connection(("127.0.0.1", port))
+        client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_for_a_minute_of_all_sorts(tmp_path):
+    def resident():
+        gc.collect()
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def some(server, seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            server.infer(np.ones((50, 3)))
+            server.infer([[1, 2, 3]], key="wrong")
+            server.request("POST", "/v2/models/double/infer", b"[" * 10_000)
+            server.request("GET", f"/v2/models/{time.monotonic_ns()}")
+            with socket.create_connection(("127.0.0.1", server.port)) as client:
+                client.sendall(head(10_000) + b"x")
+
+    with serving(tmp_path) as server:
+        some(server, 15)
+        before = resident()
+        some(server, 45)
+        assert resident() - before < 10
+        until(lambda: server.gate.in_flight == 0)
