@@ -27,6 +27,7 @@ def greedy(
             f"generate: {lengths_B.max()} tokens given and {most} to come, where the context "
             f"is {context}."
         )
+    _check_known(rows, model.signature.functions[PREFILL].outputs["logits"].shape[-1])
     # The next power of two.
     width = min(max(_LEAST, 1 << (int(lengths_B.max()) - 1).bit_length()), context)
     tokens_BxT = np.zeros((len(rows), width), np.int32)
@@ -51,6 +52,14 @@ def _ids(prompt: Sequence[int]) -> np.ndarray:
             f"generate: a prompt of {ids.dtype} {ids.shape} given; ids (n,) are needed."
         )
     return ids.astype(np.int32)
+
+
+def _check_known(rows: Sequence[np.ndarray], vocabulary: int) -> None:
+    low, high = min(row.min() for row in rows), max(row.max() for row in rows)
+    if low < 0 or high >= vocabulary:
+        raise DataError(
+            f"generate: ids from {low} to {high} given; the model knows 0 to {vocabulary - 1}."
+        )
 
 
 def _until(ids_N: np.ndarray, ends: Collection[int]) -> np.ndarray:
