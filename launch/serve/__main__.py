@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None, server: Sequence[str] = _SERVER) -> 
     while True:
         # In a session of its own, so that a Ctrl-C reaches it once, through `stop`.
         child = subprocess.Popen(command, env=env, start_new_session=True)
+        if stopping:  # the signal fell between two of them
+            child.terminate()
         status = child.wait()
         crashes = [at for at in crashes if at > time.monotonic() - _WITHIN] + [time.monotonic()]
         if status >= 0 or stopping or len(crashes) > _MOST:
