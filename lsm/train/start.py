@@ -26,6 +26,10 @@ from lsm.train.state import TrainState
 
 _log = logging.getLogger("lsm")
 _TEACHER = f"{CONSTANTS}/{TEACHER}/"
+_HELP = {
+    "start": "Start.take, Start.rename, Start.fresh and Start.names",
+    "task.teacher": "Teacher.rename and Teacher.names",
+}
 
 
 def begin(
@@ -159,8 +163,8 @@ def match(start: Start, here: Spec, weights: Weights, field: str = "start") -> d
     told = [f"{fault}: {', '.join(names)}" for fault, names in _filled(faults)]
     if told:
         raise CheckpointError(
-            f"{field}: {weights.where} does not fit this model; {'; '.join(told)}. See Start.take, "
-            "Start.rename, Start.fresh and Start.names."
+            f"{field}: {weights.where} does not fit this model; {'; '.join(told)}. "
+            f"See {_HELP[field]}."
         )
     return found
 
