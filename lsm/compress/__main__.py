@@ -64,8 +64,8 @@ def _run(given: flags.FlagValues, overrides: dict[str, str]) -> None:
 
 def _say_what_lsm_tells() -> None:
     told = logging.getLogger("lsm")
-    told.setLevel(logging.WARNING)
-    told.addHandler(logging.StreamHandler(sys.stderr))
+    told.setLevel(logging.INFO)
+    told.addHandler(logging.StreamHandler(sys.stdout))
     told.propagate = False
 
 

@@ -27,7 +27,7 @@ from lsm.train.trained import load
 class Tune(Link):
     """Trains a model on, from its weights: what it has lost is learnt again.
 
-    All but these two fields is as in the source's experiment.
+    All else is as in the source's experiment.
 
     Attributes:
       optimizer: how; one that prunes makes it the pruning of a chain.

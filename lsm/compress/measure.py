@@ -65,6 +65,7 @@ class Subject:
         data = self._run.experiment.data
         self._dataset = data.source.open(getattr(data, split), data_dir)
         self._change = data.evaluate
+        self._asked: dict[int, tuple] = {}
 
     @functools.cached_property
     def size(self) -> Size:
@@ -97,8 +98,12 @@ class Subject:
             mesh=run.mesh,
         )
 
-    @functools.cache  # noqa: B019
     def _arguments(self, rows: int) -> tuple:
+        if rows not in self._asked:
+            self._asked[rows] = self._placed(rows)
+        return self._asked[rows]
+
+    def _placed(self, rows: int) -> tuple:
         run = self._run
         batch = EvalBatches(self._dataset, rows, change=self._change).batch_at(0)
         whole = replicated(run.mesh)

@@ -48,7 +48,8 @@ class Teacher:
     """
 
     task: Task
-    path: str
+    # Wherever it is now, its arrays are compared.
+    path: str = dataclasses.field(metadata={"alters_run": False})
     rename: tuple[tuple[str, str], ...] = ()
     names: Names | None = None
 
@@ -125,6 +126,12 @@ class Distillation(Task):
                     f"Distillation.{field}: {type(task).__name__} given; allowed: classification, "
                     "of anything, or language modelling."
                 )
+        own, theirs = map(_classes, (self.student, self.teacher.task))
+        if None not in (own, theirs) and own != theirs:
+            raise ConfigError(
+                f"Distillation.teacher.task: its model tells {theirs} classes or tokens apart, and "
+                f"the student's {own}; as many are needed."
+            )
         object.__setattr__(self, "model", self.student.model)
 
     @property
@@ -287,6 +294,11 @@ class Distillation(Task):
         rest = tuple(range(1, error.ndim))
         error_B = jnp.where(real > 0, error, 0).sum(rest) / jnp.maximum(real.sum(rest), 1)
         return weigh(error_B, weights)
+
+
+def _classes(task: Task) -> int | None:
+    """How many classes, or tokens, a task's model tells apart; None where it does not say."""
+    return task.outputs if isinstance(task, Labelled) else getattr(task.model, "vocabulary", None)
 
 
 def _own(params: Params, model_state: ModelState) -> tuple[Params, ModelState]:

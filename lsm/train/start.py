@@ -27,6 +27,10 @@ from lsm.train.state import MASKS, TrainState
 
 _log = logging.getLogger("lsm")
 _TEACHER = f"{CONSTANTS}/{TEACHER}/"
+_HELP = {
+    "start": "Start.take, Start.rename, Start.fresh and Start.names",
+    "task.teacher": "Teacher.rename and Teacher.names",
+}
 
 
 def check_masks(experiment: Experiment) -> None:
@@ -196,8 +200,8 @@ def match(start: Start, here: Spec, weights: Weights, field: str = "start") -> d
     told = [f"{fault}: {', '.join(names)}" for fault, names in _filled(faults)]
     if told:
         raise CheckpointError(
-            f"{field}: {weights.where} does not fit this model; {'; '.join(told)}. See Start.take, "
-            "Start.rename, Start.fresh and Start.names."
+            f"{field}: {weights.where} does not fit this model; {'; '.join(told)}. "
+            f"See {_HELP[field]}."
         )
     return found
 

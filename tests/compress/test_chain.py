@@ -231,7 +231,7 @@ def test_killed_in_a_link_the_same_command_goes_on_there(base, tmp_path):
         "from lsm import Train\nfrom lsm.compress import Distil, Recipe\n"
         "from lsm.models import MLP\nfrom lsm.optim import Adam\n"
         "def get_recipe():\n"
-        "    train = Train(steps=3000, batch_size=64)\n"
+        "    train = Train(steps=1000, batch_size=64)\n"
         "    link = Distil(model=MLP(widths=(8,)), optimizer=Adam(learning_rate=1e-2), train=train)\n"
         "    return Recipe(links=(link,), split='test')\n"
     )

@@ -250,6 +250,9 @@ def test_fields_are_checked():
     mlp = MLP(widths=(4,), outputs=1)
     with pytest.raises(ConfigError, match="Distillation.student: Regression given; allowed: class"):
         dataclasses.replace(PICTURE_TASK, student=Regression(model=mlp))
+    with pytest.raises(ConfigError, match="model tells 3 classes or tokens apart, and the student"):
+        wide = dataclasses.replace(CNNS[0], outputs=4)
+        dataclasses.replace(PICTURE_TASK, student=Classification(model=wide))
     with pytest.raises(ConfigError, match="temperature: 0 given"):
         dataclasses.replace(PICTURE_TASK, temperature=0)
     with pytest.raises(ConfigError, match="share: 1.5 given"):
