@@ -7,6 +7,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+from lsm.errors import LsmError
+
 if TYPE_CHECKING:
     from lsm.config import (
         Callback,
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
         Train,
     )
     from lsm.data import Data
-    from lsm.errors import LsmError
     from lsm.mesh import Mesh
     from lsm.train import evaluate_run, fit, load, predict_files, predict_run, summary
 
@@ -45,7 +46,7 @@ __all__ = [
     "summary",
 ]
 
-_ROOMS = ("config", "data", "errors", "mesh", "train")
+_ROOMS = ("config", "data", "mesh", "train")
 """Where these names are; they are imported when one is asked for: `lsm.export` loads a model with
 jax alone."""
 

@@ -136,7 +136,7 @@ def run(code, **options):
 def test_import_touches_no_device_and_no_tensorflow():
     code = """
 import sys, lsm, lsm.cli, lsm.models, lsm.tasks, lsm.data, lsm.optim, lsm.writers
-import lsm.evaluate, lsm.interop
+import lsm.evaluate, lsm.interop, lsm.export
 heavy = "tensorflow tensorflow_datasets orbax grain sklearn matplotlib tensorboardX PIL torch safetensors pyarrow h5py"
 print(*[name for name in heavy.split() if name in sys.modules], "|")
 import jax

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from lsm import command_line
-from lsm.export.write import CONTEXT, PLATFORMS, export
+from lsm.export.artefact import PLATFORMS
+from lsm.export.write import CONTEXT, export
 
 
 def main(argv: Sequence[str] | None = None) -> int:

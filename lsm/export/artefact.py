@@ -23,6 +23,9 @@ TOKENIZER, CARD = "tokenizer.json", "README.md"
 PREDICT, PREFILL, DECODE = "predict", "prefill", "decode"
 """The functions that there may be."""
 
+PLATFORMS = ("cpu", "cuda", "tpu")
+"""What there may be functions for."""
+
 _LARGEST = 64_000_000
 """Bytes of JSON at the most."""
 
@@ -76,9 +79,10 @@ class Signature:
             "functions": {n: Function.from_json(f) for n, f in tree["functions"].items()},
             "weights": arrays,
             "shards": {file: tuple(names) for file, names in tree["shards"].items()},
-            "labels": None if tree["labels"] is None else tuple(tree["labels"]),
+            "labels": tree["labels"] and tuple(map(str, tree["labels"])),
             "platforms": tuple(tree["platforms"]),
-            "ends": tuple(tree["ends"]),
+            "ends": tuple(map(int, tree["ends"])),
+            "context": None if tree["context"] is None else int(tree["context"]),
         }
         signature = cls(**{**tree, **made})
         _check(signature)
@@ -90,6 +94,8 @@ def _check(signature: Signature) -> None:
     for file in signature.files:
         if pathlib.PurePath(file).name != file or file in (".", "..", SIGNATURE) or "\\" in file:
             raise ValueError(f"it names the file {file!r}")
+    if not set(signature.platforms) <= {*PLATFORMS} or not signature.platforms:
+        raise ValueError(f"its platforms are {signature.platforms}")
     known = [function.file for function in signature.functions.values()]
     known += list(signature.shards)
     if missing := [file for file in known if file not in signature.files]:

@@ -16,6 +16,8 @@ Dim = int | str
 
 LARGEST = 1 << 40
 _EXPRESSION = re.compile(r"[a-z][a-z0-9_ ()*+,-]{0,200}")
+_WORD = re.compile(r"[a-z][a-z0-9_]*")
+_OPERATIONS = ("floordiv", "mod", "max", "min")
 _SYMBOL = re.compile(r"[a-z][a-z0-9_]{0,60}")
 
 
@@ -101,6 +103,12 @@ class Function:
         symbols = {str(name): Symbol(**one) for name, one in tree["symbols"].items()}
         if not symbols or not all(_SYMBOL.fullmatch(name) for name in symbols):
             raise ValueError(f"symbols {listed(symbols)} are none")
+        taken = {dim for one in arrays["inputs"].values() for dim in one.shape}
+        if {dim for dim in taken if isinstance(dim, str)} != symbols.keys():
+            raise ValueError(f"symbols {listed(symbols)} are not those of its inputs")
+        given = " ".join(str(dim) for one in arrays["outputs"].values() for dim in one.shape)
+        if unknown := {*_WORD.findall(given)} - {*symbols, *_OPERATIONS}:
+            raise ValueError(f"its outputs have the symbol {min(unknown)!r}")
         weights = tuple(map(str, tree["weights"]))
         return cls(str(tree["file"]), int(tree["convention"]), symbols, weights, **arrays)
 

@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from lsm.data.transforms import CenterCrop
 from lsm.errors import ConfigError, DataError, listed, nearest
 from lsm.export.artefact import (
     CARD,
+    PLATFORMS,
     PREDICT,
     PREPROCESSING,
     SIGNATURE,
@@ -37,7 +38,6 @@ from lsm.train.trainer import prepare_jax
 from lsm.train.workdir import CHAT
 
 Platform = Literal["cpu", "cuda", "tpu"]
-PLATFORMS: tuple[str, ...] = get_args(Platform)
 
 CONTEXT = 1024
 """Positions of a decoder's cache, where its own context is not shorter."""

@@ -151,6 +151,7 @@ DAMAGES = {
     "path": (lambda f: signed(f, files={"../x": "0"}), "it names the file '../x'"),
     "absolute": (lambda f: signed(f, files={"/etc/passwd": "0"}), "it names the file '/etc/passwd'"),
     "unnamed": (lambda f: signed(f, files={}), "it has no digest of 'predict.stablehlo'"),
+    "no platform": (lambda f: signed(f, platforms=([],)), "signature.json: cannot be used: "),
     "platform": (lambda f: signed(f, platforms=("tpu",)), "is exported for tpu, and JAX runs on cpu"),
     "shape": (lambda f: shape_of(f, "", [3, 4]), "and known as Array(shape=(3, 4)"),
     "huge shape": (lambda f: shape_of(f, "", [1 << 50]), "shape (1125899906842624,) is none"),
