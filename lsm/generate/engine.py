@@ -228,7 +228,7 @@ class Engine:
     def _give_out(self) -> None:
         """Gives out what the oldest step has drawn."""
         found, live = self._pending.popleft()
-        found = Chosen(*map(np.asarray, jax.device_get(found)))
+        found = jax.device_get(found)
         for slot, ticket in live.items():
             if (seat := self._seats.seats[slot]).ticket is not ticket:  # it has left since
                 continue
@@ -287,7 +287,7 @@ class Engine:
 
 
 def _piece(writing: Writing, request: Request, found: Chosen, slot: int) -> Piece:
-    few = slice(request.likeliest)
-    told = found.likeliest_SxN[slot, few], found.log_probability_SxN[slot, few]
+    row, few = found.slots.index(slot), slice(request.likeliest)
+    told = found.likeliest_NxM[row, few], found.log_probability_NxM[row, few]
     likeliest = tuple(zip(*(x.tolist() for x in told), strict=True))
-    return writing.add(int(found.token_S[slot]), float(found.log_probability_S[slot]), likeliest)
+    return writing.add(int(found.token_N[row]), float(found.log_probability_N[row]), likeliest)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsm.errors import ConfigError
+from lsm.generate.cut import few, of_slots, with_few, written_in
 from lsm.generate.decoding import Decoder, State, drawn_from
 from lsm.generate.sampling import GREEDY, Draws
 from lsm.mesh import batch_sharding, batch_ways, jit, replicated
-from lsm.models.cache import Cache, Caches
+from lsm.models.cache import Caches
 from lsm.models.experts import mixtures
 
 LIKELIEST = 20
@@ -45,19 +46,21 @@ class Rows(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """What a step has drawn.
+    """What a step has drawn, in N slots.
 
     Attributes:
-      token_S: int32.
-      log_probability_S: float32, the model's own of it, in nats: before temperature and filters.
-      likeliest_SxN: int32, the likeliest tokens; zeros where nobody asked for them.
-      log_probability_SxN: float32, of those.
+      slots: which they are.
+      token_N: int32.
+      log_probability_N: float32, the model's own of it, in nats: before temperature and filters.
+      likeliest_NxM: int32, the likeliest tokens; zeros where nobody asked for them.
+      log_probability_NxM: float32, of those.
     """
 
-    token_S: jax.Array
-    log_probability_S: jax.Array
-    likeliest_SxN: jax.Array
-    log_probability_SxN: jax.Array
+    slots: tuple[int, ...]
+    token_N: jax.Array
+    log_probability_N: jax.Array
+    likeliest_NxM: jax.Array
+    log_probability_NxM: jax.Array
 
 
 class _Held(NamedTuple):
@@ -70,8 +73,9 @@ class _Held(NamedTuple):
 class Slots:
     """A cache for so many texts of so many tokens, made once; every program writes it in place.
 
-    Each slot is computed by itself, and programs are of fixed shapes: what is in one depends on no
-    other, to the bit. On a mesh, slots lie over "data" and "fsdp" in equal parts, heads over
+    Each slot is computed by itself: what is in one depends on no other. A step is of all slots, or
+    of a few, and looks at all positions, or at the first ones; between such programs, results may
+    differ by rounding. On a mesh, slots lie over "data" and "fsdp" in equal parts, heads over
     "tensor".
 
     Attributes:
@@ -125,12 +129,21 @@ class Slots:
             spans.append(-(-spans[-1] // 4))
         return tuple(spans)
 
+    @functools.cached_property
+    def batches(self) -> tuple[int, ...]:
+        """In how many slots a step may draw: all, a quarter of them, ...; on a mesh, all."""
+        sizes = [self.count]
+        while sizes[-1] > 1 and self.parts == 1:
+            sizes.append(-(-sizes[-1] // 4))
+        return tuple(sizes)
+
     def reset(self) -> None:
         """Makes the cache anew, with nothing in it."""
         self._held = self._last = None  # so that there are not two of them
         state = self.decoder.empty(self.length)(Rows.idle(self.count).draws, np.int32(0))
         self._held = _Held(state.cache, state.seen_BxV)
-        self._last = np.zeros(self.count, np.int32)
+        rows = batch_sharding(self.decoder.mesh)
+        self._last = jax.device_put(np.zeros(self.count, np.int32), rows)
 
     def compile(self) -> None:
         """Runs each program once, with every slot empty."""
@@ -140,10 +153,10 @@ class Slots:
                 self.read({0: (span - size, np.zeros(size, np.int32))})
         self.copy(0, 0)
         self.see(0, np.zeros(1, np.int32))
-        for span in self.spans:
+        for size, span in itertools.product(self.batches, self.spans):
             rows = Rows.idle(self.count)
             rows.length_S[:] = span - 1
-            self.step(rows, [0])
+            self.step(rows, range(size))
         self.reset()
 
     def part(self, slot: int) -> int:
@@ -195,58 +208,75 @@ class Slots:
         self._held = self._held._replace(seen_SxV=seen_SxV)
 
     def step(self, rows: Rows, live: Collection[int], listed: bool = False) -> Chosen:
-        """Draws a token in each slot.
+        """Draws a token in slots; of the others, what is past `length_S` may change.
 
         Args:
-          rows: how, and after what.
-          live: the slots of which it is wanted.
+          rows: how, and after what, in every slot.
+          live: the slots in which to.
           listed: whether to tell the likeliest tokens, too.
         """
         span = self.span(max(int(rows.length_S[slot]) for slot in live) + 1)
+        size = min(size for size in self.batches if size >= len(live))
+        others = (slot for slot in range(self.count) if slot not in live)
+        slot_N = sorted([*live, *itertools.islice(others, size - len(live))])
         # Copies: the device may read them later than the host writes on.
-        rows = jax.tree.map(np.copy, rows)
-        given = (self._held, self._last, rows, np.bool_(listed))
-        self._held, found = self._step[span](self.decoder.variables, *given)
-        self._last = found.token_S
-        return found
+        rows_N = jax.tree.map(lambda x: x[slot_N], rows)
+        given = (self._held, self._last, np.array(slot_N, np.int32), rows_N, np.bool_(listed))
+        self._held, self._last, *found = self._step[size, span](self.decoder.variables, *given)
+        return Chosen(tuple(slot_N), *found)
 
     @functools.cached_property
-    def _step(self) -> Callable[..., tuple[_Held, Chosen]]:
-        model, rows = self.decoder.model, batch_sharding(self.decoder.mesh)
-
-        def step(span, variables, held, last_S, given: Rows, listed):
-            token_Sx1 = jnp.where(given.given_S < 0, last_S, given.given_S)[:, None]
-            cache = held.cache.filled(given.length_S).within(span)
-            logits, cache = model.apply(variables, token_Sx1, cache, method="decode")
-            state = State(
-                cache=cache,
-                draws=given.draws,
-                seen_BxV=held.seen_SxV,
-                number_B=given.number_S,
-            )
-            state, drawn = drawn_from(state, logits[:, 0])
-            found = Chosen(*drawn, *_likeliest(logits[:, 0], listed))
-            return _Held(cache.filled(0).within(None), state.seen_BxV), found
-
+    def _step(self) -> dict[tuple[int, int], Callable[..., tuple]]:
+        """The programs by how many slots they are of, and at how many positions they look."""
+        rows, whole = batch_sharding(self.decoder.mesh), replicated(self.decoder.mesh)
         held = _Held(self._placed, rows)
         given = Rows(self.decoder.placed[0].draws, rows, rows, rows)
-        given = (self.decoder.held, held, rows, given, replicated(self.decoder.mesh))
-        made = held, Chosen(rows, rows, rows, rows)
+        given = (self.decoder.held, held, rows, whole, given, whole)
+        made = (held, rows, rows, rows, rows, rows)
         return {
-            span: self._jit(functools.partial(step, span), given, made, donate=(1,))
-            for span in self.spans
+            (size, span): self._jit(self._step_of(size, span), given, made, donate=(1,))
+            for size, span in itertools.product(self.batches, self.spans)
         }
+
+    def _step_of(self, size: int, span: int) -> Callable[..., tuple]:
+        model = self.decoder.model
+
+        def step(variables, held, last_S, slot_N, given: Rows, listed):
+            if everyone := size == self.count:  # where they are; else a copy of their own
+                slot_N = jnp.arange(size)
+                cache = held.cache.filled(given.length_S).within(span)
+            else:
+                cache = Caches(few(one, slot_N, given.length_S, span) for one in held.cache)
+            last_N, seen_NxV = (x if everyone else x[slot_N] for x in (last_S, held.seen_SxV))
+            token_N = jnp.where(given.given_S < 0, last_N, given.given_S)
+            logits, cache = model.apply(variables, token_N[:, None], cache, method="decode")
+            state = State(
+                cache=cache, draws=given.draws, seen_BxV=seen_NxV, number_B=given.number_S
+            )
+            state, drawn = drawn_from(state, logits[:, 0])
+            found = *drawn, *_likeliest(logits[:, 0], listed)
+            if everyone:
+                cache = cache.filled(0).within(None)
+                return _Held(cache, state.seen_BxV), drawn.token_B, *found
+            cache = Caches(
+                with_few(one, own, slot_N, given.length_S)
+                for one, own in zip(held.cache, cache, strict=True)
+            )
+            seen_SxV = held.seen_SxV.at[slot_N].set(state.seen_BxV)
+            return _Held(cache, seen_SxV), last_S.at[slot_N].set(drawn.token_B), *found
+
+        return step
 
     @functools.cached_property
     def _read(self) -> Callable[..., Caches]:
         model = self.decoder.model
 
         def read(span, variables, cache, tokens_WxT, slot_W, begin_W, reads_W):
-            own = Caches(_of_slots(one, slot_W, begin_W, span) for one in cache)
+            own = Caches(of_slots(one, slot_W, begin_W, span) for one in cache)
             _, own = model.apply(variables, tokens_WxT, own, method="extend")
             t = tokens_WxT.shape[1]
             return Caches(
-                _written(one, new, slot_W, begin_W, t, reads_W)
+                written_in(one, new, slot_W, begin_W, t, reads_W)
                 for one, new in zip(cache, own, strict=True)
             )
 
@@ -263,7 +293,7 @@ class Slots:
             source_W, target_W = slot_Wx2.T
             nothing_W, room = jnp.zeros_like(source_W), self.length
             return Caches(
-                _written(one, _of_slots(one, source_W, nothing_W, room), target_W, nothing_W, room)
+                written_in(one, of_slots(one, source_W, nothing_W, room), target_W, nothing_W, room)
                 for one in cache
             )
 
@@ -285,66 +315,6 @@ class Slots:
     def _jit(self, function: Callable, given: Any, made: Any, donate: tuple[int, ...]) -> Callable:
         options = {"in_shardings": given, "out_shardings": made, "mesh": self.decoder.mesh}
         return jit(function, **options, donate=donate)
-
-
-def _each(function: Callable, x_SxAxBxC: jax.Array, *args: jax.Array) -> jax.Array:
-    """Calls `function` with the slots of each part, and what it is given: (W, ...) each."""
-    parts = len(args[0])
-    x_WxSxAxBxC = x_SxAxBxC.reshape(parts, -1, *x_SxAxBxC.shape[1:])
-    if parts == 1:  # slices, where `vmap` would gather and scatter
-        return function(x_WxSxAxBxC[0], *(x[0] for x in args))[None]
-    return jax.vmap(function)(x_WxSxAxBxC, *args)
-
-
-def _of_slots(cache: Cache, slot_W: jax.Array, length_W: jax.Array, span: int) -> Cache:
-    """Returns the cache of one slot of each part."""
-
-    def of(x_SxAxBxC: jax.Array, axis: int) -> jax.Array:
-        def one(x_SxAxBxC, slot):
-            size = [1, *x_SxAxBxC.shape[1:]]
-            size[axis] = span
-            return jax.lax.dynamic_slice(x_SxAxBxC, [slot, 0, 0, 0], size)[0]
-
-        return _each(one, x_SxAxBxC, slot_W)
-
-    # A copy, once and for all: else XLA reads again from what is written meanwhile, and copies.
-    k_WxGxKxL, v_WxGxLxK = jax.lax.optimization_barrier(
-        (of(cache.k_BxGxKxS, 3), of(cache.v_BxGxSxK, 2))
-    )
-    return Cache(k_BxGxKxS=k_WxGxKxL, v_BxGxSxK=v_WxGxLxK, length=length_W)
-
-
-def _written(
-    cache: Cache,
-    new: Cache,
-    slot_W: jax.Array,
-    begin_W: jax.Array,
-    t: int,
-    writes_W: jax.Array | None = None,
-) -> Cache:
-    """Returns the cache with T positions of `new` (W rows) in slots, where a part writes."""
-
-    def written(x_SxAxBxC: jax.Array, new_WxAxBxC: jax.Array, axis: int) -> jax.Array:
-        def one(x_SxAxBxC, new_AxBxC, slot, begin, writes):
-            start = [slot, 0, 0, 0]
-            start[axis] = begin
-            size = [1, *new_AxBxC.shape]
-            size[axis] = t
-            new_1xAxBxC = jax.lax.dynamic_slice(new_AxBxC[None], [0, *start[1:]], size)
-            if len(slot_W) > 1:
-                old_1xAxBxC = jax.lax.dynamic_slice(x_SxAxBxC, start, size)
-                new_1xAxBxC = jnp.where(writes, new_1xAxBxC, old_1xAxBxC)
-            return jax.lax.dynamic_update_slice(x_SxAxBxC, new_1xAxBxC, start)
-
-        all_W = jnp.ones(len(slot_W), bool) if writes_W is None else writes_W
-        y = _each(one, x_SxAxBxC, new_WxAxBxC, slot_W, begin_W, all_W)
-        return y.reshape(x_SxAxBxC.shape)
-
-    return Cache(
-        k_BxGxKxS=written(cache.k_BxGxKxS, new.k_BxGxKxS, 3),
-        v_BxGxSxK=written(cache.v_BxGxSxK, new.v_BxGxSxK, 2),
-        length=jnp.zeros((), jnp.int32),
-    )
 
 
 def _likeliest(logits_SxV: jax.Array, listed: jax.Array) -> tuple[jax.Array, jax.Array]:
