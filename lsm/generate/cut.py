@@ -24,9 +24,10 @@ def few(cache: Cache, slot_N: jax.Array, length_N: jax.Array, span: int) -> Cach
 
 def with_few(cache: Cache, own: Cache, slot_N: jax.Array, length_N: jax.Array) -> Cache:
     """Returns the cache with the one position more that slots have in caches of their own."""
-    row_N = jnp.arange(len(slot_N))
-    k_NxGxK = own.k_BxGxKxS[row_N, :, :, length_N]
-    v_NxGxK = own.v_BxGxSxK[row_N, :, length_N]
+    # Where nobody writes, more may be filled than was cut out: any number will do, but no NaN.
+    row_N, place_N = jnp.arange(len(slot_N)), jnp.minimum(length_N, own.v_BxGxSxK.shape[2] - 1)
+    k_NxGxK = own.k_BxGxKxS[row_N, :, :, place_N]
+    v_NxGxK = own.v_BxGxSxK[row_N, :, place_N]
     return Cache(
         k_BxGxKxS=cache.k_BxGxKxS.at[slot_N, :, :, length_N].set(k_NxGxK),
         v_BxGxSxK=cache.v_BxGxSxK.at[slot_N, :, length_N].set(v_NxGxK),

@@ -147,7 +147,9 @@ class Slots:
 
     def compile(self) -> None:
         """Runs each program once, with every slot empty."""
-        sizes = sorted({self.size(n, 0) for n in range(1, self.chunk + 1)})
+        last = (self.length - 1) // self.chunk * self.chunk
+        few = range(1, self.chunk + 1)
+        sizes = sorted({self.size(n, begin) for n in few for begin in (0, last)})
         for span, size in itertools.product(self.spans, sizes):
             if span >= size:
                 self.read({0: (span - size, np.zeros(size, np.int32))})
