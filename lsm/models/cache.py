@@ -24,12 +24,14 @@ class Cache:
       v_BxGxSxK: values.
       length: int32, scalar or (B,): how many positions are filled.
       memory: keys and values (B, S, G, K) of what cross-attention reads, once they are computed.
+      span: how many positions are read, from the first on; None is the room.
     """
 
     k_BxGxKxS: jax.Array
     v_BxGxSxK: jax.Array
     length: jax.Array
     memory: tuple[jax.Array, jax.Array] | None = None
+    span: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def filled(self, length: jax.Array | int) -> "Cache":
         """See `Caches.filled`."""
@@ -66,8 +68,12 @@ class Cache:
         )
 
     def read(self) -> tuple[jax.Array, jax.Array]:
-        """Returns keys and values (B, S, G, K), as `attend` takes them; no copies come of it."""
-        return self.k_BxGxKxS.transpose(0, 3, 1, 2), self.v_BxGxSxK.swapaxes(1, 2)
+        """Returns keys and values (B, S, G, K), as `attend` takes them.
+
+        Where there is no `span`, no copies come of it.
+        """
+        k_BxGxKxS, v_BxGxSxK = self.k_BxGxKxS[..., : self.span], self.v_BxGxSxK[:, :, : self.span]
+        return k_BxGxKxS.transpose(0, 3, 1, 2), v_BxGxSxK.swapaxes(1, 2)
 
     def branched(self, parents_BxN: jax.Array) -> "Cache":
         """See `Caches.branched`."""
@@ -86,7 +92,7 @@ class Cache:
         """Returns `mask` without the room that is not filled: the future, where it is causal."""
         if mask.causal:
             return mask
-        room = self.k_BxGxKxS.shape[0], self.k_BxGxKxS.shape[3]
+        room = self.k_BxGxKxS.shape[0], self.span or self.k_BxGxKxS.shape[3]
         filled_BxS = jnp.broadcast_to(jnp.arange(room[1]) < self.length[..., None], room)
         keys_BxS = filled_BxS if mask.keys_BxS is None else filled_BxS & mask.keys_BxS
         return dataclasses.replace(mask, keys_BxS=keys_BxS)
@@ -133,6 +139,13 @@ class Caches(tuple[Cache, ...]):
         through a model together, `cache.filled(lengths_B)` goes on where each of them ends.
         """
         return Caches(cache.filled(length) for cache in self)
+
+    def within(self, span: int | None) -> "Caches":
+        """Returns the caches of which a call reads so many positions, from the first on.
+
+        What comes of a row that has more then, the new ones among them, is not its text.
+        """
+        return Caches(dataclasses.replace(cache, span=span) for cache in self)
 
     def branched(self, parents_BxN: jax.Array) -> "Caches":
         """Returns the caches of N branches of each of B texts: row b x N + n is one of them.
