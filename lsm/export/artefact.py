@@ -165,12 +165,15 @@ class Artefact:
                 raise ExportError(f"{path}: is damaged, its SHA-256 is another; export again.")
 
     def content(self, name: str) -> bytes:
-        """Returns the bytes of a file; raises ExportError where there is none."""
+        """Returns the bytes of a file; raises ExportError where it is none, or has changed."""
         if name not in self.signature.files:
             there = listed(self.signature.files)
             hint = nearest(name, self.signature.files)
             raise ExportError(f"{self.folder}: has no {name!r}; it has {there}.{hint}")
-        return (self.folder / name).read_bytes()
+        content = (self.folder / name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.signature.files[name]:
+            raise ExportError(f"{self.folder / name}: has changed since it was opened.")
+        return content
 
     def json(self, name: str) -> dict[str, Any] | None:
         """Returns what a file of JSON says; None where there is no such file."""

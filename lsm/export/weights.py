@@ -36,7 +36,7 @@ _KINDS = {
 def stored(x: np.ndarray) -> np.ndarray:
     """Returns an array as it stands in a file."""
     if x.dtype.name not in PACKED:
-        return np.ascontiguousarray(x)
+        return np.asarray(x, order="C")
     halves = x.astype(np.int8).view(np.uint8).ravel() & 15
     halves = np.pad(halves, (0, halves.size % 2)).reshape(-1, 2)
     return halves[:, 0] | halves[:, 1] << 4

@@ -189,6 +189,14 @@ def test_a_module_of_another_version_is_refused_in_one_line(small, tmp_path):
         load(folder)({"image": columns("mlp", 1)["image"]})
 
 
+def test_a_file_that_changes_after_the_folder_is_opened_is_refused(small, tmp_path):
+    folder = shutil.copytree(small[1], tmp_path / "copy")
+    model = load(folder)
+    flipped(folder / "predict.stablehlo")
+    with pytest.raises(ExportError, match="predict.stablehlo: has changed since it was opened"):
+        model({"image": columns("mlp", 1)["image"]})
+
+
 def test_folders_that_are_none_are_told_of(tmp_path):
     with pytest.raises(ExportError, match="no such file or folder"):
         load(tmp_path / "none")
