@@ -104,7 +104,7 @@ class Decoder:
         tokens_BxT = np.zeros((len(rows), lengths.max()), np.int32)
         for row, given in enumerate(rows):
             tokens_BxT[row, : lengths[row]] = prompts[given]
-        state = self._empty(room)(draws, np.int32(number))
+        state = self.empty(room)(draws, np.int32(number))
         last_BxD = None
         for begin, chunk_BxT in _chunks(tokens_BxT, room):
             given = (state, last_BxD, chunk_BxT, lengths, np.int32(begin))
@@ -137,8 +137,8 @@ class Decoder:
         return state, Drawn(rows, rows)
 
     @functools.cached_property
-    def _empty(self) -> Callable[[int], Callable[..., State]]:
-        """Returns, by room, what makes the state of nothing."""
+    def empty(self) -> Callable[[int], Callable[..., State]]:
+        """Returns, by room, what makes the state of nothing, of `Draws` and the number before."""
 
         def empty(room: int, draws: Draws, number: jax.Array) -> State:
             rows = len(draws.seed_B)
@@ -183,7 +183,7 @@ class Decoder:
         def begin(variables, state, last_BxD, lengths_B):
             state = dataclasses.replace(state, cache=state.cache.filled(lengths_B))
             logits = self.model.apply(variables, last_BxD[:, None], method="logits")
-            return _drawn(state, logits[:, 0])
+            return drawn_from(state, logits[:, 0])
 
         given = (self.held, self.placed[0], self._rows, self._rows)
         return self._jit(begin, given, self.placed, donate=(1,))
@@ -194,7 +194,7 @@ class Decoder:
             logits, cache = self.model.apply(
                 variables, drawn.token_B[:, None], state.cache, method="decode"
             )
-            return _drawn(dataclasses.replace(state, cache=cache), logits[:, 0])
+            return drawn_from(dataclasses.replace(state, cache=cache), logits[:, 0])
 
         return self._jit(step, (self.held, *self.placed), self.placed, donate=(1,))
 
@@ -223,7 +223,8 @@ def _chunks(tokens_BxT: np.ndarray, room: int) -> Iterator[tuple[int, np.ndarray
         begin += size
 
 
-def _drawn(state: State, logits_BxV: jax.Array) -> tuple[State, Drawn]:
+def drawn_from(state: State, logits_BxV: jax.Array) -> tuple[State, Drawn]:
+    """Returns the token drawn from the logits of each row, and the state that has seen it."""
     token_B = draw(logits_BxV, state.seen_BxV, state.draws, state.number_B)
     chosen_B = jnp.take_along_axis(logits_BxV, token_B[:, None], axis=1)[:, 0]
     seen_BxV = state.seen_BxV.at[jnp.arange(len(token_B)), token_B].set(True)

@@ -129,7 +129,9 @@ def _kept(logits_BxV: jax.Array, draws: Draws) -> jax.Array:
         top_BxV = jnp.where(sorted_BxV >= bound_Bx1, sorted_BxV, -jnp.inf)
         p_BxV = jax.nn.softmax(top_BxV)
         before_BxV = p_BxV.cumsum(-1) - p_BxV
-        inside_BxV = before_BxV < draws.top_p_B[:, None]
+        # A sum that rounding takes past 1 ends no row that wants all: another row asked for this.
+        top_p_Bx1 = draws.top_p_B[:, None]
+        inside_BxV = (before_BxV < top_p_Bx1) | (top_p_Bx1 == 1)
         # The likeliest always stays, whatever rounding makes of the sum.
         inside_BxV = inside_BxV.at[:, 0].set(True) & (top_BxV > -jnp.inf)
         bound_Bx1 = jnp.where(inside_BxV, sorted_BxV, jnp.inf).min(-1, keepdims=True)

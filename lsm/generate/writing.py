@@ -43,6 +43,7 @@ class Piece:
       token: its id.
       log_probability: as in `Written`.
       finish: as in `Written`; None while it goes on.
+      likeliest: tokens with their log-probabilities, where they were asked for, the first first.
     """
 
     row: int
@@ -50,6 +51,7 @@ class Piece:
     token: int
     log_probability: float
     finish: Literal["stop", "length"] | None
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,21 +113,14 @@ def write(
 
 
 def _pieces(decoder, prompts, text, stop: Stop, draws: Draws) -> Iterator[Piece]:
-    rows = {number: TextStream(text, stop.strings) for number in range(len(prompts))}
-    for number, found in enumerate(_tokens(decoder, prompts, stop.longest, draws), 1):
+    rows = {number: Writing(text, stop, number) for number in range(len(prompts))}
+    for found in _tokens(decoder, prompts, stop.longest, draws):
         token_B, log_p_B = jax.device_get(found)
-        for row, stream in list(rows.items()):
-            token = int(token_B[row])
-            ends = token in stop.tokens
-            new = "" if ends else stream.add(token)
-            finish = "stop" if ends or stream.stopped else None
-            finish = finish or ("length" if number == stop.longest else None)
-            if finish:
-                new += stream.rest()
+        for row, writing in list(rows.items()):
+            piece = writing.add(int(token_B[row]), float(log_p_B[row]))
+            if piece.finish:
                 del rows[row]
-            yield Piece(
-                row=row, text=new, token=token, log_probability=float(log_p_B[row]), finish=finish
-            )
+            yield piece
         if not rows:
             return
 
@@ -164,6 +159,36 @@ def collected(pieces: Iterator[Piece], rows: int) -> list[Written]:
         )
         for of in by_row
     ]
+
+
+class Writing:
+    """One text as its tokens come: what each brings, and which is the last.
+
+    Attributes:
+      number: how many tokens came.
+    """
+
+    def __init__(self, text: Callable[[Sequence[int]], str], stop: Stop, row: int = 0):
+        self._stream, self._stop, self._row = TextStream(text, stop.strings), stop, row
+        self.number = 0
+
+    def add(
+        self, token: int, log_probability: float, likeliest: tuple[tuple[int, float], ...] = ()
+    ) -> Piece:
+        """Returns the piece of the next token; where it has a `finish`, there is none after it."""
+        self.number += 1
+        ends = token in self._stop.tokens
+        new = "" if ends else self._stream.add(token)
+        finish = "stop" if ends or self._stream.stopped else None
+        finish = finish or ("length" if self.number == self._stop.longest else None)
+        return Piece(
+            row=self._row,
+            text=new + self._stream.rest() if finish else new,
+            token=token,
+            log_probability=log_probability,
+            finish=finish,
+            likeliest=likeliest,
+        )
 
 
 class TextStream:

@@ -24,12 +24,14 @@ class Cache:
       v_BxGxSxK: values.
       length: int32, scalar or (B,): how many positions are filled.
       memory: keys and values (B, S, G, K) of what cross-attention reads, once they are computed.
+      span: positions from the first on that are read, where no row has more; None is the room.
     """
 
     k_BxGxKxS: jax.Array
     v_BxGxSxK: jax.Array
     length: jax.Array
     memory: tuple[jax.Array, jax.Array] | None = None
+    span: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def filled(self, length: jax.Array | int) -> "Cache":
         """See `Caches.filled`."""
@@ -66,8 +68,12 @@ class Cache:
         )
 
     def read(self) -> tuple[jax.Array, jax.Array]:
-        """Returns keys and values (B, S, G, K), as `attend` takes them; no copies come of it."""
-        return self.k_BxGxKxS.transpose(0, 3, 1, 2), self.v_BxGxSxK.swapaxes(1, 2)
+        """Returns keys and values (B, S, G, K), as `attend` takes them.
+
+        Where there is no `span`, no copies come of it.
+        """
+        k_BxGxKxS, v_BxGxSxK = self.k_BxGxKxS[..., : self.span], self.v_BxGxSxK[:, :, : self.span]
+        return k_BxGxKxS.transpose(0, 3, 1, 2), v_BxGxSxK.swapaxes(1, 2)
 
     def branched(self, parents_BxN: jax.Array) -> "Cache":
         """See `Caches.branched`."""
@@ -133,6 +139,13 @@ class Caches(tuple[Cache, ...]):
         through a model together, `cache.filled(lengths_B)` goes on where each of them ends.
         """
         return Caches(cache.filled(length) for cache in self)
+
+    def within(self, span: int | None) -> "Caches":
+        """Returns the caches of which a call reads so many positions, from the first on.
+
+        No row may have more after it, the new ones among them.
+        """
+        return Caches(dataclasses.replace(cache, span=span) for cache in self)
 
     def branched(self, parents_BxN: jax.Array) -> "Caches":
         """Returns the caches of N branches of each of B texts: row b x N + n is one of them.
