@@ -12,8 +12,8 @@ from starlette.responses import StreamingResponse
 
 from launch.serve.openai.asked import Asked, Prompt
 from launch.serve.openai.errors import Wrong, told
-from launch.serve.openai.told import Choice, Form, Part, joined, usage
 from launch.serve.openai.tokens import Tokens
+from launch.serve.openai.told import Choice, Form, Part, joined, usage
 from launch.serve.refusal import Refused
 from launch.serve.writers import Texts, Writer
 from lsm import generate
