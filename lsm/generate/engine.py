@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import logging
+import math
 import queue
 import threading
 import time
@@ -233,6 +234,10 @@ class Engine:
             if (seat := self._seats.seats[slot]).ticket is not ticket:  # it has left since
                 continue
             piece = _piece(seat.writing, ticket.request, found, slot)
+            if not math.isfinite(piece.log_probability):
+                self._seats.clear(slot)
+                self._end(ticket, FaultError("generate: the model's logits are not finite."))
+                continue
             self._add(tokens=1)
             if seat.writing.number == 1:
                 self._add(first_tokens=1, first_token_seconds=self._clock() - ticket.since)

@@ -99,6 +99,12 @@ class Seats:
         seat.ticket, seat.writing, seat.order = None, None, self._order
         self._set(slot, Draws.of([GREEDY], [0]), length=seat.filled, given=0)
 
+    def clear(self, slot: int) -> None:
+        """As `leave`, and nothing stays."""
+        self.seats[slot].filled = 0
+        self.leave(slot)
+        self._slots.clear(slot)
+
     def _set(self, slot: int, draws: Draws, length: int, given: int) -> None:
         rows = self._rows
         rows.length_S[slot], rows.number_S[slot], rows.given_S[slot] = length, 0, given

@@ -154,6 +154,7 @@ class Slots:
             if span >= size:
                 self.read({0: (span - size, np.zeros(size, np.int32))})
         self.copy(0, 0)
+        self.clear(0)
         self.see(0, np.zeros(1, np.int32))
         for size, span in itertools.product(self.batches, self.spans):
             rows = Rows.idle(self.count)
@@ -201,6 +202,11 @@ class Slots:
         slot_Wx2 = np.zeros((self.parts, 2), np.int32)
         slot_Wx2[self.part(source)] = np.array([source, target]) % (self.count // self.parts)
         self._held = self._held._replace(cache=self._copy(self._held.cache, slot_Wx2))
+
+    def clear(self, slot: int) -> None:
+        """Writes zeros into a slot: a NaN there would reach texts that do not see it."""
+        cache = self._clear(self._held.cache, np.int32(slot))
+        self._held = self._held._replace(cache=cache)
 
     def see(self, slot: int, prompt: np.ndarray) -> None:
         """Says which tokens the text of a slot has, for the penalty of repetition."""
@@ -301,6 +307,14 @@ class Slots:
 
         given = (self._placed, batch_sharding(self.decoder.mesh))
         return self._jit(copy, given, self._placed, donate=(0,))
+
+    @functools.cached_property
+    def _clear(self) -> Callable[..., Caches]:
+        def clear(cache, slot):
+            return jax.tree.map(lambda x: x.at[slot].set(0) if x.ndim else x, cache)
+
+        given = (self._placed, replicated(self.decoder.mesh))
+        return self._jit(clear, given, self._placed, donate=(0,))
 
     @functools.cached_property
     def _see(self) -> Callable[..., jax.Array]:

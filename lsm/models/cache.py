@@ -24,7 +24,7 @@ class Cache:
       v_BxGxSxK: values.
       length: int32, scalar or (B,): how many positions are filled.
       memory: keys and values (B, S, G, K) of what cross-attention reads, once they are computed.
-      span: positions from the first on that are read, where no row has more; None is the room.
+      span: how many positions are read, from the first on; None is the room.
     """
 
     k_BxGxKxS: jax.Array
@@ -92,7 +92,7 @@ class Cache:
         """Returns `mask` without the room that is not filled: the future, where it is causal."""
         if mask.causal:
             return mask
-        room = self.k_BxGxKxS.shape[0], self.k_BxGxKxS.shape[3]
+        room = self.k_BxGxKxS.shape[0], self.span or self.k_BxGxKxS.shape[3]
         filled_BxS = jnp.broadcast_to(jnp.arange(room[1]) < self.length[..., None], room)
         keys_BxS = filled_BxS if mask.keys_BxS is None else filled_BxS & mask.keys_BxS
         return dataclasses.replace(mask, keys_BxS=keys_BxS)
@@ -143,7 +143,7 @@ class Caches(tuple[Cache, ...]):
     def within(self, span: int | None) -> "Caches":
         """Returns the caches of which a call reads so many positions, from the first on.
 
-        No row may have more after it, the new ones among them.
+        What comes of a row that has more then, the new ones among them, is not its text.
         """
         return Caches(dataclasses.replace(cache, span=span) for cache in self)
 

@@ -94,6 +94,14 @@ def test_the_likeliest_is_taken_beside_rows_that_are_drawn():
     assert tokens[0] == tokens[2] == LOGITS[0].argmax()
 
 
+def test_a_filter_of_another_row_takes_nothing_away():
+    """Probabilities before the last come to 1 in float32, and less than 1 is what it asks for."""
+    logits_BxV = np.zeros((2, V), np.float32)
+    logits_BxV[:, 5] = -30
+    found = KEPT(logits_BxV, logits_BxV > 0, Draws.of([Sampling(), Sampling(top_k=3)], [0, 1]))
+    np.testing.assert_array_equal(found[0], logits_BxV[0])
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [

@@ -362,6 +362,33 @@ def test_a_fault_ends_what_is_under_way_and_no_more(monkeypatch):
         asked(running, request)
 
 
+def test_logits_that_are_not_finite_end_one_text_and_leave_nothing(monkeypatch):
+    """Weights of 0 for a NaN in the cache are NaN: whoever came next would suffer."""
+    running = engine()
+    prompts = [np.arange(n, n + 12) for n in (1, 2)]
+    given = [asked(running, Request(prompt=p, stop=Stop(longest=8))) for p in prompts]
+    for _ in range(5):
+        running.step()
+    step = running.slots.step
+
+    def broken(*args):
+        chosen = step(*args)
+        return chosen._replace(log_probability_N=chosen.log_probability_N.at[0].set(np.nan))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running.slots, "step", broken)
+        running.step()
+    running.step()
+    (_, first), (ticket, second) = given
+    assert str(first[-1]) == "generate: the model's logits are not finite."
+    assert not any(x[0].any() for x in jax.tree.leaves(running.slots._held.cache) if x.ndim)
+    again = asked(running, Request(prompt=prompts[0], stop=Stop(longest=8)))[1]
+    stepped(running)
+    assert running.counters.reused == 0
+    assert again.tokens == [*alone(Request(prompt=prompts[0], stop=Stop(longest=8))).tokens]
+    assert second.tokens == [*alone(ticket.request).tokens]
+
+
 def test_a_listener_that_fails_harms_nobody():
     running, request = engine(), Request(prompt=np.array([2]), stop=Stop(longest=5))
 
