@@ -322,6 +322,8 @@ def test_who_goes_away_frees_the_slot_and_a_full_queue_is_told(slow, model):
     page = slow.request("GET", "/metrics", key="metrics")[2].decode()
     assert 'lsm_texts_running{model="chain"} 0.0' in page
     assert 'lsm_errors_total{kind="gone"} 2.0' in page
+    assert 'lsm_text_tokens_total{model="chain"}' in page
+    assert 'lsm_first_token_seconds_count{model="chain"} 1.0' in page
 
 
 def test_a_fault_on_the_way_is_the_last_event(slow, monkeypatch):
