@@ -152,7 +152,7 @@ def versions(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         return {"1": folder}
     raise LaunchError(
         f"{folder}: neither signature.json nor folders 1, 2, ... that hold one; "
-        "give a folder that lsm.export has written."
+        "give a folder that lsm.export has written, or the workdir of a run that writes texts."
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from launch.command import LaunchError
 from launch.serve.metrics import Metrics
 from launch.serve.refusal import Refused, malformed
-from lsm.errors import LsmError, shortened
+from lsm.errors import ConfigError, LsmError, shortened
 from lsm.generate import (
     ClosedError,
     DeadlineError,
@@ -181,7 +181,7 @@ def _refused(error: LsmError) -> Refused:
         return Refused(503, "draining", line, retry_after=5)
     if isinstance(error, DeadlineError):
         return Refused(504, "deadline", "the text was not done within the time that was left.")
-    if type(error).__module__ == "lsm.errors":  # of what was asked for
+    if isinstance(error, ConfigError):  # of what was asked for
         return malformed(line)
     return Refused(500, "model", "the model failed on this request; the server's log says why.")
 

@@ -15,6 +15,7 @@ from lsm.generate.slots import LIKELIEST
 _MOST_TOKENS = 1 << 30
 _MOST_TEXTS = 128
 _STOPS = 4
+_COLDEST = 1e-6  # below it, logits divided by a temperature are no floats any more
 
 Prompt = str | list[int] | list[dict[str, str]]
 """A text, its ids, or a conversation."""
@@ -104,12 +105,13 @@ def _common(fields: Fields) -> dict[str, Any]:
     model = fields.text("model")
     if model is None:
         raise Wrong("model", "model: a name is needed.")
+    temperature = fields.number("temperature", 0, 2, 1)
     sampling = Sampling(
-        temperature=fields.number("temperature", 0, 2, 1),
+        temperature=temperature if temperature > _COLDEST else 0,
         top_p=fields.number("top_p", 0, 1, 1, above=True),
         top_k=fields.whole("top_k", 1, _MOST_TOKENS),
         min_p=fields.number("min_p", 0, 1, 0),
-        repetition_penalty=fields.number("repetition_penalty", 0, 100, 1, above=True),
+        repetition_penalty=fields.number("repetition_penalty", 0.01, 100, 1),
     )
     fields.refuse({"presence_penalty": (0,), "frequency_penalty": (0,)})
     seed = fields.whole("seed", -(1 << 63), (1 << 63) - 1)

@@ -92,5 +92,6 @@ class OpenAI:
         if name in self.repository.writers:
             return self.repository.writers[name]
         if name in self.repository.models:
-            raise Wrong("model", f"model: {name} writes no texts.")
+            line = f"model: {name} writes no texts: of those that do, the run itself is served."
+            raise Wrong("model", line)
         raise missing(name, self.repository)

@@ -106,6 +106,7 @@ def test_base64_is_of_little_endian_float32(served, run):
     ("changes", "param", "line"),
     [
         ({"input": [1, 2]}, "input", "ids of tokens are not offered"),
+        ({"input": "\ud800"}, "input", "half a surrogate pair"),
         ({"input": []}, "input", "a list of texts is needed"),
         ({"input": ["a", ""]}, "input", "an empty text"),
         ({"input": ["a", "z" * 15]}, "input", "text 2 has 17 tokens; at most 16 are read"),

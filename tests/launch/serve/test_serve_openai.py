@@ -249,6 +249,7 @@ def test_what_is_wrong_is_told_by_its_field(served, changes, param, line):
         ({"prompt": ["a", 1]}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"prompt": "\ud800"}, "prompt"),
     ],
 )
 def test_what_is_wrong_in_a_completion(served, changes, param):
