@@ -35,6 +35,7 @@ class Serve:
       no_auth: lets anyone on this machine do everything, without keys.
       tls_cert: file of the certificate chain (PEM).
       tls_key: file of its private key (PEM).
+      demo: a page at /demo, on which people try the models.
       audit_log: file that gets a line for each request; by default stdout.
       batch_rows: rows that are computed together at the most.
       batch_wait_ms: how long the first of a batch waits for others.
@@ -57,6 +58,7 @@ class Serve:
     no_auth: bool = False
     tls_cert: str | None = None
     tls_key: str | None = None
+    demo: bool = False
     audit_log: str | None = None
     batch_rows: int = 32
     batch_wait_ms: float = 2.0
@@ -114,7 +116,7 @@ def _serve(argv: Sequence[str]) -> None:
 
 
 async def _run(flags: Serve, folders: dict[str, pathlib.Path], listener: socket.socket) -> None:
-    from launch.serve import app, logs, models, server
+    from launch.serve import app, demo, logs, models, server
     from launch.serve.batching import Policy
     from launch.serve.metrics import Metrics
     from launch.serve.repository import Repository
@@ -139,7 +141,8 @@ async def _run(flags: Serve, folders: dict[str, pathlib.Path], listener: socket.
         flags.request_timeout,
         flags.elements,
     )
-    gate = app.application(repository, keys, metrics, audit, bounds)
+    more = [demo.declare] if flags.demo else []
+    gate = app.application(repository, keys, metrics, audit, bounds, more)
     running = server.configured(
         gate,
         seconds=flags.client_timeout,

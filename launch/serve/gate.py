@@ -27,9 +27,10 @@ from launch.serve.metrics import Metrics
 from launch.serve.refusal import Refused
 
 OPEN = "open"
-"""What a route needs that anyone may call. Only those of `_OPEN` may say so: probes have no key."""
+"""What a route needs that anyone may call. Only those of `_OPEN` may say so: probes have no key,
+and the page on which one is typed has none yet."""
 
-_OPEN = ("/v2/health/live", "/v2/health/ready")
+_OPEN = ("/v2/health/live", "/v2/health/ready", "/demo")
 _HEADERS = 32 * 1024  # bytes of names and values
 _GRACE = 5.0  # seconds to tell of a deadline that has passed
 
@@ -54,7 +55,7 @@ def checked(routes: Sequence[BaseRoute]) -> Sequence[BaseRoute]:
         if need is None:
             raise LaunchError(f"route {path}: says no scope that it needs; see launch.serve.gate.")
         if need == OPEN and path not in _OPEN:
-            raise LaunchError(f"route {path}: is open; only {' and '.join(_OPEN)} may be.")
+            raise LaunchError(f"route {path}: is open; only {', '.join(_OPEN)} may be.")
     return routes
 
 

@@ -68,13 +68,13 @@ def test_a_completion_is_what_the_run_writes(client, model):
 
 
 def test_several_texts_by_a_seed_are_those_of_the_run(client, model):
-    asked = {"temperature": 2, "top_p": 0.9, "n": 2, "seed": 5, "max_tokens": 9}
+    asked = {"temperature": 2, "n": 2, "seed": 5, "max_tokens": 60, "extra_body": {"top_k": 90}}
     made = client.completions.create(model="chain", prompt=["go", "x"], **asked)
-    way = Sampling(temperature=2, top_p=0.9)
-    texts = model.generate(["go", "x"], samples=2, sampling=way, seed=5, max_tokens=9)
+    way = Sampling(temperature=2, top_k=90)
+    texts = model.generate(["go", "x"], samples=2, sampling=way, seed=5, max_tokens=60)
     assert [choice.text for choice in made.choices] == [text.text for text in texts]
     assert [choice.index for choice in made.choices] == [0, 1, 2, 3]
-    assert len({choice.text for choice in made.choices}) > 1
+    assert len({choice.text for choice in made.choices}) > 2
     others = client.completions.create(model="chain", prompt=["go", "x"], **asked | {"seed": -5})
     assert [choice.text for choice in others.choices] != [choice.text for choice in made.choices]
 
@@ -324,7 +324,7 @@ def test_who_goes_away_frees_the_slot_and_a_full_queue_is_told(slow, model):
     assert 'lsm_texts_running{model="chain"} 0.0' in page
     assert 'lsm_errors_total{kind="gone"} 2.0' in page
     assert 'lsm_text_tokens_total{model="chain"}' in page
-    assert 'lsm_first_token_seconds_count{model="chain"} 1.0' in page
+    assert 'lsm_first_token_seconds_count{model="chain"}' in page
 
 
 def test_a_fault_on_the_way_is_the_last_event(slow, monkeypatch):

@@ -28,8 +28,11 @@ def _bytes_of(text):
     return [names[byte] for byte in text.encode()]
 
 
-def run(path):
-    """Returns the model: "o" calls for ANSWER and the end; "x" for "y" and that for "x" again."""
+def run(path, sharp=0.2):
+    """Returns the model: "o" calls for ANSWER and the end; "x" for "y" and that for "x" again.
+
+    The larger `sharp`, the less does it write anything else.
+    """
     tokenizer = (folder(path) / "tokenizer.json").read_text()
     template = ChatTemplate.of(path).to_json()
     encoder = Encoder(
@@ -49,7 +52,7 @@ def run(path):
     embedding = np.random.default_rng(0).normal(size=(len(known), 64)).astype(np.float32)
     head = np.zeros((64, len(known)), np.float32)
     for token, following in follows.items():
-        head[:, following] += 0.2 * embedding[token]
+        head[:, following] += sharp * embedding[token]
     params = jax.tree.map(np.array, params)
     params["tokens"]["embedding"], params["head"]["kernel"] = embedding, head
     for block in ("down", "out"):  # blocks add nothing
