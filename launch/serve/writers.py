@@ -59,49 +59,45 @@ class Writer:
     """
 
     def __init__(self, name: str, run: Trained, room: Room, metrics: Metrics):
-        """Takes a run that is loaded. Raises LsmError where it writes no texts."""
+        """Takes a run that is loaded. Raises LsmError where it writes no texts, or not so."""
         self.name, self.codec, self.room, self.step = name, run.codec, room, run.step
-        self._decoder = run.decoder
-        self.length = min(room.tokens, self._decoder.context or room.tokens)
+        self.length = min(room.tokens, run.decoder.context or room.tokens)
         self.since, self.reason = int(time.time()), ""
         self._metrics = metrics
-        self._engine: Engine | None = None
+        slots = Slots(run.decoder, count=room.slots, length=self.length)
+        self._engine = Engine(slots, self.codec.text, waiting=room.queue)
         self._thread: threading.Thread | None = None
 
     @property
     def vocabulary(self) -> int:
         """How many ids the model knows, from 0 on."""
-        return self._decoder.model.vocabulary
+        return self._engine.slots.decoder.model.vocabulary
 
     @property
     def ready(self) -> bool:
         """Whether requests are taken: it is compiled, has not failed, and is not stuck."""
         engine = self._engine
-        return bool(engine and engine.healthy and engine.stepping < self.room.timeout)
+        stuck = engine.stepping >= self.room.timeout
+        return self._thread is not None and engine.healthy and not stuck
 
     async def start(self) -> None:
         """Compiles every program, then takes requests; where that fails, `reason` says why."""
         try:
-            engine = await asyncio.to_thread(self._made)
+            await asyncio.to_thread(self._engine.slots.compile)
         except Exception as error:  # whatever a device or a model can raise
             self.reason = f"cannot be run: {shortened(' '.join(str(error).split()), 200)}"
             _log.error("%s: %s", self.name, self.reason, exc_info=True)
             return
-        self._thread = threading.Thread(target=engine.run, name=f"serve-{self.name}", daemon=True)
+        run, name = self._engine.run, f"serve-{self.name}"
+        self._thread = threading.Thread(target=run, name=name, daemon=True)
         self._thread.start()
-        self._engine = engine
-        self._metrics.engines.by_model[self.name] = engine
+        self._metrics.engines.by_model[self.name] = self._engine
         _log.info("%s: ready", self.name)
-
-    def _made(self) -> Engine:
-        slots = Slots(self._decoder, count=self.room.slots, length=self.length)
-        slots.compile()
-        return Engine(slots, self.codec.text, waiting=self.room.queue)
 
     async def close(self) -> None:
         """Ends what is under way, and the thread, if it comes back at all."""
-        if self._engine:
-            self._engine.close()
+        self._engine.close()
+        if self._thread:
             await asyncio.to_thread(self._thread.join, 5)
 
     def submit(self, requests: Sequence[Request]) -> "Texts":
