@@ -35,6 +35,8 @@ def ids_of(asked: Asked, writer: Writer) -> list[np.ndarray]:
 
 def _ids(prompt: Prompt, asked: Asked, writer: Writer, field: str) -> np.ndarray:
     known = writer.vocabulary
+    if asked.chat and len(prompt) > writer.length:
+        raise _too_long(field, f"{len(prompt)} messages are given", writer)
     if _characters(prompt) > _CHARACTERS * writer.length:
         raise _too_long(field, f"{_characters(prompt)} characters are given", writer)
     if asked.chat:

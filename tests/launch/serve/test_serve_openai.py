@@ -225,6 +225,7 @@ WRONG = {
         "maximum context length is 128 tokens",
     ),
     "too much": ({"max_tokens": 1000}, "messages", "maximum context length is 128 tokens"),
+    "many": ({"messages": USER * 200}, "messages", "200 messages are given"),
     "very long": (
         {"messages": [{"role": "user", "content": "z" * 100_000}]},
         "messages",
