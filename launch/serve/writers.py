@@ -185,7 +185,16 @@ def _refused(error: LsmError) -> Refused:
 def load_writer(name: str, folder: pathlib.Path, room: Room, metrics: Metrics) -> Writer:
     """Returns the model of a run's workdir. Raises LsmError where it writes no texts."""
     try:
-        return Writer(name, load(folder), room, metrics)
+        run = load(folder)
+    except LsmError as error:
+        raise LaunchError(f"{name}={folder}: {error}") from error
+    try:
+        run.decoder  # noqa: B018
+    except ConfigError as error:
+        line = "it writes no texts; what predicts is exported first: python -m lsm.export."
+        raise LaunchError(f"{name}={folder}: {line}") from error
+    try:
+        return Writer(name, run, room, metrics)
     except LsmError as error:
         raise LaunchError(f"{name}={folder}: {error}") from error
 
