@@ -19,6 +19,7 @@ from launch.serve.keys import Keys
 from launch.serve.kserve import KServe
 from launch.serve.logs import Audit
 from launch.serve.metrics import Metrics
+from launch.serve.openai.routes import OpenAI
 from launch.serve.refusal import Refused
 from launch.serve.repository import Repository
 
@@ -54,7 +55,7 @@ def application(
     bounds: Bounds,
     more: Sequence[Declare] = (),
 ) -> Gate:
-    """Returns the application: KServe's routes, those of the admins, and `more`.
+    """Returns the application: KServe's routes, OpenAI's, those of the admins, and `more`.
 
     Args:
       repository: the models, which are compiled once the application starts.
@@ -71,6 +72,7 @@ def application(
     routes = [
         *KServe(repository, reader, bounds.elements).routes(),
         *Admin(repository, reader, metrics).routes(),
+        *OpenAI(repository, reader).routes(),
         *(route for declare in more for route in declare(repository, reader, metrics)),
     ]
     app = Starlette(routes=routes, exception_handlers=_HANDLERS, lifespan=_lifespan(repository))
@@ -94,14 +96,15 @@ def _lifespan(repository: Repository) -> Callable:
 
 async def _refused(request: Request, error: Exception) -> Response:
     request.state.kind = error.kind
-    return refusal.response(error)
+    return refusal.response(error, request.state.told)
 
 
 async def _http(request: Request, error: Exception) -> Response:
     request.state.kind = "not_found" if error.status_code == 404 else "malformed"
     words = {404: "there is no such path.", 405: "the path has no such method."}
     line = words.get(error.status_code, str(error.detail))
-    response = refusal.response(Refused(error.status_code, request.state.kind, line))
+    refused = Refused(error.status_code, request.state.kind, line)
+    response = refusal.response(refused, request.state.told)
     response.headers.update(error.headers or {})
     return response
 
@@ -114,7 +117,7 @@ async def _gone(request: Request, error: Exception) -> Response:
 async def _fault(request: Request, error: Exception) -> Response:
     request.state.kind = "bug"
     line = f"a fault of the server; its log has it under {request.state.request_id}."
-    return refusal.response(Refused(500, "bug", line))
+    return refusal.response(Refused(500, "bug", line), request.state.told)
 
 
 _HANDLERS: Mapping = {

@@ -1,10 +1,10 @@
-"""Serves exported models over HTTP.
+"""Serves models over HTTP: exported ones, and those that write texts.
 
     python -m launch.serve.keys add --file=keys.json --name=me --scope=infer
     python -m launch.serve digits=exports/digits --keys=keys.json --port=8000
 
 A model is NAME=DIR, where DIR is an artefact of `lsm.export`, or holds its versions 1, 2, ..., of
-which the newest is served. See docs/serving.md.
+which the newest is served; or the workdir of a run that writes texts. See docs/serving.md.
 """
 
 import asyncio
@@ -35,6 +35,7 @@ class Serve:
       no_auth: lets anyone on this machine do everything, without keys.
       tls_cert: file of the certificate chain (PEM).
       tls_key: file of its private key (PEM).
+      demo: a page at /demo, on which people try the models.
       audit_log: file that gets a line for each request; by default stdout.
       batch_rows: rows that are computed together at the most.
       batch_wait_ms: how long the first of a batch waits for others.
@@ -45,6 +46,8 @@ class Serve:
       body_mb: MiB of one body, decompressed.
       memory_mb: MiB of all bodies at a time.
       elements: numbers that the inputs of one request may have.
+      slots: texts that a decoder writes at a time.
+      slot_tokens: tokens of prompt and text together, at the most.
       connections: at a time.
       grace: seconds for the requests under way when the server ends.
     """
@@ -55,6 +58,7 @@ class Serve:
     no_auth: bool = False
     tls_cert: str | None = None
     tls_key: str | None = None
+    demo: bool = False
     audit_log: str | None = None
     batch_rows: int = 32
     batch_wait_ms: float = 2.0
@@ -65,14 +69,18 @@ class Serve:
     body_mb: int = 16
     memory_mb: int = 512
     elements: int = 4 * 2**20
+    slots: int = 8
+    slot_tokens: int = 2048
     connections: int = 512
     grace: float = 30.0
 
     def __post_init__(self):
         from launch.serve.gate import is_loopback
 
-        for name in ("batch_rows", "queue", "body_mb", "memory_mb", "elements", "connections"):
+        positive = ("batch_rows", "queue", "body_mb", "memory_mb", "elements", "connections")
+        for name in (*positive, "slots"):
             at_least(name, getattr(self, name), 1)
+        at_least("slot_tokens", self.slot_tokens, 2)
         for name in ("port", "batch_wait_ms", "grace"):
             at_least(name, getattr(self, name), 0)
         for name in ("model_timeout", "request_timeout", "client_timeout"):
@@ -108,10 +116,11 @@ def _serve(argv: Sequence[str]) -> None:
 
 
 async def _run(flags: Serve, folders: dict[str, pathlib.Path], listener: socket.socket) -> None:
-    from launch.serve import app, logs, models, server
+    from launch.serve import app, demo, logs, models, server
     from launch.serve.batching import Policy
     from launch.serve.metrics import Metrics
     from launch.serve.repository import Repository
+    from launch.serve.writers import Room, is_run, load_writer
 
     logs.to_stderr()
     keys = Keys(expanded(flags.keys, "--keys")) if flags.keys else None
@@ -119,7 +128,11 @@ async def _run(flags: Serve, folders: dict[str, pathlib.Path], listener: socket.
     metrics = Metrics()
     wait = flags.batch_wait_ms / 1000
     policy = Policy(flags.batch_rows, wait, flags.queue, flags.model_timeout)
-    repository = Repository(folders, models.load, policy, metrics)
+    room = Room(flags.slots, flags.slot_tokens, flags.queue, flags.model_timeout)
+    runs = {name: folder for name, folder in folders.items() if is_run(folder)}
+    writers = [load_writer(name, folder, room, metrics) for name, folder in runs.items()]
+    exported = {name: folder for name, folder in folders.items() if name not in runs}
+    repository = Repository(exported, models.load, policy, metrics, writers)
     mib = 2**20
     bounds = app.Bounds(
         flags.body_mb * mib,
@@ -128,7 +141,8 @@ async def _run(flags: Serve, folders: dict[str, pathlib.Path], listener: socket.
         flags.request_timeout,
         flags.elements,
     )
-    gate = app.application(repository, keys, metrics, audit, bounds)
+    more = [demo.declare] if flags.demo else []
+    gate = app.application(repository, keys, metrics, audit, bounds, more)
     running = server.configured(
         gate,
         seconds=flags.client_timeout,

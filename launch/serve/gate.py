@@ -27,16 +27,20 @@ from launch.serve.metrics import Metrics
 from launch.serve.refusal import Refused
 
 OPEN = "open"
-"""What a route needs that anyone may call. Only those of `_OPEN` may say so: probes have no key."""
+"""What a route needs that anyone may call. Only those of `_OPEN` may say so: probes have no key,
+and the page on which one is typed has none yet."""
 
-_OPEN = ("/v2/health/live", "/v2/health/ready")
+_OPEN = ("/v2/health/live", "/v2/health/ready", "/demo")
 _HEADERS = 32 * 1024  # bytes of names and values
 _GRACE = 5.0  # seconds to tell of a deadline that has passed
 
 
-def needs(route: BaseRoute, need: Scope | str) -> BaseRoute:
-    """Returns `route`, or a mount of many, which from now on needs `need`, a scope or OPEN."""
-    route.need = need
+def needs(route: BaseRoute, need: Scope | str, told: refusal.Told = refusal.plain) -> BaseRoute:
+    """Returns `route`, or a mount of many, which from now on needs `need`, a scope or OPEN.
+
+    Whatever is refused there is said as `told` does.
+    """
+    route.need, route.told = need, told
     return route
 
 
@@ -51,7 +55,7 @@ def checked(routes: Sequence[BaseRoute]) -> Sequence[BaseRoute]:
         if need is None:
             raise LaunchError(f"route {path}: says no scope that it needs; see launch.serve.gate.")
         if need == OPEN and path not in _OPEN:
-            raise LaunchError(f"route {path}: is open; only {' and '.join(_OPEN)} may be.")
+            raise LaunchError(f"route {path}: is open; only {', '.join(_OPEN)} may be.")
     return routes
 
 
@@ -88,7 +92,10 @@ class Gate:
             return
         exchange = _Exchange(scope, receive, send)
         scope.setdefault("state", {}).update(
-            request_id=exchange.id, deadline=time.monotonic() + self._seconds, kind=None
+            request_id=exchange.id,
+            deadline=time.monotonic() + self._seconds,
+            kind=None,
+            told=refusal.plain,
         )
         self.in_flight += 1
         self._metrics.in_flight.inc()
@@ -114,10 +121,11 @@ class Gate:
     def _admit(self, exchange: "_Exchange") -> None:
         """Raises Refused where the request may not go on."""
         scope = exchange.scope
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > _HEADERS:
-            raise Refused(431, "too_large", f"headers of more than {_HEADERS} bytes.")
         route = _route(self.routes, scope)
         exchange.route = getattr(route, "path", "mount") if route else "none"
+        scope["state"]["told"] = getattr(route, "told", refusal.plain)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _HEADERS:
+            raise Refused(431, "too_large", f"headers of more than {_HEADERS} bytes.")
         need = getattr(route, "need", None) if route else None
         if need == OPEN:
             return
@@ -229,7 +237,8 @@ class _Exchange:
         if self.scope["type"] == "websocket":
             await self.send({"type": "websocket.close", "code": 1008, "reason": str(refused)})
         else:
-            await refusal.response(refused)(self.scope, self.receive, self.send)
+            response = refusal.response(refused, self.scope["state"]["told"])
+            await response(self.scope, self.receive, self.send)
 
 
 def _request_id(scope: Asgi) -> str:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import prometheus_client as prometheus
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from launch.serve import drift
+from lsm.generate import Engine
 
 _log = logging.getLogger("launch.serve")
 
@@ -55,8 +56,12 @@ class Metrics:
         self.padding = counter("lsm_padding_rows", "Rows that fill up a batch.", _VERSION)
         self.ready = gauge("lsm_model_ready", "1 where the version takes requests.", _VERSION)
         self.share = gauge("lsm_model_share", "Share of the requests without a version.", _VERSION)
-        self.drifts = _Drifts()
+        self.first_token = histogram(
+            "lsm_first_token_seconds", "From a request to its first token.", ("model",), _SECONDS
+        )
+        self.drifts, self.engines = _Drifts(), _Engines()
         registry.register(self.drifts)
+        registry.register(self.engines)
 
     def page(self) -> tuple[bytes, str]:
         """Returns the text of /metrics and its content type."""
@@ -93,6 +98,36 @@ class _Drifts(Collector):
                 for gauge, value in zip(gauges, histogram.distances() or (), strict=False):
                     gauge.add_metric((*version, kind.removesuffix("s"), tensor), value)
         yield from gauges
+
+
+class _Engines(Collector):
+    """What the engines of decoders have counted, when it is asked for."""
+
+    def __init__(self):
+        self.by_model: dict[str, Engine] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields each figure of all engines."""
+        counted = {model: engine.counters for model, engine in list(self.by_model.items())}
+        for field, (name, text) in _OF_ENGINES.items():
+            gauge = field in ("waiting", "running", "positions")
+            family = (GaugeMetricFamily if gauge else CounterMetricFamily)(
+                name, text, labels=("model",)
+            )
+            for model, counters in counted.items():
+                family.add_metric((model,), getattr(counters, field))
+            yield family
+
+
+_OF_ENGINES = {
+    "waiting": ("lsm_texts_waiting", "Texts without a slot."),
+    "running": ("lsm_texts_running", "Texts with a slot."),
+    "positions": ("lsm_cache_positions", "Positions of the cache that texts fill."),
+    "tokens": ("lsm_text_tokens", "Tokens written."),
+    "read": ("lsm_prompt_tokens", "Tokens of prompts that were read."),
+    "reused": ("lsm_prompt_tokens_reused", "Tokens of prompts that were there already."),
+    "faults": ("lsm_text_faults", "Steps that failed."),
+}
 
 
 class Meter:

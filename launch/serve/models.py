@@ -1,5 +1,6 @@
 """What can be served, and where its versions are."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -7,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from launch.command import LaunchError
-from lsm.errors import listed
+from lsm.data.texts.encoder import Encoder
+from lsm.errors import DataError, listed
 from lsm.files import nothing_at
 
 
@@ -55,6 +57,9 @@ class Servable(Protocol):
         ...
 
 
+EMBEDDING = "embedding"
+"""The output of a model that gives a vector for each text (`lsm.models.Embedder`)."""
+
 Load = Callable[[pathlib.Path], Servable]
 """Reads a version from its folder. Raises LsmError where it cannot."""
 
@@ -72,6 +77,40 @@ class Exported:
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the predictions for columns, by name."""
         return self._model(inputs)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it gives one vector for each text."""
+        told = self.signature.outputs.get(EMBEDDING)
+        return told is not None and len(told.shape) == 2 and self._encoder is not None
+
+    def texts(self, texts: Sequence[str]) -> tuple[dict[str, np.ndarray], int]:
+        """Returns the columns (B, ...) that texts become, and how many tokens they have.
+
+        Raises:
+          DataError: a text is longer than what the model reads: the rest would be cut off.
+        """
+        encoder = self._encoder
+        (name,) = encoder.columns
+        special = len(encoder.ends) if name in encoder.begin_end else 0
+        counts = [
+            len(tokens) + special
+            for tokens in encoder.tokens.encode_batch(list(texts), add_special_tokens=False)
+        ]
+        for number, count in enumerate(counts):
+            if count > encoder.length:
+                raise DataError(
+                    f"text {number + 1} has {count} tokens; at most {encoder.length} are read."
+                )
+        return self._model.preprocess(list(texts)), sum(counts)
+
+    @functools.cached_property
+    def _encoder(self) -> Encoder | None:
+        """How texts become columns; None where it reads something else, or pairs."""
+        known = (self._model.preprocessing or {}).get("inputs", {}).get("texts")
+        if known is None or [len(of) for of in known["columns"].values()] != [1]:
+            return None
+        return Encoder.from_json(known, self._model.content("tokenizer.json").decode())
 
 
 def load(folder: pathlib.Path) -> Servable:
@@ -113,7 +152,7 @@ def versions(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         return {"1": folder}
     raise LaunchError(
         f"{folder}: neither signature.json nor folders 1, 2, ... that hold one; "
-        "give a folder that lsm.export has written."
+        "give a folder that lsm.export has written, or the workdir of a run that writes texts."
     )
 
 

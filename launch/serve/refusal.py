@@ -1,6 +1,8 @@
 """What is answered instead of a result: a status, and one line that says why."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 from starlette.responses import Response
 
@@ -26,12 +28,21 @@ def malformed(line: str) -> Refused:
     return Refused(400, "malformed", line)
 
 
-def response(refused: Refused) -> Response:
-    """Returns `{"error": "one line"}`, with Retry-After and WWW-Authenticate where they belong."""
+Told = Callable[[Refused], dict[str, Any]]
+"""How a protocol tells of a refusal: the JSON of the answer."""
+
+
+def plain(refused: Refused) -> dict[str, Any]:
+    """Returns `{"error": "one line"}`."""
+    return {"error": str(refused)}
+
+
+def response(refused: Refused, told: Told = plain) -> Response:
+    """Returns what is told, with Retry-After and WWW-Authenticate where they belong."""
     headers = {}
     if refused.retry_after is not None:
         headers["Retry-After"] = str(max(1, round(refused.retry_after + 0.5)))
     if refused.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    body = json.dumps({"error": str(refused)})
+    body = json.dumps(told(refused))
     return Response(body, refused.status, headers, media_type="application/json")

@@ -5,13 +5,15 @@ import dataclasses
 import logging
 import math
 import pathlib
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 
 from launch.serve.batching import Batcher, Policy
 from launch.serve.metrics import Meter, Metrics
 from launch.serve.models import Load, Servable, versions
 from launch.serve.refusal import Refused, malformed
 from launch.serve.tensors import check
+from launch.serve.writers import Writer
 from lsm.errors import LsmError, listed, nearest, shortened
 
 _log = logging.getLogger("launch.serve")
@@ -28,6 +30,7 @@ class Version:
       meter: its metrics.
       share: weight among the versions for requests that name none; 0 gets none of them.
       reason: why it cannot be had; "" where it can.
+      since: when it was loaded, in seconds since 1970.
     """
 
     number: str
@@ -36,6 +39,7 @@ class Version:
     meter: Meter
     share: float = 0.0
     reason: str = ""
+    since: int = dataclasses.field(default_factory=lambda: int(time.time()))
     _credit: float = 0.0
 
     @property
@@ -114,10 +118,19 @@ class Repository:
 
     Attributes:
       models: by name.
+      writers: those that write texts, by name.
     """
 
-    def __init__(self, folders: Mapping[str, pathlib.Path], load: Load, policy: Policy, m: Metrics):
+    def __init__(
+        self,
+        folders: Mapping[str, pathlib.Path],
+        load: Load,
+        policy: Policy,
+        m: Metrics,
+        writers: Sequence[Writer] = (),
+    ):
         """Reads the newest version of each; `start` compiles them. Raises LsmError."""
+        self.writers = {writer.name: writer for writer in writers}
         self._load, self._policy, self._metrics = load, policy, m
         self._changing = asyncio.Lock()
         self.models = {name: Served(name, folder) for name, folder in folders.items()}
@@ -130,11 +143,12 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether every model has a version that is ready and gets requests."""
-        return all(
+        """Whether every model has a version that is ready and gets requests, and writes."""
+        computes = all(
             any(v.share and v.state == "READY" for v in served.versions.values())
             for served in self.models.values()
         )
+        return computes and all(writer.ready for writer in self.writers.values())
 
     def model(self, name: str) -> Served:
         """Returns the model `name`. Raises Refused (404), with the nearest name."""
@@ -149,12 +163,16 @@ class Repository:
             for served in self.models.values():
                 for version in served.versions.values():
                     await self._start(served.name, version)
+            for writer in self.writers.values():
+                await writer.start()
 
     async def close(self) -> None:
         """Computes what waits, and ends the threads."""
         for served in self.models.values():
             for number in list(served.versions):
                 await served.versions.pop(number).batcher.close()
+        for writer in self.writers.values():
+            await writer.close()
 
     async def load(self, name: str, number: str | None) -> Version:
         """Loads a version, by default the newest, beside the others; it gets no share of requests.

@@ -20,6 +20,7 @@ from launch.serve import app, keys, logs, server
 from launch.serve.batching import Policy
 from launch.serve.metrics import Metrics
 from launch.serve.repository import Repository
+from launch.serve.writers import Room, Writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +115,12 @@ def serving(
     patience=5.0,
     more=(),
     wait=True,
+    runs=None,
+    room=Room(),
 ):
-    """Runs a server of `loads`, name: load, in a thread until the block ends."""
-    loads = loads or {"double": lambda folder: Double()}
+    """Runs a server of `loads`, name: load, and of `runs` that write, until the block ends."""
+    if loads is None:
+        loads = {"double": lambda folder: Double()}
     folders = {name: tmp_path / name for name in loads}
     for folder in folders.values():
         if not folder.exists():
@@ -125,8 +129,9 @@ def serving(
     keys.write(file, [entry for _, entry in SECRETS.values()])
     metrics = Metrics()
     by_folder = {folders[name]: load for name, load in loads.items()}
+    writers = [Writer(name, run, room, metrics) for name, run in (runs or {}).items()]
     repository = Repository(
-        folders, lambda folder: by_folder[folder.parent](folder), policy, metrics
+        folders, lambda folder: by_folder[folder.parent](folder), policy, metrics, writers
     )
     audit = logs.Audit(tmp_path / "audit.jsonl")
     gate = app.application(repository, keys.Keys(file), metrics, audit, bounds, more)
@@ -140,7 +145,7 @@ def serving(
     thread.start()
     here = Running(port, gate, repository, running, loop)
     try:
-        until(lambda: running.started and (repository.ready or not wait))
+        until(lambda: running.started and (repository.ready or not wait), 60)
         yield here
     finally:
         running.should_exit = True

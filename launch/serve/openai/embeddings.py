@@ -1,0 +1,106 @@
+"""Vectors of texts, from exported models that give one for each."""
+
+import asyncio
+import base64
+import dataclasses
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from launch.serve.bodies import Reader, json_object, until_gone
+from launch.serve.models import EMBEDDING, Exported
+from launch.serve.openai.errors import Wrong
+from launch.serve.openai.fields import Fields
+from launch.serve.repository import Repository, Version
+from lsm.errors import LsmError, nearest, shortened
+
+_MOST_TEXTS = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """The handler of /v1/embeddings.
+
+    Attributes:
+      repository: the models.
+      reader: of bodies.
+    """
+
+    repository: Repository
+    reader: Reader
+
+    async def embed(self, request: Request) -> Response:
+        """Returns a vector for each text, as numbers or as base64 of float32."""
+        async with self.reader.body(request) as body:
+            fields = Fields(json_object(body))
+            version, model = self._version(fields)
+            texts, encoding = _texts(fields), fields.text("encoding_format", "float")
+            if encoding not in ("float", "base64"):
+                raise fields.wrong("encoding_format", encoding, "float or base64 is needed")
+            size = version.servable.signature.outputs[EMBEDDING].shape[-1]
+            fields.refuse({"dimensions": (size,)})
+            fields.done()
+            try:
+                columns, tokens = await asyncio.to_thread(version.servable.texts, texts)
+            except LsmError as error:
+                raise Wrong("input", f"input: {error}") from error
+            work = version.batcher.infer(columns, request.state.deadline)
+            found = await until_gone(request, work)
+        data = [
+            {"object": "embedding", "index": index, "embedding": _encoded(row, encoding)}
+            for index, row in enumerate(found[EMBEDDING].astype(np.float32))
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return JSONResponse({"object": "list", "data": data, "model": model, "usage": usage})
+
+    def _version(self, fields: Fields) -> tuple[Version, str]:
+        name = fields.text("model")
+        if name is None:
+            raise Wrong("model", "model: a name is needed.")
+        served = self.repository.models.get(name)
+        if served is None or not any(embeds(v) for v in served.versions.values()):
+            if served is None and name not in self.repository.writers:
+                raise missing(name, self.repository)
+            raise Wrong("model", f"model: {name} gives no embeddings of texts.")
+        return served.version(None), name
+
+
+def embeds(version: Version | None) -> bool:
+    """Whether a version gives embeddings of texts."""
+    return (
+        version is not None and isinstance(version.servable, Exported) and version.servable.embeds
+    )
+
+
+def missing(name: str, repository: Repository) -> Wrong:
+    """Returns the refusal of a model that is not there."""
+    known = [*repository.writers, *repository.models]
+    line = f"The model `{shortened(name)}` does not exist.{nearest(name[:100], known)}"
+    return Wrong("model", line, "model_not_found", status=404)
+
+
+def _texts(fields: Fields) -> list[str]:
+    given: Any = fields.take("input")
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not texts or not all(isinstance(x, str) for x in texts):
+        needed = "a text or a list of texts is needed (ids of tokens are not offered here)"
+        raise fields.wrong("input", given, needed)
+    if len(texts) > _MOST_TEXTS:
+        raise Wrong("input", f"input: {len(texts)} texts given; at most {_MOST_TEXTS}.")
+    if any(map(_is_torn, texts)):
+        raise Wrong("input", "input: half a surrogate pair is no text.")
+    if not all(texts):
+        raise Wrong("input", "input: an empty text has no embedding.")
+    return texts
+
+
+def _is_torn(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _encoded(row_D: np.ndarray, encoding: str) -> str | list[float]:
+    if encoding == "float":
+        return row_D.tolist()
+    return base64.b64encode(row_D.astype("<f4").tobytes()).decode()
