@@ -17,6 +17,9 @@ import ssl
 import sys
 from collections.abc import Sequence
 
+from absl import flags as absl_flags
+
+from launch.actions import perform
 from launch.command import LaunchError, at_least, flags_of
 from launch.serve.keys import Keys
 from lsm import command_line
@@ -97,10 +100,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(argv: Sequence[str]) -> None:
-    given = flags_of(Serve)
+    from launch.serve import deploy
+
+    own = {cls: flags_of(cls) for cls in (Serve, deploy.Deploy)}
+    given = absl_flags.FlagValues()
+    for some in own.values():
+        given.append_flag_values(some)
     words = command_line.parse(given, argv, doc=__doc__, words=True)
+    flags, deployed = (cls(**{n: given[n].value for n in some}) for cls, some in own.items())
+    if deployed.dry_run:
+        plain = {name: str(folder) for name, folder in _models(words).items()}
+        perform(deploy.plan(deployed, flags, plain), dry_run=True)
+        return
     _check_extra()
-    flags = Serve(**{name: given[name].value for name in given})
     folders = _models(words)
     _check_certificate(flags)
     with _listening(flags) as listener:
