@@ -176,7 +176,7 @@ class Cycle:
             raise KeyboardInterrupt
         return {
             "run": str(self._run),
-            "step": result.step,
+            "updates": result.step,
             "parameters": result.fingerprint,
             "data": {file.name: digest(file) for file in files},
         }

@@ -5,11 +5,14 @@ import hashlib
 import os
 import pathlib
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 
 from launch.command import LaunchError
 from launch.retrain.config import Retraining
 from launch.retrain.journal import Journal
+from lsm.config import Experiment
 from lsm.data.files import places
 from lsm.errors import DataError, LsmError, listed
 from lsm.files import nothing_at, readable_disk_errors
@@ -84,6 +87,8 @@ class Incoming:
                 raise DataError(f"its content is that of {same[0]['file']}.")
             self._check(copy)
         except LsmError as error:
+            if not same:
+                copy.unlink(missing_ok=True)
             reason = str(error).replace(str(copy), path.name)
             self.journal.append(cycle, _ASIDE, "done", **said, reason=reason)
             self._aside(path)
@@ -113,22 +118,24 @@ class Incoming:
         Raises:
           LsmError: it cannot be read, has other columns or classes, or examples that are none.
         """
-        folder = self.store / ".looked_at"
-        linked(folder, self.old(), [copy])
-        experiment = on(self.retraining, folder)
-        trainer = Trainer.of(dataclasses.replace(experiment, start=None), self.data_dir)
-        source, split = self.retraining.experiment.data.source, self.retraining.split
-        fixed = getattr(self.retraining.experiment.data, split)
-        now, before = trainer.train.dataset, source.open(fixed, self.data_dir)
-        if now.classes != before.classes:
-            known = set(before.classes or ())
-            new = [name for name in now.classes or () if name not in known]
-            raise DataError(f"{copy}: has classes that the old data has not: {listed(new)}.")
+        retraining = self.retraining
+        source = retraining.experiment.data.source
+        if copy.suffix == ".npz":
+            _check_sums(copy)
+        fixed = getattr(retraining.experiment.data, retraining.split)
+        before = source.open(fixed, self.data_dir)
         alone = dataclasses.replace(source, path=str(copy)).open("train", self.data_dir)
         for name, one in before.spec.items():
             if name not in alone.spec or alone.spec[name].shape != one.shape:
                 found = alone.spec[name].shape if name in alone.spec else "not there"
-                raise DataError(f"{copy}: column {name!r} is {found}; {one.shape} is needed.")
+                raise DataError(f"column {name!r} is {found}; {one.shape} is needed.")
+        known = before.classes or ()
+        if new := [name for name in alone.classes or () if name not in known]:
+            raise DataError(f"it has classes that the old data has not: {listed(new)}.")
+        folder = self.store / ".looked_at"
+        linked(folder, self.old(), [copy])
+        experiment = dataclasses.replace(on(retraining, folder), start=None)
+        trainer = Trainer.of(experiment, self.data_dir)
         trainer.check_examples("train")
 
     def old(self) -> dict[str, list[pathlib.Path]]:
@@ -151,7 +158,18 @@ class Incoming:
                 self._aside(path)
 
 
-def on(retraining: Retraining, folder: pathlib.Path):
+def _check_sums(path: pathlib.Path) -> None:
+    """Compares the checksums in an .npz, which nobody does who maps it into memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+    if damaged:
+        raise DataError(f"{path}: the checksum of {damaged} is another.")
+
+
+def on(retraining: Retraining, folder: pathlib.Path) -> Experiment:
     """Returns the experiment with its data in `folder`."""
     data = retraining.experiment.data
     data = dataclasses.replace(data, source=dataclasses.replace(data.source, path=str(folder)))
