@@ -90,6 +90,9 @@ def _act(argv: Sequence[str]) -> None:
 def _cycles(flags: Retrain, retraining: Retraining, workdir: pathlib.Path):
     from launch.retrain.cycle import Cycles
     from launch.retrain.incoming import Incoming
+    from lsm.train.trainer import prepare_jax
+
+    prepare_jax()
 
     def say(line: str) -> None:
         print(line, flush=True)

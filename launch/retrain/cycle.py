@@ -86,7 +86,7 @@ class Cycles:
         used = {name for start in starts for name in start["new"]}
         taken = [path.name for path in self.incoming.taken]
         new = [name for name in taken if name not in used]
-        if not new and serving is not None:
+        if not new and (starts or serving is not None):  # a first version that failed waits, too
             return None
         recent = self.retraining.recent
         data = taken if recent is None else taken[-recent:]

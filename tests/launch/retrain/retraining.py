@@ -69,7 +69,9 @@ def words(folder, *more):
         "--once",
         "--config.settle=0",
         "--config.experiment.writers=()",
-        "--config.experiment.train.epochs=4",
+        "--config.experiment.train.epochs=8",
+        "--config.experiment.train.batch_size=16",
+        "--config.gates.2.most=0.5",
         *more,
     ]
 
