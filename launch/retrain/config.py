@@ -105,8 +105,8 @@ class Canary:
       seconds: or after this time, however many came.
       failures_at_most: share of its requests that may fail.
       latency_at_most: mean time of a call, as a multiple of that of the version that serves.
-      drift_at_most: population stability index of its outputs against those at export, of those
-        that have seen at least `requests` requests.
+      drift_at_most: population stability index of its outputs against those at export, looked at
+        once it has answered `requests`.
       agrees_at_least: share of examples of the fixed set on which both say the same, asked of the
         server.
     """

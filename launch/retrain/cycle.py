@@ -102,7 +102,12 @@ class Cycles:
 
     @property
     def serving(self) -> str | None:
-        """The version that serves; None before the first."""
+        """The version that serves; None before the first. Raises LaunchError for a link to none."""
+        if (self.models / SIGNATURE).exists():
+            raise LaunchError(
+                f"--models: {self.models} is a model itself; a folder of versions 1, 2, ... is "
+                "needed: move it to a folder 1 in a new one."
+            )
         there = self.models.is_dir() and any(p.name.isdigit() for p in self.models.iterdir())
         return first(self.models)[0] if there else None
 
@@ -195,7 +200,7 @@ class Cycle:
         fixed = FixedSet(retraining, retraining.experiment, self._of.data_dir)
         new, serving = fixed.figures(self._artefact), None
         if self._serving is not None:
-            serving = fixed.figures(first(self._of.models)[1])
+            serving = fixed.figures(self._of.models / self._serving)
         missed = [line for gate in retraining.gates for line in gate.missed(new, serving)]
         said = {"decided_by": "gates", "passed": not missed, "missed": missed}
         return said | {"figures": new, "serving": self._serving, "serving_figures": serving}
@@ -203,6 +208,8 @@ class Cycle:
     def _publish(self, signature: str) -> dict[str, Any]:
         """Copies what has passed, in one move."""
         target = self._of.models / self._version
+        if self._serving is not None and not (self._of.models / CURRENT).is_symlink():
+            self._point(self._serving)  # else a server would begin with the newest
         if not target.exists():
             self._require(self._artefact, signature)
             with readable_disk_errors(target):
@@ -238,26 +245,26 @@ class Cycle:
         if server is not None and self._serving is not None:
             server.load(self._version)
             server.share({self._version: 1})
-        self._point()
+        self._point(self._version)
         if server is not None and self._serving in server.versions():
             server.unload(self._serving)
         by = "gates" if server is None or self._serving is None else "canary"
         return {"decided_by": by}
 
-    def _point(self) -> None:
+    def _point(self, version: str) -> None:
         link, part = self._of.models / CURRENT, self._of.models / f".{CURRENT}.part"
         with readable_disk_errors(link):
             part.unlink(missing_ok=True)
-            part.symlink_to(self._version)
+            part.symlink_to(version)
             part.replace(link)
 
     def _withdraw(self) -> dict[str, Any]:
         """Gives all requests back, and takes the version from where servers look."""
-        server, there = self._of.server, self._of.server.versions()
-        if self._serving in there:
-            server.share({self._serving: 1})
-            if self._version in there:
-                server.unload(self._version)
+        server = self._of.server
+        server.load(self._serving)
+        server.share({self._serving: 1})
+        if self._version in server.versions():
+            server.unload(self._version)
         source, target = (f / self._version for f in (self._of.models, self._of.models / REJECTED))
         if source.exists():
             with readable_disk_errors(target):

@@ -1,6 +1,7 @@
 """New files: those that are whole are copied, looked at as the training will, and taken or not."""
 
 import dataclasses
+import glob
 import hashlib
 import os
 import pathlib
@@ -15,7 +16,7 @@ from launch.retrain.journal import Journal
 from lsm.config import Experiment
 from lsm.data.files import places
 from lsm.errors import DataError, LsmError, listed
-from lsm.files import nothing_at, readable_disk_errors
+from lsm.files import expanded, nothing_at, readable_disk_errors
 from lsm.train.trainer import Trainer
 
 DAMAGED = "damaged"
@@ -59,11 +60,12 @@ class Incoming:
             raise LaunchError(f"--watch: {nothing_at(self.watch)}")
         self._finish_aside()
         known = {tuple(r["stamp"]) for r in self._all()}
-        new = []
-        for path in sorted(self.watch.iterdir()):
-            if self._is_whole(path) and (path.name, *_stamp(path)) not in known:
-                new += self._looked_at(path, cycle)
-        return new
+        whole = [path for path in sorted(self.watch.iterdir()) if self._is_whole(path)]
+        found = [path for path in whole if (path.name, *_stamp(path)) not in known]
+        if found:  # what is wrong with the old data or the config is no fault of a new file
+            experiment = dataclasses.replace(self.retraining.experiment, start=None)
+            Trainer.of(experiment, self.data_dir)
+        return [name for path in found for name in self._looked_at(path, cycle)]
 
     def _all(self) -> list[dict]:
         return self.journal.found(_TAKEN) + self.journal.found(_ASIDE)
@@ -140,10 +142,9 @@ class Incoming:
 
     def old(self) -> dict[str, list[pathlib.Path]]:
         """The old data's files by split."""
-        path = pathlib.Path(self.retraining.experiment.data.source.path).expanduser()
-        if self.data_dir and not path.exists():
-            path = pathlib.Path(self.data_dir) / path
-        return places.find(path)
+        path = expanded(self.retraining.experiment.data.source.path, "Files.path")
+        here = self.data_dir is None or path.exists() or any(glob.iglob(str(path)))
+        return places.find(path if here else pathlib.Path(self.data_dir) / path)
 
     def _aside(self, path: pathlib.Path) -> None:
         with readable_disk_errors(self.watch):

@@ -47,7 +47,7 @@ class Journal:
     def append(self, cycle: int, step: str, state: State, **said: Any) -> dict[str, Any]:
         """Adds a line, on the disk before this returns, and returns it."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        by = f"{getpass.getuser()}@{socket.gethostname()}"
+        by = f"{_user()}@{socket.gethostname()}"
         record = {"time": now, "by": by, "cycle": cycle, "step": step, "state": state}
         record = plain_json(record | said)
         record["hash"] = _hash(self.head, record)
@@ -85,6 +85,13 @@ def _read(path: pathlib.Path, text: bytes) -> Iterator[dict[str, Any]]:
             )
         before = record["hash"]
         yield record
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # of containers, where a number has no name
+        return str(os.getuid())
 
 
 def _hash(before: str, record: dict[str, Any]) -> str:

@@ -100,7 +100,7 @@ def judged(canary: Canary, old: Seen, new: Seen) -> list[str]:
         missed.append(f"{new.failed:g} of {new.answered:g} requests failed")
     if new.answered < canary.requests:
         return missed
-    if new.calls and old.calls:
+    if new.calls and old.call_seconds:
         ratio = new.call_seconds / new.calls * old.calls / old.call_seconds
         if not ratio <= canary.latency_at_most:
             most = canary.latency_at_most

@@ -10,6 +10,7 @@ from test_retrain_config import config
 from launch.command import LaunchError
 from launch.retrain.incoming import DAMAGED, Incoming
 from launch.retrain.journal import Journal
+from lsm.errors import LsmError
 
 
 @pytest.fixture
@@ -85,3 +86,10 @@ def test_a_folder_that_is_not_there(incoming):
     elsewhere = dataclasses.replace(incoming, watch=incoming.watch.parent / "incomin")
     with pytest.raises(LaunchError, match="--watch: .*no such file or folder.*'incoming'"):
         elsewhere.collect(1)
+
+
+def test_what_is_wrong_with_the_old_data_is_no_fault_of_a_new_file(incoming):
+    (incoming.watch.parent / "data/train.npz").unlink()
+    with pytest.raises(LsmError, match="train"):
+        incoming.collect(1)
+    assert (incoming.watch / "a.npz").exists() and not incoming.journal.records
