@@ -17,7 +17,7 @@ from typing import Literal, get_args
 from launch import command
 from launch.actions import Action, RunProgram, WriteFile, as_yaml
 from launch.command import LaunchError
-from launch.serve.command import Serve
+from launch.serve.flags import Serve
 from lsm.command_line import require_one_of
 
 Target = Literal["docker", "kubernetes", "systemd"]

@@ -12,8 +12,9 @@ import yaml
 from launch.actions import perform
 from launch.command import LaunchError, parse
 from launch.serve import deploy
-from launch.serve.command import Serve, main
+from launch.serve.command import main
 from launch.serve.deploy import Deploy
+from launch.serve.flags import Serve
 from lsm.errors import LsmError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
