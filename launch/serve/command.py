@@ -8,6 +8,7 @@ which the newest is served. See docs/serving.md.
 """
 
 import asyncio
+import dataclasses
 import importlib.util
 import pathlib
 import re
@@ -15,8 +16,6 @@ import socket
 import ssl
 import sys
 from collections.abc import Sequence
-
-from absl import flags as absl_flags
 
 from launch.actions import perform
 from launch.command import LaunchError, flags_of
@@ -34,12 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(argv: Sequence[str]) -> None:
-    own = {cls: flags_of(cls) for cls in (Serve, deploy.Deploy)}
-    given = absl_flags.FlagValues()
-    for some in own.values():
-        given.append_flag_values(some)
+    given = flags_of(Serve, deploy.Deploy)
     words = command_line.parse(given, argv, doc=__doc__, words=True)
-    flags, deployed = (cls(**{n: given[n].value for n in some}) for cls, some in own.items())
+    flags, deployed = (
+        cls(**{field.name: given[field.name].value for field in dataclasses.fields(cls)})
+        for cls in (Serve, deploy.Deploy)
+    )
     if deployed.dry_run:
         plain = {name: str(folder) for name, folder in _models(words).items()}
         perform(deploy.plan(deployed, flags, plain), dry_run=True)

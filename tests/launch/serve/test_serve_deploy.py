@@ -152,3 +152,6 @@ def test_of_the_command_line(capsys):
     text = capsys.readouterr().out
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     assert "NoNewPrivileges=yes" in text and "--dry_run" not in text
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert {"--dry_run: string", "--keys: string"} <= set(capsys.readouterr().out.splitlines())
