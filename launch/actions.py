@@ -68,7 +68,10 @@ def main(
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as it is read, in a block."""
+    """Writes text of several lines as it is read, in a block, and everything where it belongs."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
     def represent_text(self, text: str) -> yaml.Node:
         return self.represent_scalar("tag:yaml.org,2002:str", text, "|" if "\n" in text else None)

@@ -62,14 +62,16 @@ def split(words: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     return words[:cut], tuple(words[cut + 1 :])
 
 
-def flags_of(cls: type) -> flags.FlagValues:
-    """Returns absl flags for the fields of a dataclass; a field without a default is needed."""
-    given, texts, hints = flags.FlagValues(), schema.documentation(cls), schema.hints(cls)
-    for name, field in schema.fields(cls).items():
-        needed = field.default is dataclasses.MISSING
-        default = None if needed else field.default
-        define = _DEFINE[hints[name]]
-        define(name, default, texts[name], flag_values=given, required=needed)
+def flags_of(*classes: type) -> flags.FlagValues:
+    """Returns absl flags for the fields of dataclasses; a field without a default is needed."""
+    given = flags.FlagValues()
+    for cls in classes:
+        texts, hints = schema.documentation(cls), schema.hints(cls)
+        for name, field in schema.fields(cls).items():
+            needed = field.default is dataclasses.MISSING
+            default = None if needed else field.default
+            define = _DEFINE[hints[name]]
+            define(name, default, texts[name], flag_values=given, required=needed)
     return given
 
 

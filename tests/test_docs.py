@@ -49,6 +49,7 @@ ELSEWHERE = {
     r"^python -m pip install -e ": "it too; here the extra is looked up",
     r"^python -m pytest |^ruff ": "what runs this",
     r"^python -m launch\.serve ": "it goes on for ever: tests/launch/serve/test_serve_faults.py",
+    r"^python -m launch\.retrain ": "several trainings: tests/launch/retrain/test_retrain_kills.py",
 }
 """Commands that are neither parsed nor run here, and why."""
 

@@ -54,6 +54,7 @@ class Metrics:
         )
         self.rows = histogram("lsm_batch_rows", "Rows computed together.", _VERSION, _ROWS)
         self.padding = counter("lsm_padding_rows", "Rows that fill up a batch.", _VERSION)
+        self.failures = counter("lsm_model_failures", "Calls of the model that failed.", _VERSION)
         self.ready = gauge("lsm_model_ready", "1 where the version takes requests.", _VERSION)
         self.share = gauge("lsm_model_share", "Share of the requests without a version.", _VERSION)
         self.first_token = histogram(
@@ -152,6 +153,7 @@ class Meter:
         self._seconds = metrics.model_seconds.labels(model, version)
         self._rows = metrics.rows.labels(model, version)
         self._padding = metrics.padding.labels(model, version)
+        self._failures = metrics.failures.labels(model, version)
         metrics.drifts.histograms[self._labels] = histograms
 
     def batch(self, rows: int, bucket: int, seconds: float) -> None:
@@ -168,17 +170,28 @@ class Meter:
                 histogram.add(values)
 
     def failed(self, error: BaseException) -> None:
-        """Logs what the model raised. The refusal that follows is counted where it is answered."""
+        """Counts and logs what the model raised; the refusal is counted where it is answered."""
+        self._failures.inc()
         trace = "".join(traceback.format_exception(error))
         _log.error("%s/%s: the model failed: %s", *self._labels, trace)
 
     def stuck(self, seconds: float) -> None:
-        """Logs that a call does not come back."""
+        """Counts and logs that a call does not come back."""
+        self._failures.inc()
         _log.error("%s/%s: a call takes longer than %s s: not ready.", *self._labels, seconds)
 
     def close(self) -> None:
         """Forgets the version, so that /metrics does not tell of it for ever."""
         m = self._metrics
-        for metric in (m.queue, m.waited, m.ready, m.share, m.model_seconds, m.rows, m.padding):
+        for metric in (
+            m.queue,
+            m.waited,
+            m.ready,
+            m.share,
+            m.model_seconds,
+            m.rows,
+            m.padding,
+            m.failures,
+        ):
             metric.remove(*self._labels)
         m.drifts.histograms.pop(self._labels, None)

@@ -156,6 +156,24 @@ def versions(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     )
 
 
+CURRENT = "current"
+"""Link beside the versions to the one that a server begins with."""
+
+
+def first(folder: pathlib.Path) -> tuple[str, pathlib.Path]:
+    """Returns the version that a server begins with: that of the link `current`, else the newest.
+
+    Raises:
+      LaunchError: there is nothing to serve, or the link names no version.
+    """
+    found = versions(folder)
+    link = folder / CURRENT
+    number = str(link.readlink()) if link.is_symlink() else list(found)[-1]
+    if number not in found:
+        raise LaunchError(f"{link}: names {number!r}; there are {listed(found)}.")
+    return number, found[number]
+
+
 def _is_number(name: str) -> bool:
     return name.isascii() and name.isdigit() and name[0] != "0" and len(name) < 10
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from launch.serve.batching import Batcher, Policy
 from launch.serve.metrics import Meter, Metrics
-from launch.serve.models import Load, Servable, versions
+from launch.serve.models import Load, Servable, first, versions
 from launch.serve.refusal import Refused, malformed
 from launch.serve.tensors import check
 from launch.serve.writers import Writer
@@ -129,13 +129,13 @@ class Repository:
         m: Metrics,
         writers: Sequence[Writer] = (),
     ):
-        """Reads the newest version of each; `start` compiles them. Raises LsmError."""
+        """Reads one version of each (`models.first`); `start` compiles them. Raises LsmError."""
         self.writers = {writer.name: writer for writer in writers}
         self._load, self._policy, self._metrics = load, policy, m
         self._changing = asyncio.Lock()
         self.models = {name: Served(name, folder) for name, folder in folders.items()}
         for served in self.models.values():
-            number, folder = list(versions(served.folder).items())[-1]
+            number, folder = first(served.folder)
             version = self._version(served.name, number, folder)
             version.share = 1.0
             version.meter.share.set(1)

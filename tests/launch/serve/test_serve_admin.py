@@ -9,7 +9,7 @@ import prometheus_client.parser
 import pytest
 from serving import Double, folder_of, serving
 
-from launch.serve import drift
+from launch.serve import drift, models
 from launch.serve.batching import Policy
 from lsm.errors import LsmError
 
@@ -173,3 +173,26 @@ def test_the_dashboard_asks_for_metrics_that_there_are(served):
             set(re.findall(r"by \(([\w, ]+)\)", query)[0].split(", ") if "by (" in query else [])
             <= labels
         )
+
+
+def test_a_server_begins_with_the_version_that_current_names(tmp_path):
+    folder = folder_of(tmp_path / "double", ["1", "2", "10"])
+    assert models.first(folder)[0] == "10"
+    (folder / "current").symlink_to("2")
+    assert models.first(folder) == ("2", folder / "2")
+    with serving(tmp_path, {"double": load}) as server:
+        assert answered_by(server, 2) == ["2", "2"]
+        assert admin(server, "load")[1]["version"] == "10"
+    (folder / "current").unlink()
+    (folder / "current").symlink_to("3")
+    with pytest.raises(LsmError, match="current: names '3'; there are 1, 2, 10"):
+        models.first(folder)
+
+
+def test_failures_are_counted_by_version(tmp_path):
+    model = Double()
+    with serving(tmp_path, {"double": lambda folder: model}) as server:
+        model.error = ValueError("no")
+        assert server.infer([[0, 0, 0]])[0] == 500
+        page = server.request("GET", "/metrics", key="metrics")[2].decode()
+    assert 'lsm_model_failures_total{model="double",version="1"} 1.0' in page

@@ -1,0 +1,104 @@
+"""Gates, the verdict on a trial, and configs that cannot be."""
+
+import dataclasses
+import math
+
+import pytest
+import retraining
+
+from launch.retrain import Bound, Canary, NoWorse, Retraining
+from launch.retrain.server import Seen, checked_url
+from launch.retrain.trial import judged
+from lsm.config import flags
+from lsm.data import Digits
+from lsm.errors import LsmError
+
+FIGURES = {"accuracy": 0.9, "accuracy/cat": 0.7, "accuracy/dog": 0.95, "latency_ms": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("gate", "missed"),
+    [
+        (Bound("accuracy", least=0.9), []),
+        (Bound("accuracy", least=0.91), ["accuracy 0.9, at least 0.91 is needed"]),
+        (Bound("accuracy/*", least=0.8), ["accuracy/cat 0.7, at least 0.8 is needed"]),
+        (Bound("latency_ms", most=5), []),
+        (Bound("latency_ms", most=4), ["latency_ms 5, at most 4 is allowed"]),
+        (NoWorse("accuracy"), ["accuracy 0.9, 0.92 serves; 0 is allowed"]),
+        (NoWorse("accuracy", by=0.03), []),
+        (NoWorse("latency_ms", by=1), []),
+        (NoWorse("latency_ms"), ["latency_ms 5, 4 serves; 0 is allowed"]),
+        (NoWorse("accuracy/*"), []),
+    ],
+)
+def test_gates(gate, missed):
+    serving = {"accuracy": 0.92, "accuracy/cat": 0.7, "latency_ms": 4.0}
+    assert gate.missed(FIGURES, serving) == missed
+    if isinstance(gate, NoWorse):
+        assert gate.missed(FIGURES, None) == []
+
+
+def test_what_is_no_number_passes_no_gate():
+    new = {"accuracy": math.nan}
+    for gate in (Bound("accuracy", least=-1), Bound("accuracy", most=9), NoWorse("accuracy", by=9)):
+        assert len(gate.missed(new, {"accuracy": 0.5})) == 1
+
+
+def test_a_figure_that_there_is_not():
+    with pytest.raises(LsmError, match="'acuracy'; there are .* Did you mean 'accuracy'"):
+        Bound("acuracy", least=1).missed(FIGURES, None)
+
+
+OLD = Seen(answered=900, calls=900, call_seconds=9.0)
+
+
+@pytest.mark.parametrize(
+    ("seen", "missed"),
+    [
+        ({}, ""),
+        ({"answered": 99, "call_seconds": 99.0, "drift": 9.0}, ""),  # too few yet
+        ({"answered": 9, "failed": 1}, "1 of 9 requests failed"),
+        ({"call_seconds": 2.1}, "a call takes 2.1 times as long; 2 is allowed"),
+        ({"drift": 0.6}, "outputs drift by 0.6; 0.5 is allowed"),
+        ({"drift": math.nan}, ""),
+    ],
+)
+def test_the_verdict_on_a_trial(seen, missed):
+    new = dataclasses.replace(Seen(answered=100, calls=100, call_seconds=1.0), **seen)
+    assert "; ".join(judged(Canary(requests=100), OLD, new)) == missed
+
+
+def test_what_was_seen_since():
+    assert OLD.since(Seen(answered=100, calls=100, call_seconds=1.0)).answered == 800
+    assert OLD.since(Seen(answered=1000, calls=1000)) == OLD  # the server was started again
+
+
+def config(folder="data"):
+    return flags.read(f"{retraining.CONFIG}:{folder}", Retraining, {}, "get_retraining")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gates": ()}, "Retraining.gates: none given"),
+        ({"split": "validation"}, "Retraining.split: data.validation is None"),
+        ({"recent": 0}, "Retraining.recent: 0 given"),
+    ],
+)
+def test_configs_that_cannot_be(changes, message):
+    with pytest.raises(LsmError, match=message):
+        dataclasses.replace(config(), **changes)
+
+
+def test_new_files_need_files():
+    experiment = config().experiment
+    data = dataclasses.replace(experiment.data, source=Digits())
+    with pytest.raises(LsmError, match=r"its data is Digits; lsm.data.Files is needed"):
+        dataclasses.replace(config(), experiment=dataclasses.replace(experiment, data=data))
+
+
+def test_addresses():
+    assert checked_url("http://127.0.0.1:8000/") == "http://127.0.0.1:8000"
+    for text in ("127.0.0.1:8000", "ftp://a", "http://a/v2"):
+        with pytest.raises(LsmError, match="--server: "):
+            checked_url(text)

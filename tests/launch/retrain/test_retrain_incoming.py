@@ -1,0 +1,95 @@
+"""New files: which are taken, which wait, which are set aside, and why."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import retraining
+from test_retrain_config import config
+
+from launch.command import LaunchError
+from launch.retrain.incoming import DAMAGED, Incoming
+from launch.retrain.journal import Journal
+from lsm.errors import LsmError
+
+
+@pytest.fixture
+def incoming(tmp_path):
+    retraining.prepared(tmp_path)
+    (tmp_path / "incoming/torn.npz").unlink()
+    given = dataclasses.replace(config(tmp_path / "data"), settle=0)
+    return Incoming(
+        given, tmp_path / "incoming", tmp_path / "store", Journal(tmp_path / "j"), None, print
+    )
+
+
+def aside(incoming):
+    return {r["file"]: r["reason"] for r in incoming.journal.found("set aside")}
+
+
+def test_a_sound_file_is_taken_once_and_left_where_it_is(incoming):
+    assert incoming.collect(1) == ["a.npz"]
+    assert incoming.collect(1) == [] == incoming.collect(2)
+    again = dataclasses.replace(incoming, journal=Journal(incoming.watch.parent / "j"))
+    assert again.collect(2) == []
+    [copy] = incoming.taken
+    assert copy.read_bytes() == (incoming.watch / "a.npz").read_bytes()
+    # The same name with other content is another file; the same content is none.
+    retraining.digits(incoming.watch / "a.npz", 600, 700)
+    (incoming.watch / "b.npz").write_bytes(copy.read_bytes())
+    assert incoming.collect(2) == ["a.npz"]
+    assert aside(incoming) == {"b.npz": "its content is that of a.npz."}
+    assert copy.exists() and len(incoming.taken) == 2
+
+
+def test_what_is_not_whole_yet_waits(incoming):
+    slow = dataclasses.replace(incoming.retraining, settle=60)
+    assert dataclasses.replace(incoming, retraining=slow).collect(1) == []
+    marked = dataclasses.replace(incoming.retraining, settle=60, marker=".done")
+    marked = dataclasses.replace(incoming, retraining=marked)
+    assert marked.collect(1) == []
+    (incoming.watch / "a.npz.done").touch()
+    assert marked.collect(1) == ["a.npz"]
+    for name in (".b.npz", "b.npz.part", "notes.md"):
+        (incoming.watch / name).write_bytes(b"?")
+    assert incoming.collect(2) == []
+
+
+def test_damaged_and_other_files_are_set_aside(incoming):
+    whole = np.load(incoming.watch / "a.npz")
+    content = (incoming.watch / "a.npz").read_bytes()
+    (incoming.watch / "torn.npz").write_bytes(content[:-2000])
+    flipped = bytearray(content)
+    flipped[3000] ^= 1
+    (incoming.watch / "flipped.npz").write_bytes(flipped)
+    np.savez(incoming.watch / "wide.npz", image=np.zeros((3, 9, 9, 1), "u1"), label=["d1"] * 3)
+    np.savez(incoming.watch / "bare.npz", label=whole["label"])
+    np.savez(incoming.watch / "class.npz", image=whole["image"][:2], label=["d1", "cat"])
+    assert incoming.collect(1) == ["a.npz"]
+    told = aside(incoming)
+    assert told.keys() == {f"{n}.npz" for n in ("torn", "flipped", "wide", "bare", "class")}
+    assert all(line.count("\n") == 0 and "store" not in line for line in told.values())
+    assert "column 'image' is (9, 9, 1); (8, 8, 1) is needed" in told["wide.npz"]
+    assert (
+        "image" in told["bare.npz"]
+        and "classes that the old data has not: cat" in told["class.npz"]
+    )
+    assert {p.name for p in (incoming.watch / DAMAGED).iterdir()} == told.keys()
+    assert len(list(incoming.store.glob("*.npz"))) == 1
+    # Killed between the line and the move.
+    (incoming.watch / DAMAGED / "torn.npz").rename(incoming.watch / "torn.npz")
+    assert incoming.collect(2) == []
+    assert not (incoming.watch / "torn.npz").exists() and len(aside(incoming)) == 5
+
+
+def test_a_folder_that_is_not_there(incoming):
+    elsewhere = dataclasses.replace(incoming, watch=incoming.watch.parent / "incomin")
+    with pytest.raises(LaunchError, match="--watch: .*no such file or folder.*'incoming'"):
+        elsewhere.collect(1)
+
+
+def test_what_is_wrong_with_the_old_data_is_no_fault_of_a_new_file(incoming):
+    (incoming.watch.parent / "data/train.npz").unlink()
+    with pytest.raises(LsmError, match="train"):
+        incoming.collect(1)
+    assert (incoming.watch / "a.npz").exists() and not incoming.journal.records
