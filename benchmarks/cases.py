@@ -10,9 +10,10 @@ CONFIGS = Path("experiments/configs")
 
 
 def shipped() -> list[Path]:
-    """Returns the configs that can be run here: no recipes, nor those for the reader's own data."""
+    """Returns the configs that can be run here: none of chains, nor for the reader's own data."""
     files = sorted((sources.ROOT / CONFIGS).glob("*/*.py"))
-    return [p for p in files if p.parent.name != "finetune" and p.stem != "compress"]
+    others = ("compress", "retrain")
+    return [p for p in files if p.parent.name != "finetune" and p.stem not in others]
 
 
 @dataclasses.dataclass(frozen=True)
