@@ -149,7 +149,7 @@ def test_a_run_of_adapters_resumes_to_the_last_bit(adapted, tmp_path):
     "mesh",
     [
         Mesh(),
-        Mesh(data=1, fsdp=8),
+        Mesh(data=2, fsdp=4),
         Mesh(data=2, fsdp=2, tensor=2),
         Mesh(data=2, pipeline=2, tensor=2),
     ],
