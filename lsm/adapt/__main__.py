@@ -35,7 +35,7 @@ def _act(given: flags.FlagValues, words: list[str]) -> None:
     if tuple(words) != _ACTIONS:
         hint = nearest(words[0], _ACTIONS) if words else ""
         raise ConfigError(f"{listed(words) or 'no action'} given; 'merge' is needed.{hint}")
-    step = int(given.step) if given.step.isdecimal() else given.step
+    step = command_line.checkpoint(given)
     found = merge(given.workdir, given.out, step=step)
     print(f"step {found} of {given.workdir} is merged in {given.out}")
 

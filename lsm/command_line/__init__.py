@@ -61,6 +61,11 @@ def run(
     return status(lambda: act(given, parse(given, argv, doc=doc, words=words)), again, given)
 
 
+def checkpoint(given: flags.FlagValues) -> int | str:
+    """Returns what `--step` says of a run's checkpoint: "best", "last", or the number of a step."""
+    return int(given.step) if given.step.isdecimal() else given.step
+
+
 def status(
     act: Callable[[], int | None], again: str = "", given: flags.FlagValues | None = None
 ) -> int:

@@ -38,7 +38,7 @@ def _flags() -> flags.FlagValues:
 
 def _act(given: flags.FlagValues, words: list[str]) -> None:
     del words
-    step = int(given.step) if given.step.isdecimal() else given.step
+    step = command_line.checkpoint(given)
     statistics = None
     if given.statistics:
         from lsm.export.statistics import of_run

@@ -182,7 +182,7 @@ def _flags() -> flags.FlagValues:
 
 def _act(given: flags.FlagValues, words: list[str]) -> None:
     del words
-    step = int(given.step) if given.step.isdecimal() else given.step
+    step = command_line.checkpoint(given)
     apart = convert(given.workdir, given.out, step)
     print(f"{given.out}: within {apart:.1g} of the run's answers by onnxruntime")
 
