@@ -20,7 +20,7 @@ from lsm.optim import Adam, Cosine, Group, WarmUp
 from lsm.tasks import Classification
 
 FILES = sorted((pathlib.Path(__file__).parents[2] / "experiments/configs").glob("*/*.py"))
-CONFIGS = [path for path in FILES if path.stem != "compress"]  # which are recipes
+CONFIGS = [path for path in FILES if path.stem not in ("compress", "retrain")]  # no runs
 
 
 def experiment(**changes):

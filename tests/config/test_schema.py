@@ -31,9 +31,10 @@ from lsm.tasks import Classification
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted((ROOT / "experiments/configs").rglob("*.py"))
-CONFIGS = [f"{path}" for path in FILES if path.stem != "compress"]  # which are recipes
+CONFIGS = [f"{path}" for path in FILES if path.stem not in ("compress", "retrain")]  # no runs
 ARGUMENTS = {
     "linear/descent.py": ("slope", "slope_best", "line", "line_best"),
+    "mnist/pruned.py": ("pruned", "dense"),
     "mnist/student.py": ("alone", "taught"),
     "mnist/mlp.py": ("plain", "long", "standardised"),
     "mnist/mlp_softmax.py": ("faulty", "repaired"),
