@@ -34,6 +34,7 @@ document does not hold what `write` would put there:
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 import json
@@ -151,10 +152,15 @@ class Torch:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.parameters = int(self._answer())
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        """Number of its model's, with which the process says that it has started."""
+        return int(self._answer())
 
     def run(self, steps: int) -> float:
         """See `Contender.run`."""
+        assert self.parameters  # its first word, before the answers
         with contextlib.suppress(BrokenPipeError):  # ended: the missing answer tells
             print(steps, file=self._process.stdin, flush=True)
         return float(self._answer())
@@ -204,20 +210,22 @@ def _peers(
     case: Case, dtype: str, python: str, device: str, stack: contextlib.ExitStack
 ) -> dict[str, Torch]:
     """Starts PyTorch's processes; a model that it cannot compile is left out, and said so."""
+    formats = _FORMATS if case.model in ("cnn", "resnet") else _FORMATS[:1]
+    kinds, started = [(mode, layout) for mode in ("eager", "compiled") for layout in formats], []
+    for kind in kinds:  # all of them at once, since each takes seconds to import PyTorch
+        words = case.model, str(case.batch_size), dtype, device, *kind
+        started.append(Torch(python, "step_time_torch.py", *words))
+        stack.callback(started[-1].close)
     peers = {}
-    for mode in ("eager", "compiled"):
-        for memory_format in _FORMATS if case.model in ("cnn", "resnet") else _FORMATS[:1]:
-            words = case.model, str(case.batch_size), dtype, device, mode, memory_format
-            torch = Torch(python, "step_time_torch.py", *words)
-            stack.callback(torch.close)
-            try:
-                torch.run(3)
-            except TorchEndedError as error:
-                if mode == "eager":
-                    raise
-                _say(f"{case.name}: compiled PyTorch is left out: {error}")
-                break
-            peers[f"torch {mode} {memory_format}"] = torch
+    for (mode, layout), torch in zip(kinds, started, strict=True):
+        try:
+            torch.run(3)
+        except TorchEndedError as error:
+            if mode == "eager":
+                raise
+            _say(f"{case.name}: compiled PyTorch is left out: {error}")
+            break
+        peers[f"torch {mode} {layout}"] = torch
     return peers
 
 

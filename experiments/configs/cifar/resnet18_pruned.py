@@ -37,12 +37,12 @@ def get_config(arg="pruned"):
             augment=(RandomFlip(), RandomCrop(padding=4)),
         ),
         optimizer=Momentum(
-            learning_rate=0.1,
+            learning_rate=0.2,
             nesterov=True,
             weight_decay=5e-4,
-            schedule=WarmUp("2%", then=Cosine()),
+            schedule=WarmUp("5%", then=Cosine()),
             prune=FORMS[arg],
         ),
-        train=Train(epochs=200, batch_size=128),
+        train=Train(epochs=40, batch_size=256),
         evaluation=Evaluation(every="10 epochs"),
     )

@@ -6,8 +6,10 @@ Frankle & Carbin 2019 (arXiv:1803.03635) find sparser networks of this size to b
     python -m experiments.mnist --config=experiments/configs/mnist/pruned.py --workdir=runs/pruned
     python -m experiments.mnist --config=experiments/configs/mnist/pruned.py:dense
 
-Measured (mnist_pruned): not run yet.
-Measured (mnist_dense): not run yet.
+Measured (mnist_pruned): test/accuracy 98.54 % ± 0.04 (98.49 to 98.57), 3 seeds, 15 s a run, 27 s
+  of CPU time, on AMD EPYC, 2 cores, at 24066d8364.
+Measured (mnist_dense): test/accuracy 98.60 % ± 0.03 (98.57 to 98.62), 3 seeds, 19 s a run, 26 s of
+  CPU time, on AMD EPYC, 2 cores, at 24066d8364.
 """
 
 from lsm import Data, Experiment, Train

@@ -10,8 +10,10 @@ arXiv:1503.02531, section 6).
     python -m experiments.mnist --config=experiments/configs/mnist/student.py:alone
     python -m experiments.mnist --config=experiments/configs/mnist/student.py:taught
 
-Measured (mnist_student_alone): not run yet.
-Measured (mnist_student_taught): not run yet.
+Measured (mnist_student_alone): test/accuracy 94.15 % ± 0.09 (94.07 to 94.25), 3 seeds, 5 s a run,
+  7 s of CPU time, on AMD EPYC, 2 cores, at 24066d8364.
+Measured (mnist_student_taught): test/accuracy 96.01 % ± 0.08 (95.95 to 96.10), 3 seeds, 23 s a
+  run, 29 s of CPU time, on AMD EPYC, 2 cores, at 24066d8364.
 """
 
 from lsm import Data, Evaluation, Experiment, Train

@@ -7,6 +7,7 @@ evaluation with the lowest loss counts; on two cores that is most of a day. With
     python -m experiments.shakespeare --config=experiments/configs/shakespeare/gpt_gpu.py
     python -m experiments.shakespeare --config=experiments/configs/shakespeare/gpt_gpu.py:small
 
+Measured (shakespeare_six): not run yet.
 Measured (shakespeare_small): not run yet.
 """
 
