@@ -7,7 +7,8 @@ another, with a new last layer. Its features are means over the picture, so it c
     python -m experiments.cifar --config=experiments/configs/cifar/modern.py --workdir=runs/modern
     python -m experiments.folder --config=experiments/configs/folder/transfer.py --data_dir=DIR
 
-Measured (folder_transfer): not run yet.
+Measured (folder_transfer): validation/accuracy 79.74 % ± 1.73 (78.43 to 81.70), 3 seeds, 31 s a
+  run, 50 s of CPU time, on AMD EPYC, 2 cores, at 24066d8364.
 """
 
 from experiments.folder import pictures
