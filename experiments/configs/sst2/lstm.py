@@ -1,7 +1,7 @@
 """SST-2 by an LSTM in both directions, aimed at 85.2 %, which Flax's example reaches in 10 epochs.
 
-Sizes, pooling by attention, dropout, momentum and learning rate are that example's; the schedule,
-clipping and the average of the parameters are not.
+Sizes, pooling by attention, dropout, momentum and learning rate are that example's; the schedule
+over six epochs, words left out, clipping and the average of the parameters are not.
 
 GLUE keeps the labels of the test split to itself: the figure is of the validation split.
 
@@ -29,7 +29,7 @@ def get_config(arg=None):
                 bidirectional=True,
                 pooling="attention",
                 dropout=0.5,
-                word_dropout=0.1,
+                word_dropout=0.2,
             )
         ),
         data=Data(
@@ -53,6 +53,6 @@ def get_config(arg=None):
             schedule=WarmUp("5%", then=Cosine()),
             ema=0.998,
         ),
-        train=Train(epochs=10, batch_size=64),
+        train=Train(epochs=6, batch_size=64),
         evaluation=Evaluation(monitor="accuracy"),
     )
