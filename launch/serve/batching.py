@@ -65,6 +65,7 @@ class Batcher:
             self._policy = dataclasses.replace(policy, largest=min(policy.largest, most))
         self._jobs: list[_Job] = []
         self._waiting = 0
+        self._usual = 1  # rows of the last batch
         self._came = asyncio.Event()
         self._worker = Worker(f"serve-{name}")
         self._shapes: set[tuple] = set()
@@ -118,7 +119,7 @@ class Batcher:
             ]
         else:
             parts = [inputs]
-        self._admit(len(parts))
+        self.admit(len(parts))
         self._waiting += len(parts)
         try:
             jobs = [self._enqueue(part) for part in parts]
@@ -130,7 +131,8 @@ class Batcher:
             return done[0]
         return {name: np.concatenate([part[name] for part in done]) for name in done[0]}
 
-    def _admit(self, count: int) -> None:
+    def admit(self, count: int = 1) -> None:
+        """Raises Refused where so many requests cannot wait: not ready (503), queue full (429)."""
         if not self.ready:
             raise Refused(503, "not_ready", "the model is not ready.", retry_after=1)
         if count > self._policy.queue:
@@ -179,7 +181,11 @@ class Batcher:
                 self._fail(batch, error)
 
     async def _join(self) -> list[_Job]:
-        """Returns the next batch: jobs like the oldest, once it is full or has waited enough."""
+        """Returns the next batch: jobs like the oldest, once it is full or has waited enough.
+
+        Half as many rows as the last batch had are enough: a request that comes alone is computed
+        at once, and of many clients one half is read and answered while the other is computed.
+        """
         while True:
             self._jobs = [job for job in self._jobs if not job.future.done()]
             if not self._jobs:
@@ -188,7 +194,9 @@ class Batcher:
             first = self._jobs[0]
             batch, full = self._like(first)
             left = first.arrived + self._policy.wait - time.monotonic()
-            if full or left <= 0:
+            enough = 2 * sum(job.rows for job in batch) >= self._usual
+            if full or enough or left <= 0:
+                self._usual = sum(job.rows for job in batch)
                 self._jobs = [job for job in self._jobs if job not in batch]
                 return batch
             self._came.clear()

@@ -58,6 +58,8 @@ async def _run(flags: Serve, folders: dict[str, pathlib.Path], listener: socket.
     from launch.serve.writers import Room, is_run, load_writer
 
     logs.to_stderr()
+    # What computes waits so long for the interpreter, several times a batch, while requests come.
+    sys.setswitchinterval(0.0002)
     keys = Keys(expanded(flags.keys, "--keys")) if flags.keys else None
     audit = logs.Audit(expanded(flags.audit_log, "--audit_log") if flags.audit_log else None)
     metrics = Metrics()
@@ -82,6 +84,7 @@ async def _run(flags: Serve, folders: dict[str, pathlib.Path], listener: socket.
         gate,
         seconds=flags.client_timeout,
         connections=flags.connections,
+        requests=flags.queue * len(folders),
         grace=flags.grace,
         ssl_certfile=flags.tls_cert,
         ssl_keyfile=flags.tls_key,

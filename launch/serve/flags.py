@@ -52,7 +52,7 @@ class Serve:
     elements: int = 4 * 2**20
     slots: int = 8
     slot_tokens: int = 2048
-    connections: int = 512
+    connections: int = 1024
     grace: float = 30.0
 
     def __post_init__(self):

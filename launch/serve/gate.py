@@ -118,6 +118,14 @@ class Gate:
             self.in_flight -= 1
             self._tell(exchange)
 
+    def shed(self) -> None:
+        """Counts a request that the server has refused before it came here: too many are under way.
+
+        The audit log has no line of it, as nobody was let in and nothing was read.
+        """
+        self._metrics.requests.labels("none", "503").inc()
+        self._metrics.errors.labels("overload").inc()
+
     def _admit(self, exchange: "_Exchange") -> None:
         """Raises Refused where the request may not go on."""
         scope = exchange.scope

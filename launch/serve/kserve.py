@@ -95,6 +95,7 @@ class KServe:
         """Computes a model's outputs for the inputs in the body."""
         served = self.repository.model(request.path_params["model"])
         version = served.version(request.path_params.get("version"))
+        version.batcher.admit()  # before the body is read, which costs more than all else
         async with self.reader.body(request) as body:
             asked, binary = _divided(body, request.headers.get(_LENGTH))
             head = {"model_name": served.name, "model_version": version.number} | _id(asked)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import threading
@@ -19,6 +20,19 @@ PARENT = "LSM_SERVE_PARENT"
 """Environment variable with the id of the process that restarts this one."""
 
 _HEAD_BYTES = 64 * 1024
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*\r\n", re.IGNORECASE)
+
+
+def _unavailable(line: str, more: str = "") -> bytes:
+    body = f'{{"error": "{line}"}}'
+    head = (
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    )
+    return f"{head}{more}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+_BUSY = _unavailable("more requests are under way than can be answered in time.")
+_FULL = _unavailable("no more connections are taken.", "Connection: close\r\n")
 
 
 class Server(uvicorn.Server):
@@ -70,20 +84,24 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def configured(gate: Gate, *, seconds: float, connections: int, grace: float, **more) -> Server:
+def configured(
+    gate: Gate, *, seconds: float, connections: int, requests: int, grace: float, **more
+) -> Server:
     """Returns a server that is about to run.
 
     Args:
       gate: the application.
       seconds: until the head of a request has come, the first or the next of a connection, and
         until a client takes what it is sent.
-      connections: how many at a time; further ones get 503.
+      connections: how many at a time; further ones get 503, and are closed.
+      requests: how many under way; further ones for inference get 503, before they are read.
       grace: seconds for what is under way at the end.
       more: of `uvicorn.Config`: certificates.
     """
 
     class Protocol(_Patient):
-        patience = seconds
+        patience, most_connections, most = seconds, connections, requests
+        shed = staticmethod(gate.shed)
 
     config = uvicorn.Config(
         gate,
@@ -94,7 +112,6 @@ def configured(gate: Gate, *, seconds: float, connections: int, grace: float, **
         access_log=False,
         server_header=False,
         proxy_headers=False,  # else who asks could say who asks
-        limit_concurrency=connections,
         timeout_keep_alive=seconds,
         h11_max_incomplete_event_size=_HEAD_BYTES,
         timeout_graceful_shutdown=max(1, round(grace)),
@@ -106,10 +123,12 @@ def configured(gate: Gate, *, seconds: float, connections: int, grace: float, **
 class _Patient(H11Protocol):
     """Closes connections whose client sends its head, or takes its answer, too slowly.
 
-    uvicorn waits for ever in both cases.
+    uvicorn waits for ever in both cases. And refuses what comes on top of `most` requests under way
+    without parsing it: to refuse at twice the capacity must cost next to nothing, or else it takes
+    the time of those that are answered.
     """
 
-    patience = 15.0
+    patience, most_connections, most = 15.0, 1024, 256
     _head = _writing = None
 
     def connection_made(self, transport):
@@ -118,10 +137,24 @@ class _Patient(H11Protocol):
         # waits 40 ms for the acknowledgement of its head.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._await_head()
+        # Not uvicorn's own limit, at which those that are connected already get nothing either.
+        self._excess = len(self.connections) > self.most_connections
 
     def data_received(self, data):
+        if self._excess:
+            self.transport.write(_FULL)
+            self.transport.close()
+            return
+        if len(self.tasks) >= self.most and self._is_idle() and _is_whole(data):
+            self.transport.write(_BUSY)
+            self.shed()
+            return
         super().data_received(data)
         self._await_head()
+
+    def _is_idle(self) -> bool:
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and not self.conn.trailing_data[0]
 
     def _await_head(self) -> None:
         idle = self.cycle is None or self.cycle.response_complete
@@ -151,3 +184,13 @@ class _Patient(H11Protocol):
             if timer:
                 timer.cancel()
         super().connection_lost(exc)
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether it is one request for inference, whole: what comes next is another."""
+    end = data.find(b"\r\n\r\n") + 4
+    head = data[: max(end, 0)]
+    if not head.startswith(b"POST /v2/models/") or b"transfer-encoding" in head.lower():
+        return False
+    lengths = _LENGTH.findall(head)
+    return len(lengths) == 1 and end + int(lengths[0]) == len(data) and b" HTTP/1.1\r\n" in head

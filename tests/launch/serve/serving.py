@@ -117,6 +117,7 @@ def serving(
     wait=True,
     runs=None,
     room=Room(),
+    requests=256,
 ):
     """Runs a server of `loads`, name: load, and of `runs` that write, until the block ends."""
     if loads is None:
@@ -135,7 +136,7 @@ def serving(
     )
     audit = logs.Audit(tmp_path / "audit.jsonl")
     gate = app.application(repository, keys.Keys(file), metrics, audit, bounds, more)
-    running = server.configured(gate, seconds=patience, connections=64, grace=5)
+    running = server.configured(gate, seconds=patience, connections=64, requests=requests, grace=5)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     loop = asyncio.new_event_loop()

@@ -337,3 +337,31 @@ def test_texts_of_other_lengths_are_padded_to_a_bucket_and_cut_again():
 
     run(model, act)
     assert sorted(model.shapes) == [(1, 40), (2, 32), (4, 16)]
+
+
+def test_a_request_that_comes_alone_does_not_wait_for_others():
+    model = Double()
+
+    async def act(batcher):
+        for i in range(3):
+            async with asyncio.timeout(5):
+                await batcher.infer(rows(i), soon(60))
+
+    run(model, act, Policy(wait=60.0, largest=8))
+    assert model.batches == [1, 1, 1]
+
+
+def test_a_batch_waits_for_half_as_many_rows_as_the_last_had():
+    model = Double()
+
+    async def act(batcher):
+        await asyncio.gather(*(batcher.infer(rows(i), soon()) for i in range(6)))
+        first = asyncio.create_task(batcher.infer(rows(0), soon(60)))
+        second = asyncio.create_task(batcher.infer(rows(1), soon(60)))
+        await asyncio.sleep(0.1)
+        assert not first.done() and not second.done()
+        async with asyncio.timeout(5):
+            await asyncio.gather(first, second, batcher.infer(rows(2), soon(60)))
+
+    run(model, act, Policy(wait=60.0, largest=8))
+    assert model.batches == [8, 4]  # six rows and three, filled up
