@@ -5,7 +5,8 @@ features and a fifth of the words are dropped, and the parameters' average is ev
 
     python -m experiments.imdb --workdir=runs/imdb
 
-Measured (imdb_best): not run yet.
+Measured (imdb_best): test/accuracy 88.90 % ± 0.22 (88.70 to 89.14), 3 seeds, 6 min 27 s a run, 7
+  min 35 s of CPU time, on AMD EPYC, 2 cores, at 302720d916.
 """
 
 from lsm import Data, Evaluation, Experiment, Train
