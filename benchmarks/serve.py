@@ -227,25 +227,27 @@ def _left_out(name: str, error: Exception) -> None:
 
 def tables(record: dict[str, Any]) -> str:
     """Returns a record as Markdown."""
-    where, ours = record["hardware"], record["pictures"]["lsm"]
-    head = ["", *(f"{n} clients: requests/s; p50, p95, p99 in ms" for n in CLIENTS)]
-    rows = [[*head, "lsm's best rate / it", "answered in time at twice its best"]]
-    for name, of in record["pictures"].items():
-        best = of["twice"]["peak"]
-        share = of["twice"]["goodput"] / best
-        cells = [_cell(of[str(n)]) for n in CLIENTS]
-        rows.append([name, *cells, f"{ours['twice']['peak'] / best:.2f}", f"{share:.0%} of it"])
+    where = record["hardware"]
     parts = [f"{where['cpu']}, {where['cores']} cores; at {record['git_revision'][:10]}.\n"]
+    head = [f"{n} clients: requests/s; p50, p95, p99 in ms" for n in CLIENTS]
+    rows = [["", *head, "lsm's rate / it", "in time at twice its best rate"]]
+    for name, of in record["pictures"].items():
+        share = f"{of['twice']['goodput'] / of['twice']['peak']:.0%} of that".replace("%", " %")
+        cells = [_cell(of[str(n)]) for n in CLIENTS]
+        rows.append([name, *cells, _ratios(record["pictures"]["lsm"], of, CLIENTS), share])
     parts.append(markdown(rows))
     if record["texts"]:
-        head = ["", *(f"{n} at once: tokens/s; first token, ms" for n in TEXTS)]
-        rows, ours = [[*head, "lsm's rate / it"]], record["texts"]["lsm"]
+        head = [f"{n} at once: tokens/s; first token, ms" for n in TEXTS]
+        rows = [["", *head, "lsm's rate / it"]]
         for name, of in record["texts"].items():
             cells = [f"{of[str(n)]['rate']:.1f}; {1e3 * of[str(n)]['first']:.0f}" for n in TEXTS]
-            ratios = ", ".join(f"{ours[str(n)]['rate'] / of[str(n)]['rate']:.2f}" for n in TEXTS)
-            rows.append([name, *cells, ratios])
+            rows.append([name, *cells, _ratios(record["texts"]["lsm"], of, TEXTS)])
         parts.append(markdown(rows))
     return "\n".join(parts)
+
+
+def _ratios(ours: dict[str, Any], theirs: dict[str, Any], counts: Sequence[int]) -> str:
+    return ", ".join(f"{ours[str(n)]['rate'] / theirs[str(n)]['rate']:.2f}" for n in counts)
 
 
 def _cell(of: dict[str, float]) -> str:

