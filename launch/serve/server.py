@@ -190,7 +190,9 @@ def _is_whole(data: bytes) -> bool:
     """Whether it is one request for inference, whole: what comes next is another."""
     end = data.find(b"\r\n\r\n") + 4
     head = data[: max(end, 0)]
-    if not head.startswith(b"POST /v2/models/") or b"transfer-encoding" in head.lower():
+    if not head.startswith(b"POST /v2/models/"):
         return False
-    lengths = _LENGTH.findall(head)
+    lower, lengths = head.lower(), _LENGTH.findall(head)
+    if b"\r\ntransfer-encoding:" in lower or b"\r\nconnection: close" in lower:
+        return False
     return len(lengths) == 1 and end + int(lengths[0]) == len(data) and b" HTTP/1.1\r\n" in head

@@ -82,10 +82,11 @@ def test_what_is_too_much_is_refused_unread_and_the_connection_goes_on(tmp_path)
         request(path="/v2/repository/index"),
         request(b"no chunk\r\n", more="Transfer-Encoding: chunked\r\n"),
         request(more="Content-Length: 5\r\n"),
+        request(more="Connection: close\r\n"),
         request() + request(),
         request().replace(b"HTTP/1.1", b"HTTP/1.0"),
     ],
-    ids=["probe", "admin", "chunked", "two lengths", "two requests", "old"],
+    ids=["probe", "admin", "chunked", "two lengths", "closing", "two requests", "old"],
 )
 def test_what_is_no_request_for_inference_alone_goes_the_usual_way(tmp_path, sent):
     with busy(tmp_path) as (_, model, client):
