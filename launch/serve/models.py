@@ -104,6 +104,25 @@ class Exported:
                 )
         return self._model.preprocess(list(texts)), sum(counts)
 
+    def ids(self, rows: Sequence[Sequence[int]]) -> tuple[dict[str, np.ndarray], int]:
+        """Returns the same of texts that come as ids of the model's tokens, special ones included.
+
+        Raises:
+          DataError: one is no id, or a text is longer than what the model reads.
+        """
+        encoder = self._encoder
+        (name,) = encoder.columns
+        known = len(encoder.names)
+        for number, row in enumerate(rows, 1):
+            if len(row) > encoder.length:
+                raise DataError(
+                    f"text {number} has {len(row)} tokens; at most {encoder.length} are read."
+                )
+            if wrong := next((x for x in row if not 0 <= x < known), None):
+                raise DataError(f"text {number}: {wrong} given; ids are 0 to {known - 1}.")
+        columns = encoder.filled(name, {name: [np.array(row, np.int64) for row in rows]})
+        return columns, sum(map(len, rows))
+
     @functools.cached_property
     def _encoder(self) -> Encoder | None:
         """How texts become columns; None where it reads something else, or pairs."""

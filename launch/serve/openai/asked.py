@@ -144,10 +144,10 @@ def _stop(fields: Fields) -> tuple[str, ...]:
 
 def _prompts(fields: Fields) -> list[Prompt]:
     given = fields.take("prompt")
-    if isinstance(given, str) or _are_ids(given):
+    if isinstance(given, str) or are_ids(given):
         return [given]
     lists = isinstance(given, list) and given
-    if not lists or not (all(isinstance(x, str) for x in given) or all(map(_are_ids, given))):
+    if not lists or not (all(isinstance(x, str) for x in given) or all(map(are_ids, given))):
         needed = "a text, ids of its tokens, or a list of either is needed"
         raise fields.wrong("prompt", given, needed)
     if len(given) > _MOST_TEXTS:
@@ -155,7 +155,8 @@ def _prompts(fields: Fields) -> list[Prompt]:
     return given
 
 
-def _are_ids(given: Any) -> bool:
+def are_ids(given: Any) -> bool:
+    """Whether it is a list of whole numbers, one at least."""
     return isinstance(given, list) and bool(given) and all(type(x) is int for x in given)
 
 

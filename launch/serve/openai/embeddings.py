@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from launch.serve.bodies import Reader, json_object, until_gone
 from launch.serve.models import EMBEDDING, Exported
+from launch.serve.openai.asked import are_ids
 from launch.serve.openai.errors import Wrong
 from launch.serve.openai.fields import Fields
 from launch.serve.repository import Repository, Version
@@ -43,7 +44,9 @@ class Embeddings:
             fields.refuse({"dimensions": (size,)})
             fields.done()
             try:
-                columns, tokens = await asyncio.to_thread(version.servable.texts, texts)
+                servable = version.servable
+                read = servable.texts if isinstance(texts[0], str) else servable.ids
+                columns, tokens = await asyncio.to_thread(read, texts)
             except LsmError as error:
                 raise Wrong("input", f"input: {error}") from error
             work = version.batcher.infer(columns, request.state.deadline)
@@ -81,15 +84,17 @@ def missing(name: str, repository: Repository) -> Wrong:
     return Wrong("model", line, "model_not_found", status=404)
 
 
-def _texts(fields: Fields) -> list[str]:
+def _texts(fields: Fields) -> list[str] | list[list[int]]:
+    """Returns the texts, or each as ids of its tokens."""
     given: Any = fields.take("input")
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list) or not texts or not all(isinstance(x, str) for x in texts):
-        needed = "a text or a list of texts is needed (ids of tokens are not offered here)"
+    texts = [given] if isinstance(given, str) or are_ids(given) else given
+    several = isinstance(texts, list) and bool(texts)
+    if not several or not (all(isinstance(x, str) for x in texts) or all(map(are_ids, texts))):
+        needed = "a text, ids of its tokens, or a list of either is needed"
         raise fields.wrong("input", given, needed)
     if len(texts) > _MOST_TEXTS:
         raise Wrong("input", f"input: {len(texts)} texts given; at most {_MOST_TEXTS}.")
-    if any(map(_is_torn, texts)):
+    if any(isinstance(text, str) and _is_torn(text) for text in texts):
         raise Wrong("input", "input: half a surrogate pair is no text.")
     if not all(texts):
         raise Wrong("input", "input: an empty text has no embedding.")

@@ -208,8 +208,12 @@ class Encoder:
 
     def read(self, name: str, texts: Sequence[Any]) -> dict[str, np.ndarray]:
         """Returns the columns of texts as a model reads them, as wide as their bucket."""
-        rows = {part: Ragged.of(of, np.int32) for part, of in self.encode(name, texts).items()}
-        everyone = np.arange(len(texts))
+        return self.filled(name, self.encode(name, texts))
+
+    def filled(self, name: str, encoded: Mapping[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+        """Returns what `encode` gave as arrays (N, T), padded, and the lengths (N,) beside them."""
+        rows = {part: Ragged.of(of, np.int32) for part, of in encoded.items()}
+        everyone = np.arange(len(encoded[name]))
         lengths = rows[name].lengths(everyone)
         width, parts = self.width(lengths), self.parts(name)
         columns = {part: of.padded(everyone, width, *parts[part]) for part, of in rows.items()}

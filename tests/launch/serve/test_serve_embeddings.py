@@ -94,6 +94,18 @@ def test_embeddings_are_those_of_the_run(client, run):
     assert [one.id for one in client.models.list().data] == ["small"]
 
 
+def test_ids_of_tokens_give_what_their_text_gives(client, run):
+    texts = ["What is two and two?", "Four."]
+    encoder = run.inputs.encoder
+    ids = [encoder.encode("tokens", [text])["tokens"][0].tolist() for text in texts]
+    expected = client.embeddings.create(model="small", input=texts)
+    made = client.embeddings.create(model="small", input=ids)
+    (alone,) = client.embeddings.create(model="small", input=ids[1]).data
+    assert made.usage.prompt_tokens == sum(map(len, ids)) == expected.usage.prompt_tokens
+    for ours, theirs in zip([*made.data, alone], [*expected.data, expected.data[1]], strict=True):
+        np.testing.assert_allclose(ours.embedding, theirs.embedding, atol=1e-6)
+
+
 def test_base64_is_of_little_endian_float32(served, run):
     body = {"model": "small", "input": "Four.", "encoding_format": "base64"}
     status, answer = served.json("POST", "/v1/embeddings", body)
@@ -105,9 +117,14 @@ def test_base64_is_of_little_endian_float32(served, run):
 @pytest.mark.parametrize(
     ("changes", "param", "line"),
     [
-        ({"input": [1, 2]}, "input", "ids of tokens are not offered"),
+        ({"input": [1, 70_000]}, "input", "text 1: 70000 given; ids are 0 to"),
+        ({"input": [[1], [2, -1]]}, "input", "text 2: -1 given"),
+        ({"input": [[1], [2] * 17]}, "input", "text 2 has 17 tokens; at most 16 are read"),
+        ({"input": [[1], "a"]}, "input", "a text, ids of its tokens, or a list of either"),
+        ({"input": [[1], []]}, "input", "a text, ids of its tokens, or a list of either"),
+        ({"input": [True]}, "input", "a text, ids of its tokens, or a list of either"),
         ({"input": "\ud800"}, "input", "half a surrogate pair"),
-        ({"input": []}, "input", "a list of texts is needed"),
+        ({"input": []}, "input", "a list of either is needed"),
         ({"input": ["a", ""]}, "input", "an empty text"),
         ({"input": ["a", "z" * 15]}, "input", "text 2 has 17 tokens; at most 16 are read"),
         ({"dimensions": 4}, "dimensions", "4 given"),
