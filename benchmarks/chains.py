@@ -71,8 +71,8 @@ def table(name: str) -> str:
         return f"`experiments/configs/{name}/compress.py`: not run yet.\n"
     record = json.loads(path.read_text())
     rows, where = [Row.from_json(row) for row in record["rows"]], record["hardware"]
-    revision = (record["git_revision"] or "unknown")[:10]
-    told = f"{where['cpu']}, {where['cores']} cores; at {revision}."
+    commit, plus, dirty = (record["git_revision"] or "unknown").partition("+")
+    told = f"{where['cpu']}, {where['cores']} cores; at {commit[:10]}{plus}{dirty}."
     return f"`experiments/configs/{name}/compress.py`, on {told}\n\n" + markdown(
         report.cells(recipe_of(name), rows)
     )
