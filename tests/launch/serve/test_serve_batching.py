@@ -287,14 +287,17 @@ def test_batches_under_load_over_http(tmp_path):
             found[i] = server.infer([[i, i, i]])
 
         threads = [threading.Thread(target=ask, args=[i]) for i in range(24)]
+        model.hold.clear()
         for thread in threads:
             thread.start()
+        until(lambda: server.gate.in_flight == 24)
+        model.hold.set()
         for thread in threads:
             thread.join()
         for i, (status, answer) in found.items():
             assert status == 200
             assert answer["outputs"][0]["data"] == [2 * i] * 3
-        assert len(model.batches) < 24
+        assert len(model.batches) < 12
         text = server.request("GET", "/metrics", key="metrics")[2].decode()
         assert 'lsm_batch_rows_count{model="double",version="1"}' in text
         assert 'lsm_batch_rows_sum{model="double",version="1"} 24.0' in text
