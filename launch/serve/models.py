@@ -97,11 +97,7 @@ class Exported:
             len(tokens) + special
             for tokens in encoder.tokens.encode_batch(list(texts), add_special_tokens=False)
         ]
-        for number, count in enumerate(counts):
-            if count > encoder.length:
-                raise DataError(
-                    f"text {number + 1} has {count} tokens; at most {encoder.length} are read."
-                )
+        _check_lengths(counts, encoder.length)
         return self._model.preprocess(list(texts)), sum(counts)
 
     def ids(self, rows: Sequence[Sequence[int]]) -> tuple[dict[str, np.ndarray], int]:
@@ -113,11 +109,8 @@ class Exported:
         encoder = self._encoder
         (name,) = encoder.columns
         known = len(encoder.names)
+        _check_lengths(list(map(len, rows)), encoder.length)
         for number, row in enumerate(rows, 1):
-            if len(row) > encoder.length:
-                raise DataError(
-                    f"text {number} has {len(row)} tokens; at most {encoder.length} are read."
-                )
             if wrong := next((x for x in row if not 0 <= x < known), None):
                 raise DataError(f"text {number}: {wrong} given; ids are 0 to {known - 1}.")
         columns = encoder.filled(name, {name: [np.array(row, np.int64) for row in rows]})
@@ -130,6 +123,12 @@ class Exported:
         if known is None or [len(of) for of in known["columns"].values()] != [1]:
             return None
         return Encoder.from_json(known, self._model.content("tokenizer.json").decode())
+
+
+def _check_lengths(counts: Sequence[int], most: int) -> None:
+    for number, count in enumerate(counts, 1):
+        if count > most:
+            raise DataError(f"text {number} has {count} tokens; at most {most} are read.")
 
 
 def load(folder: pathlib.Path) -> Servable:

@@ -29,7 +29,7 @@ def get_recipe(arg=None):
                     schedule=WarmUp("5%", then=Cosine()),
                 ),
                 train=Train(epochs=20, batch_size=128),
-                loses_at_most=2.0,  # 0.5 are aimed at, and more epochs come nearer
+                loses_at_most=2.0,  # 0.5 are aimed at
                 size_at_most=0.5,
             ),
             Quantise(loses_at_most=2.1, size_at_most=0.25),
