@@ -363,7 +363,9 @@ def _hush() -> None:
 
 
 def _is_no_failure_of_orbax(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR or "orbax" not in record.pathname + record.getMessage()
+    said = record.pathname + record.getMessage()
+    # TensorStore's own errors name no file of Orbax, but the specification of the array.
+    return record.levelno < logging.ERROR or not ("orbax" in said or "tensorstore_spec" in said)
 
 
 @dataclasses.dataclass

@@ -93,6 +93,7 @@ def test_a_read_that_fails_after_another_is_not_told_of(tmp_path, caplog):
     with contextlib.closing(Checkpoints(tmp_path)):
         asyncio = logging.getLogger("asyncio")
         asyncio.error("Task exception was never retrieved\nfuture: orbax/checkpoint/x.py")
+        asyncio.error("Future exception was never retrieved\nfuture: x [tensorstore_spec='{}']")
         asyncio.error("Task exception was never retrieved\nfuture: mine.py")
     assert [record.getMessage()[-7:] for record in caplog.records] == ["mine.py"]
 
