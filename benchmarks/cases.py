@@ -99,7 +99,7 @@ CASES = {
     ),
     "cifar_modern": Case("CIFAR-10 CNN with batch norm, augmentation", "cifar/modern.py"),
     "cifar_airbench": Case(
-        "CIFAR-10, airbench94 with Muon, 8 epochs", "cifar/airbench.py", claimed="94.01 %", seeds=1
+        "CIFAR-10, airbench94 with Muon, 8 epochs", "cifar/airbench.py", claimed="94.01 %"
     ),
     "cifar_airbench_wide": Case(
         "CIFAR-10, the same wider, 16 epochs", "cifar/airbench_wide.py", seeds=1
