@@ -48,7 +48,7 @@ ELSEWHERE = {
     r"^python3 -m venv|^\. \.venv/bin/activate$": "tests/test_install.py makes such an environment",
     r"^python -m pip install -e ": "it too; here the extra is looked up",
     r"^python -m pytest |^ruff ": "what runs this",
-    r"^python -m launch\.serve ": "it goes on for ever: tests/launch/serve/test_serve_faults.py",
+    r"^(OTEL_\S+ )?python -m launch\.serve ": "it goes on for ever: tests/launch/serve/test_serve_faults.py",
     r"^python -m launch\.retrain ": "several trainings: tests/launch/retrain/test_retrain_kills.py",
 }
 """Commands that are neither parsed nor run here, and why."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from launch.serve import traces
 from launch.serve.joining import Arrays, Joiner, buckets
 from launch.serve.metrics import Meter
 from launch.serve.models import Servable
@@ -46,6 +47,7 @@ class _Job:
     sizes: tuple  # of the inputs, without the batch: what is joined has them in common
     future: asyncio.Future
     arrived: float
+    computed: tuple[float, float, int] = (0.0, 0.0, 0)  # seconds waited, of the call, its rows
 
 
 class Batcher:
@@ -127,6 +129,8 @@ class Batcher:
         finally:
             self._waiting -= len(parts)
             self._meter.queue.set(self._waiting)
+        waited, seconds, shared = jobs[0].computed
+        traces.note(queue_seconds=waited, model_seconds=seconds, batch_rows=shared)
         if len(done) == 1:
             return done[0]
         return {name: np.concatenate([part[name] for part in done]) for name in done[0]}
@@ -233,7 +237,10 @@ class Batcher:
         if not done:
             await self._wait_for_stuck(batch, call)
             return
-        self._meter.batch(rows, bucket, time.monotonic() - start)
+        seconds = time.monotonic() - start
+        self._meter.batch(rows, bucket, seconds)
+        for job in batch:
+            job.computed = (start - job.arrived, seconds, rows)
         if (error := call.exception()) and len(batch) > 1:
             for job in batch:  # alone, so that nobody fails for what another has asked
                 await self._compute([job])

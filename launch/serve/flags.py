@@ -18,6 +18,7 @@ class Serve:
       tls_key: file of its private key (PEM).
       demo: a page at /demo, on which people try the models.
       audit_log: file that gets a line for each request; by default stdout.
+      traces: a span of OpenTelemetry for each request, to OTEL_EXPORTER_OTLP_ENDPOINT.
       batch_rows: rows that are computed together at the most.
       batch_wait_ms: how long the first of a batch waits for others.
       queue: requests that may wait for a model; further ones get 429.
@@ -41,6 +42,7 @@ class Serve:
     tls_key: str | None = None
     demo: bool = False
     audit_log: str | None = None
+    traces: bool = False
     batch_rows: int = 32
     batch_wait_ms: float = 2.0
     queue: int = 256

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Asgi
 
 from launch.command import LaunchError
-from launch.serve import refusal
+from launch.serve import refusal, traces
 from launch.serve.keys import ANYONE, Key, Keys, Scope
 from launch.serve.limits import Limits
 from launch.serve.logs import Audit, log
@@ -164,11 +164,13 @@ class Gate:
         m.seconds.labels(exchange.route).observe(seconds)
         if kind:
             m.errors.labels(kind).inc()
+        if not exchange.status:  # nobody heard an answer
+            exchange.note()
         self._audit.write(
             request=exchange.id,
             key=exchange.key.id if exchange.key else None,
             client=(exchange.scope.get("client") or [None])[0],
-            method=exchange.scope.get("method", "WEBSOCKET"),
+            method=exchange.method,
             route=exchange.route,
             path=exchange.scope["path"],
             status=exchange.status,
@@ -216,7 +218,7 @@ class _Exchange:
     def __init__(self, scope: Asgi, receive: Receive, send: Send):
         self.scope, self._receive, self._send = scope, receive, send
         self.start = time.monotonic()
-        self.id = _request_id(scope)
+        self.id, self.method = _request_id(scope), scope.get("method", "WEBSOCKET")
         self.key: Key | None = None
         self.route, self.status, self.done = "none", 0, False
         self.bytes_in = self.bytes_out = 0
@@ -229,6 +231,7 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self.note()  # its span ends with the last byte of the answer
             named = (b"x-request-id", self.id.encode())
             message = message | {"headers": [*message.get("headers", ()), named]}
         elif message["type"].startswith("websocket."):
@@ -236,6 +239,10 @@ class _Exchange:
         self.bytes_out += len(message.get("body") or b"")
         self.done = message["type"] == "http.response.body" and not message.get("more_body")
         await self._send(message)
+
+    def note(self) -> None:
+        key, kind = self.key.id if self.key else None, self.scope["state"]["kind"]
+        traces.note(f"{self.method} {self.route}", request=self.id, key=key, kind=kind)
 
     async def refuse(self, refused: Refused) -> None:
         if self.done:

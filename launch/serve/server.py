@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from launch.serve.gate import Gate
@@ -85,12 +86,20 @@ class Server(uvicorn.Server):
 
 
 def configured(
-    gate: Gate, *, seconds: float, connections: int, requests: int, grace: float, **more
+    gate: Gate,
+    app: ASGIApp | None = None,
+    *,
+    seconds: float,
+    connections: int,
+    requests: int,
+    grace: float,
+    **more,
 ) -> Server:
     """Returns a server that is about to run.
 
     Args:
-      gate: the application.
+      gate: what refuses and drains.
+      app: the application; None is the gate alone.
       seconds: until the head of a request has come, the first or the next of a connection, and
         until a client takes what it is sent.
       connections: how many at a time; further ones get 503, and are closed.
@@ -104,7 +113,7 @@ def configured(
         shed = staticmethod(gate.shed)
 
     config = uvicorn.Config(
-        gate,
+        app or gate,
         http=Protocol,
         ws="none",
         lifespan="on",
@@ -184,6 +193,9 @@ class _Patient(H11Protocol):
             if timer:
                 timer.cancel()
         super().connection_lost(exc)
+        # Where the client has reset the connection, uvicorn leaves a timer that holds it for
+        # seconds: thousands of connections, where each has one request.
+        self._unset_keepalive_if_required()
 
 
 def _is_whole(data: bytes) -> bool:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from launch.command import LaunchError
+from launch.serve import traces
 from launch.serve.metrics import Metrics
 from launch.serve.refusal import Refused, malformed
 from lsm.errors import ConfigError, LsmError, shortened
@@ -163,7 +164,9 @@ class Texts:
                 raise _refused(given) from given
             if number not in started:
                 started.add(number)
-                self._first_token(time.monotonic() - self._since)
+                seconds = time.monotonic() - self._since
+                self._first_token(seconds)
+                traces.note(first_token_seconds=seconds)
             if given.finish:
                 self._left.discard(number)
             yield number, given

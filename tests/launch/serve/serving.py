@@ -16,7 +16,7 @@ import pytest
 for needed in ("starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(needed, reason="the extra `serve` is not installed")
 
-from launch.serve import app, keys, logs, server
+from launch.serve import app, keys, logs, server, traces
 from launch.serve.batching import Policy
 from launch.serve.metrics import Metrics
 from launch.serve.repository import Repository
@@ -118,8 +118,12 @@ def serving(
     runs=None,
     room=Room(),
     requests=256,
+    traced=None,
 ):
-    """Runs a server of `loads`, name: load, and of `runs` that write, until the block ends."""
+    """Runs a server of `loads`, name: load, and of `runs` that write, until the block ends.
+
+    `traced` is a provider of spans.
+    """
     if loads is None:
         loads = {"double": lambda folder: Double()}
     folders = {name: tmp_path / name for name in loads}
@@ -136,7 +140,10 @@ def serving(
     )
     audit = logs.Audit(tmp_path / "audit.jsonl")
     gate = app.application(repository, keys.Keys(file), metrics, audit, bounds, more)
-    running = server.configured(gate, seconds=patience, connections=64, requests=requests, grace=5)
+    outer = traces.around(gate, traced) if traced else None
+    running = server.configured(
+        gate, outer, seconds=patience, connections=64, requests=requests, grace=5
+    )
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     loop = asyncio.new_event_loop()

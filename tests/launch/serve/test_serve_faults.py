@@ -167,6 +167,28 @@ def test_a_second_head_on_a_connection_is_not_waited_for_either(served):
         assert client.recv(4096) == b""
 
 
+def test_a_connection_that_was_reset_is_not_kept_and_is_no_garbage_in_cycles(tmp_path):
+    """Hundreds a second, each kept until its keep-alive was over, were some 30 MiB."""
+    get = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n"
+    ways = (get + b"Connection: close\r\n\r\n", get + b"\r\n", get[:20], head(100))
+    with serving(tmp_path, patience=60) as server:
+        kind = server.server.config.http_protocol_class
+        gc.collect()
+        gc.disable()
+        try:
+            for sent in ways:
+                with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+                    client.sendall(sent)
+                    if sent.startswith(get):
+                        assert client.recv(100).startswith(b"HTTP/1.1 200")
+                    # What it has not read makes the system reset the connection.
+            until(lambda: not server.server.server_state.connections)
+            until(lambda: server.gate.in_flight == 0)
+            until(lambda: not any(type(one) is kind for one in gc.get_objects()))
+        finally:
+            gc.enable()
+
+
 def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_head(served):
     with socket.create_connection(("127.0.0.1", served.port)):
         until(lambda: served.server.server_state.connections)
