@@ -21,7 +21,7 @@ def get_retraining(arg=None):
             task=Classification(model=CNN(widths=(16, 32))),
             data=Data(source=Files(arg or "data/digits", labels=("label",)), test="test"),
             optimizer=AdamW(learning_rate=2e-3, schedule=WarmUp("5%", then=Cosine())),
-            train=Train(epochs=20, batch_size=64, log_every=20),
+            train=Train(epochs=60, batch_size=64, log_every=20),
         ),
         gates=(
             Bound("accuracy", least=0.9),
