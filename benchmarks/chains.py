@@ -20,7 +20,7 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks.documents import write_or_check
+from benchmarks.documents import machine, short_revision, write_or_check
 from benchmarks.step_time_tables import markdown
 from lsm import command_line
 from lsm.compress import Recipe, report
@@ -70,9 +70,8 @@ def table(name: str) -> str:
     if not path.exists():
         return f"`experiments/configs/{name}/compress.py`: not run yet.\n"
     record = json.loads(path.read_text())
-    rows, where = [Row.from_json(row) for row in record["rows"]], record["hardware"]
-    commit, plus, dirty = (record["git_revision"] or "unknown").partition("+")
-    told = f"{where['cpu']}, {where['cores']} cores; at {commit[:10]}{plus}{dirty}."
+    rows = [Row.from_json(row) for row in record["rows"]]
+    told = f"{machine(record['hardware'])}; at {short_revision(record['git_revision'])}."
     return f"`experiments/configs/{name}/compress.py`, on {told}\n\n" + markdown(
         report.cells(recipe_of(name), rows)
     )

@@ -40,7 +40,7 @@ from absl import flags
 
 from benchmarks.cases import CASES, Case
 from benchmarks.confirm import WORTH, begins_alike, opening
-from benchmarks.documents import write_or_check
+from benchmarks.documents import machine, short_revision, write_or_check
 from lsm import command_line
 from lsm.errors import ConfigError, DataError, listed, nearest
 from lsm.files import atomic_write, plain_json
@@ -171,8 +171,8 @@ def _cell(name: str) -> str:
 def _measured(kept: Mapping[str, Any]) -> tuple[str, str]:
     """Returns the figure with its seeds, and time per run, hardware and revision, as texts."""
     runs = kept["runs"]
-    machines = dict.fromkeys(_machine(run["hardware"]) for run in runs)
-    revisions = dict.fromkeys(_short_revision(run["git_revision"]) for run in runs)
+    machines = dict.fromkeys(machine(run["hardware"]) for run in runs)
+    revisions = dict.fromkeys(short_revision(run["git_revision"]) for run in runs)
     time = duration(statistics.fmean(run["wall_time"] for run in runs))
     times = [run.get("cpu_time") for run in runs]
     cpu = "" if None in times else f", {duration(statistics.fmean(times))} of CPU time,"
@@ -180,7 +180,7 @@ def _measured(kept: Mapping[str, Any]) -> tuple[str, str]:
     seeds = f"{len(runs)} seed" + "s" * (len(runs) > 1)
     where = f"{time} a run{cpu} on {'; '.join(machines)}, at {', '.join(revisions)}"
     if confirmed := kept.get("confirmed"):
-        where += f" (begins alike at {_short_revision(confirmed)})"
+        where += f" (begins alike at {short_revision(confirmed)})"
     return f"{figure}, {seeds}", where
 
 
@@ -220,17 +220,6 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes_of_hour:02} min"
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-
-
-def _machine(hardware: Mapping[str, Any]) -> str:
-    if hardware["platform"] == "cpu":
-        return f"{hardware['cpu']}, {hardware['cores']} cores"
-    return f"{hardware['device_count']} x {hardware['device_kind']}"
-
-
-def _short_revision(revision: str | None) -> str:
-    commit, plus, dirty = (revision or "unknown").partition("+")
-    return commit[:10] + plus + dirty
 
 
 def filled(document: Path) -> str:

@@ -37,7 +37,7 @@ import numpy as np
 from absl import flags
 
 import lsm
-from benchmarks.documents import write_or_check
+from benchmarks.documents import machine, short_revision, write_or_check
 from benchmarks.serve_load import Connection, Load, at_rate, in_turn, post
 from benchmarks.step_time_cases import CASES, experiment
 from benchmarks.step_time_tables import markdown
@@ -230,8 +230,8 @@ def _left_out(name: str, error: Exception) -> None:
 
 def tables(record: dict[str, Any]) -> str:
     """Returns a record as Markdown."""
-    where = record["hardware"]
-    parts = [f"{where['cpu']}, {where['cores']} cores; at {record['git_revision'][:10]}.\n"]
+    at = short_revision(record["git_revision"])
+    parts = [f"{machine(record['hardware'])}; at {at}.\n"]
     head = [f"{n} clients: requests/s; p50, p95, p99 in ms" for n in CLIENTS]
     rows = [["", *head, "lsm's rate / it", "in time at twice its best rate"]]
     for name, of in record["pictures"].items():

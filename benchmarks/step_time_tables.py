@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.documents import machine, short_revision
+
 RECORDS = Path(__file__).with_name("step_time")
 _TABLES = re.compile(
     r"^<!-- step_time:(cpu|gpu) -->\n(.*?)^<!-- /step_time -->$", re.DOTALL | re.MULTILINE
@@ -50,14 +52,11 @@ def tables(record: Record) -> str:
 
 def _origin(record: Record) -> str:
     hardware, others = record["hardware"], record["others"]
-    where = hardware["device_kind"]
-    if record["platform"] == "cpu":
-        where = f"{hardware['cpu']}, {hardware['cores']} cores"
     versions = f"jax {record['versions']['jax']}, PyTorch {record['torch'] or 'none'}"
-    commit, plus, dirty = (record["git_revision"] or "unknown").partition("+")
+    at = short_revision(record["git_revision"])
     told = "not known here" if others is None else f"{others:.0%} of the CPUs".replace("%", " %")
     return (
-        f"{where}; {versions}; at {commit[:10]}{plus}{dirty}; other work meanwhile: {told}.\n"
+        f"{machine(hardware)}; {versions}; at {at}; other work meanwhile: {told}.\n"
         "Shortest (median) time of a step, and ratios of the shortest (of the median) times.\n"
     )
 

@@ -27,10 +27,11 @@ SECONDS = {
 }
 
 
-def made(seconds=SECONDS, **changes):
+def made(seconds=SECONDS, platform="cpu", **changes):
+    where = {"platform": platform, "cpu": "EPYC", "cores": 2, "device_kind": "NVIDIA H100"}
     return {
-        "platform": "cpu",
-        "hardware": hardware() | {"cpu": "EPYC", "cores": 2, "device_kind": "NVIDIA H100"},
+        "platform": platform,
+        "hardware": hardware() | where | {"device_count": 1},
         "versions": versions() | {"jax": "0.12.0"},
         "git_revision": "0123456789abcdef+dirty",
         "torch": "2.13.0",
@@ -58,7 +59,7 @@ def test_tables_are_arithmetic_on_the_record():
 def test_a_gpu_s_table_has_its_utilisation_and_no_cpu_s_columns():
     by = {name: SECONDS[name] for name in ("bare", "step", "torch eager contiguous_format")}
     text = step_time_tables.tables(made(by, platform="gpu", peak=1e15))
-    assert text.startswith("NVIDIA H100; ") and "defaults" not in text and "loop" not in text
+    assert text.startswith("1 x NVIDIA H100; ") and "defaults" not in text and "loop" not in text
     peers = [cells(line) for line in text.splitlines() if line.startswith("| CNN")][1]
     # The step stands for the loop: 4e12 FLOPs in 11 ms of 1e15 FLOP/s are 36 %; 11 / 42 (21 / 42).
     assert peers[2:] == ["11.00 (21.00)", "42.00 (42.00)", "-", "0.26 (0.50)", "36 %"]

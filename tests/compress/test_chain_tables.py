@@ -31,7 +31,7 @@ def state(tmp_path, links, **changes):
     saved = {
         "recipe": schema.to_json(chains.recipe_of("digits")),
         "rows": rows,
-        "hardware": {"cpu": "a CPU", "cores": 2},
+        "hardware": {"platform": "cpu", "cpu": "a CPU", "cores": 2},
         "versions": {},
         "git_revision": "0123456789abcdef",
     }
