@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
@@ -103,24 +103,27 @@ def _no_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is no JSON")
 
 
-async def until_gone(request: Request, work: Any) -> Any:
+async def until_gone(request: Request, work: Awaitable[Any]) -> Any:
     """Returns what `work` gives; gives it up as soon as the client has gone.
 
     Raises:
       ClientDisconnect: it has.
     """
+    asking, gone = asyncio.current_task(), False
 
-    async def gone() -> None:
+    async def watch() -> None:
+        nonlocal gone
         while (await request.receive())["type"] != "http.disconnect":
             pass
+        gone = True
+        asking.cancel()
 
-    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if gone and not asking.uncancel():  # else somebody else has cancelled it, too
+            raise ClientDisconnect from None
+        raise
     finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
+        watching.cancel()
