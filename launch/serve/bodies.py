@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-import json
 import zlib
 from collections.abc import AsyncIterator, Awaitable
-from typing import Any, NoReturn
+from typing import Any
 
+import orjson
 from starlette.requests import ClientDisconnect, Request
 
 from launch.serve.refusal import Refused, malformed
@@ -89,18 +89,17 @@ def _inflated(inflate: Any, chunk: bytes, most: int) -> bytes:
 
 
 def json_object(text: bytes) -> dict[str, Any]:
-    """Returns a JSON object. Raises Refused (400) for anything else, NaN and Infinity included."""
+    """Returns a JSON object. Raises Refused (400) for anything else, NaN and Infinity included.
+
+    A whole number beyond 64 bits becomes a float, which nothing takes that needs a whole one.
+    """
     try:
-        found = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise malformed("the body is no JSON object that can be read.") from error
+        found = orjson.loads(text)  # Python's takes a sixth of the time of a picture's request
+    except orjson.JSONDecodeError as error:
+        raise malformed(f"the body is no JSON object that can be read: {error}.") from error
     if not isinstance(found, dict):
         raise malformed("the body is JSON, but no object.")
     return found
-
-
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON")
 
 
 async def until_gone(request: Request, work: Awaitable[Any]) -> Any:

@@ -147,7 +147,7 @@ def _models(words: Sequence[str]) -> dict[str, pathlib.Path]:
 
 
 def _check_extra() -> None:
-    for name in ("starlette", "uvicorn", "prometheus_client"):
+    for name in ("starlette", "uvicorn", "prometheus_client", "orjson"):
         if importlib.util.find_spec(name) is None:
             raise LaunchError(f"{name} is not installed: pip install 'lsm[serve]'.")
 

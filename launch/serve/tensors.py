@@ -210,10 +210,7 @@ def _from_json(name: str, data: Any, shape: tuple[int, ...], dtype: np.dtype) ->
     if dtype.kind == "O":
         if not all(type(item) is str for item in flat):
             raise malformed(f"{name}.data: BYTES are texts in JSON.")
-        try:
-            return _bytes_array(name, [item.encode() for item in flat], shape)
-        except UnicodeEncodeError as error:
-            raise malformed(f"{name}.data: half a surrogate pair is no text.") from error
+        return _bytes_array(name, [item.encode() for item in flat], shape)
     allowed = {"b": {bool}, "i": {int}, "u": {int}}.get(dtype.kind, {int, float})
     if not {*map(type, flat)} <= allowed:
         raise malformed(f"{name}.data: {_DATATYPES[dtype]} needs {_WORDS[dtype.kind]} alone.")

@@ -94,15 +94,9 @@ def _texts(fields: Fields) -> list[str] | list[list[int]]:
         raise fields.wrong("input", given, needed)
     if len(texts) > _MOST_TEXTS:
         raise Wrong("input", f"input: {len(texts)} texts given; at most {_MOST_TEXTS}.")
-    if any(isinstance(text, str) and _is_torn(text) for text in texts):
-        raise Wrong("input", "input: half a surrogate pair is no text.")
     if not all(texts):
         raise Wrong("input", "input: an empty text has no embedding.")
     return texts
-
-
-def _is_torn(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _encoded(row_D: np.ndarray, encoding: str) -> str | list[float]:

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-for needed in ("starlette", "uvicorn", "prometheus_client"):
+for needed in ("starlette", "uvicorn", "prometheus_client", "orjson"):
     pytest.importorskip(needed, reason="the extra `serve` is not installed")
 
 from launch.serve import app, keys, logs, server, traces

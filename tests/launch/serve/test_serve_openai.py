@@ -259,7 +259,7 @@ def test_what_is_wrong_is_told_by_its_field(served, changes, param, line):
         ({"prompt": ["a", 1]}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"prompt": "\ud800"}, "prompt"),
+        ({"prompt": "\ud800"}, None),  # is no JSON
     ],
 )
 def test_what_is_wrong_in_a_completion(served, changes, param):
