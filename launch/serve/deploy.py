@@ -110,6 +110,7 @@ def _asked(serve: Serve, path: str, where: str) -> str:
 
 def _dockerfile(serve: Serve) -> str:
     test = json.dumps(["python", "-c", _asked(serve, _READY, "127.0.0.1:8000")])
+    extras = "serve,traces" if serve.traces else "serve"
     return f"""\
 FROM python:3.12-slim
 WORKDIR /lsm
@@ -117,7 +118,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY lsm lsm
 COPY launch launch
 COPY experiments experiments
-RUN pip install --no-cache-dir '.[serve]'
+RUN pip install --no-cache-dir '.[{extras}]'
 WORKDIR /
 ENV HOME=/tmp PYTHONUNBUFFERED=1
 USER {_USER}:{_USER}

@@ -31,6 +31,7 @@ OPEN = "open"
 and the page on which one is typed has none yet."""
 
 _OPEN = ("/v2/health/live", "/v2/health/ready", "/demo")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _HEADERS = 32 * 1024  # bytes of names and values
 _GRACE = 5.0  # seconds to tell of a deadline that has passed
 
@@ -241,8 +242,10 @@ class _Exchange:
         await self._send(message)
 
     def note(self) -> None:
+        """Tells the request's span what it is of; no name of it is a caller's choice."""
         key, kind = self.key.id if self.key else None, self.scope["state"]["kind"]
-        traces.note(f"{self.method} {self.route}", request=self.id, key=key, kind=kind)
+        method = self.method if self.method in _METHODS else "HTTP"
+        traces.note(f"{method} {self.route}", request=self.id, key=key, kind=kind)
 
     async def refuse(self, refused: Refused) -> None:
         if self.done:

@@ -38,10 +38,10 @@ class _Lines(logging.Formatter):
 
 
 def to_stderr() -> None:
-    """Sends what the server and uvicorn log to stderr, a line of JSON each."""
+    """Sends what the server, uvicorn and OpenTelemetry log to stderr, a line of JSON each."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
-    for logger in (log, logging.getLogger("uvicorn")):
+    for logger in (log, *map(logging.getLogger, ("uvicorn", "opentelemetry"))):
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
 
