@@ -1,7 +1,9 @@
 """Tokens a second and time to the first token: lsm against transformers and CTranslate2.
 
-    python -m benchmarks.generate [--model=FOLDER] [--peer_python=PATH] [--batch_size=1]
+    python -m benchmarks.generate [--model=FOLDER] [--peer_python=PATH] [--batch_sizes=1,8]
         [--prompt_tokens=64] [--tokens=64] [--turns=3]
+    python -m benchmarks.generate write docs/generation.md
+    python -m benchmarks.generate check docs/generation.md
 
 All write the same number of the likeliest tokens after the same prompts, in float32, on all cores
 of a CPU, in turns; the shortest time of each counts. Weights are read once a token, at least: the
@@ -9,14 +11,16 @@ last columns are how many GB a second that is, and its share of what the machine
 measured in the same run. lsm does so with kernels of whole numbers, too (`lsm.compress.quantise`),
 which are fewer bytes. The model is a Llama of SmolLM2-135M's shape, with random weights unless
 a folder of Hugging Face's is given. The peers are optional, and may live in another interpreter.
+The record is `benchmarks/generate.json`.
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +30,22 @@ import numpy as np
 from absl import flags
 
 import lsm
+from benchmarks.documents import machine, short_revision, write_or_check
 from benchmarks.step_time_tables import markdown
 from lsm import command_line
 from lsm.compress import quantise
-from lsm.cpu import cores, keep_memory
-from lsm.errors import DataError, LsmError
+from lsm.cpu import keep_memory
+from lsm.errors import ConfigError, DataError, LsmError
+from lsm.files import atomic_write, plain_json
 from lsm.generate import GREEDY, Draws
 from lsm.interop import save_model
 from lsm.models.families import llama
 from lsm.models.quantised import Bits
+from lsm.run.result import git_revision, hardware, versions
 from lsm.train.imported import import_model
 
+RECORD = Path(__file__).with_suffix(".json")
+_TABLE = re.compile(r"(<!-- generate -->\n).*?(<!-- /generate -->)", re.DOTALL)
 PEERS = {"transformers": "generate_torch.py", "CTranslate2": "generate_ctranslate2.py"}
 SMOLLM2 = {"vocabulary": 49152, "layers": 30, "heads": 9, "kv_heads": 3, "width": 576}
 SMOLLM2 |= {"hidden": 1536, "theta": 1e5, "context": 2048, "tied": True}
@@ -154,6 +163,17 @@ def measure(folder: Path, prompts: np.ndarray, tokens: int, turns: int, python: 
     }
 
 
+def versions_of(python: str) -> dict[str, str]:
+    """Returns the versions of the peers in an interpreter; of those that are there."""
+    script, found = "import importlib.metadata as m; print(m.version({!r}))", {}
+    for name in PEERS:
+        words = [python, "-c", script.format(name.lower())]
+        version = subprocess.run(words, capture_output=True, text=True).stdout.strip()
+        if version:
+            found[name] = version
+    return found
+
+
 def _check_same(texts: dict[str, list[list[int]]]) -> None:
     """Raises DataError where a peer has written other tokens early on: it is another model.
 
@@ -165,47 +185,83 @@ def _check_same(texts: dict[str, list[list[int]]]) -> None:
             raise DataError(f"generate: {name} writes other tokens than lsm; not the same model.")
 
 
+def tables(record: Mapping[str, Any]) -> str:
+    """Returns a record as Markdown."""
+    asked, most = record["asked"], record["most"]
+    told = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    head = "first token, ms", "tokens/s", "lsm's rate / it", "GB/s of weights", "of the most"
+    rows = [["batch", "", *head]]
+    for batch, contenders in record["batches"].items():
+        for name, (first, each, size) in contenders.items():
+            rate = f"{int(batch) / each:.1f}", f"{each / contenders['lsm'][1]:.2f}"
+            read = f"{size / each / 1e9:.1f}", f"{size / each / most:.0%}".replace("%", " %")
+            rows.append([batch, name, f"{first * 1e3:.0f}", *rate, *read])
+    return (
+        f"{asked['model']}; prompts of {asked['prompt_tokens']} tokens, {asked['tokens']} written, "
+        f"float32; {most / 1e9:.1f} GB/s are read at most. {machine(record['hardware'])}; {told}; "
+        f"at {short_revision(record['git_revision'])}.\n\n{markdown(rows)}"
+    )
+
+
+def filled(document: Path) -> str:
+    """Returns the text of `document` with the table as the record has it now."""
+    made = tables(json.loads(RECORD.read_text()))
+    return _TABLE.sub(lambda place: place[1] + made + place[2], document.read_text())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark and prints its table; returns the exit status."""
-    return command_line.run(_act, _flags(), argv, doc=__doc__)
+    """Measures and keeps the record, or does `write` or `check`; returns the exit status."""
+    return command_line.run(_act, _flags(), argv, doc=__doc__, words=True)
 
 
 def _flags() -> flags.FlagValues:
     given = flags.FlagValues()
     flags.DEFINE_string("model", None, "folder; random weights without", given)
     flags.DEFINE_string("peer_python", sys.executable, "interpreter with the peers", given)
-    flags.DEFINE_integer("batch_size", 1, "prompts at a time", 1, flag_values=given)
+    flags.DEFINE_list("batch_sizes", ["1", "8"], "prompts at a time", given)
     flags.DEFINE_integer("prompt_tokens", 64, "tokens of each prompt", 1, flag_values=given)
     flags.DEFINE_integer("tokens", 64, "tokens that are written", 8, flag_values=given)
     flags.DEFINE_integer("turns", 3, "times that each is timed", 1, flag_values=given)
     return given
 
 
-def _act(given: flags.FlagValues, _: list[str]) -> None:
+def _act(given: flags.FlagValues, words: list[str]) -> None:
+    verb, *documents = words or ["run"]
+    command_line.require_one_of(verb, ("run", "write", "check"))
+    if verb != "run":
+        write_or_check(verb, documents, filled)
+        return
+    made = _measured(given, _sizes(given.batch_sizes))
+    print(tables(made))
+    atomic_write(RECORD, (json.dumps(plain_json(made), indent=1) + "\n").encode())
+
+
+def _sizes(given: Sequence[str]) -> list[int]:
+    if not all(size.isdigit() and int(size) for size in given):
+        raise ConfigError(f"--batch_sizes: {','.join(given)} given; numbers from 1 are needed.")
+    return list(map(int, given))
+
+
+def _measured(given: flags.FlagValues, sizes: Sequence[int]) -> dict[str, Any]:
     keep_memory()
+    batches = {}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(given.model or made)
         if not given.model:
             random_model(folder)
-        shape = given.batch_size, given.prompt_tokens
-        prompts = np.random.default_rng(0).integers(100, 1000, shape)
-        found = measure(folder, prompts, given.tokens, given.turns, given.peer_python)
-    most = bandwidth()
-    head = "first token, ms", "tokens/s", "lsm's rate / it", "GB/s of weights", "of the most"
-    rows = [["", *head]]
-    for name, (first, each, size) in found.items():
-        read = size / each
-        told = (
-            f"{first * 1e3:.0f}",
-            f"{given.batch_size / each:.1f}",
-            f"{each / found['lsm'][1]:.2f}",
-        )
-        rows.append([name, *told, f"{read / 1e9:.1f}", f"{read / most:.0%}"])
-    print(
-        f"{cores()} CPUs, batch {given.batch_size}, prompts of {given.prompt_tokens} tokens, "
-        f"{given.tokens} written, float32; {most / 1e9:.1f} GB/s are read at most\n"
-    )
-    print(markdown(rows))
+        for size in sizes:
+            prompts = np.random.default_rng(0).integers(100, 1000, (size, given.prompt_tokens))
+            measured = measure(folder, prompts, given.tokens, given.turns, given.peer_python)
+            batches[str(size)] = measured
+    model = folder.name if given.model else "A Llama of SmolLM2-135M's shape"
+    return {
+        "asked": {"model": model, "prompt_tokens": given.prompt_tokens, "tokens": given.tokens},
+        "hardware": hardware(),
+        "versions": {"jax": versions()["jax"]} | versions_of(given.peer_python),
+        "git_revision": git_revision(),
+        "most": bandwidth(),
+        "batches": batches,
+    }
 
 
 if __name__ == "__main__":
