@@ -2,12 +2,13 @@
 
 import dataclasses
 import fnmatch
+import pathlib
 from collections.abc import Mapping
 from typing import Literal
 
 from lsm.checks import require
 from lsm.config import Experiment
-from lsm.data import Files
+from lsm.data import Files, Subwords, Texts
 from lsm.errors import ConfigError, listed, nearest
 from lsm.evaluate import Metric
 
@@ -130,9 +131,9 @@ class Retraining:
     """What `python -m launch.retrain` does: an experiment, trained on as data comes in.
 
     Attributes:
-      experiment: what is trained; its data is `lsm.data.Files`, the old data. New files are added
-        to its split "train". Its `start` is for a first version alone: later ones go on from the
-        one that serves.
+      experiment: what is trained; its data is `lsm.data.Files`, the old data, or `Texts` of it.
+        New files are added to its split "train". Its `start` is for a first version alone: later
+        ones go on from the one that serves.
       gates: what a version must pass to be published.
       split: the fixed set on which versions are measured, of the old data; no part of "train".
       recent: of the new files, how many of the newest are trained on; None is all.
@@ -152,15 +153,35 @@ class Retraining:
     settle: float = 60.0
     marker: str | None = None
 
+    @property
+    def files(self) -> Files:
+        """The old data's files, of texts as well."""
+        source = self.experiment.data.source
+        return source.source if isinstance(source, Texts) else source
+
+    def on(self, folder: pathlib.Path) -> Experiment:
+        """Returns the experiment with its data in `folder`."""
+        data, files = self.experiment.data, dataclasses.replace(self.files, path=str(folder))
+        if isinstance(data.source, Texts):
+            files = dataclasses.replace(data.source, source=files)
+        return dataclasses.replace(self.experiment, data=dataclasses.replace(data, source=files))
+
     def __post_init__(self):
         require(self, recent="[1, inf)", settle="[0, inf)")
         if not self.gates:
             raise ConfigError("Retraining.gates: none given; one or more are needed.")
         data = self.experiment.data
-        if not isinstance(data.source, Files):
+        if not isinstance(self.files, Files):
             raise ConfigError(
                 f"Retraining.experiment: its data is {data.source}; lsm.data.Files is needed, to "
-                "which new files can be added."
+                "which new files can be added, or Texts of it."
+            )
+        words = data.source.vocabulary if isinstance(data.source, Texts) else None
+        if words is not None and not (isinstance(words, Subwords) and words.path):
+            raise ConfigError(
+                f"Retraining.experiment: {type(words).__name__} is learnt from the data, of which "
+                "the new would give ids another meaning; Subwords(path=FOLDER) is needed, which "
+                "`python -m lsm.data.tokenize train` writes."
             )
         fixed = getattr(data, self.split)
         if not isinstance(fixed, str) or fixed.startswith("train"):

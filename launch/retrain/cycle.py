@@ -19,7 +19,7 @@ from launch.command import LaunchError
 from launch.retrain import trial
 from launch.retrain.config import Retraining
 from launch.retrain.figures import FixedSet
-from launch.retrain.incoming import Incoming, linked, on
+from launch.retrain.incoming import Incoming, linked
 from launch.retrain.journal import Journal
 from launch.retrain.server import Server
 from launch.serve.models import CURRENT, first
@@ -166,7 +166,7 @@ class Cycle:
 
     def _experiment(self) -> Experiment:
         """The experiment on old and new data, from the weights that serve."""
-        experiment = on(self._of.retraining, self._folder / "data")
+        experiment = self._of.retraining.on(self._folder / "data")
         before = self._start["from_cycle"]
         if before is None:
             return experiment

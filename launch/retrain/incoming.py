@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from launch.command import LaunchError
 from launch.retrain.config import Retraining
 from launch.retrain.journal import Journal
-from lsm.config import Experiment
 from lsm.data.files import places
 from lsm.errors import DataError, LsmError, listed
 from lsm.files import expanded, nothing_at, readable_disk_errors
@@ -121,7 +120,7 @@ class Incoming:
           LsmError: it cannot be read, has other columns or classes, or examples that are none.
         """
         retraining = self.retraining
-        source = retraining.experiment.data.source
+        source = retraining.files
         if copy.suffix == ".npz":
             _check_sums(copy)
         fixed = getattr(retraining.experiment.data, retraining.split)
@@ -136,13 +135,13 @@ class Incoming:
             raise DataError(f"it has classes that the old data has not: {listed(new)}.")
         folder = self.store / ".looked_at"
         linked(folder, self.old(), [copy])
-        experiment = dataclasses.replace(on(retraining, folder), start=None)
+        experiment = dataclasses.replace(retraining.on(folder), start=None)
         trainer = Trainer.of(experiment, self.data_dir)
         trainer.check_examples("train")
 
     def old(self) -> dict[str, list[pathlib.Path]]:
         """The old data's files by split."""
-        path = expanded(self.retraining.experiment.data.source.path, "Files.path")
+        path = expanded(self.retraining.files.path, "Files.path")
         here = self.data_dir is None or path.exists() or any(glob.iglob(str(path)))
         return places.find(path if here else pathlib.Path(self.data_dir) / path)
 
@@ -168,13 +167,6 @@ def _check_sums(path: pathlib.Path) -> None:
         raise DataError(f"{path} cannot be read: {error}.") from error
     if damaged:
         raise DataError(f"{path}: the checksum of {damaged} is another.")
-
-
-def on(retraining: Retraining, folder: pathlib.Path) -> Experiment:
-    """Returns the experiment with its data in `folder`."""
-    data = retraining.experiment.data
-    data = dataclasses.replace(data, source=dataclasses.replace(data.source, path=str(folder)))
-    return dataclasses.replace(retraining.experiment, data=data)
 
 
 def linked(
