@@ -164,6 +164,7 @@ CASES = {
         "imdb/lstm.py",
         claimed="87-88 %",
         best="imdb_best",
+        seeds=1,
     ),
     "imdb_best": Case("convolution and LSTMs in both directions", "imdb/best.py"),
     "sst2_lstm": Case(
