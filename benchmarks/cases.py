@@ -175,14 +175,14 @@ CASES = {
         best="sst2_minilm",
     ),
     "sst2_minilm": Case(
-        "MiniLM-L6, fine-tuned, 4 epochs",
+        "MiniLM-L6, fine-tuned, 3 epochs",
         "sst2/minilm.py",
         metric="validation/accuracy",
         claimed="91-92 % (MiniLM-L6 class)",
         seeds=1,
     ),
     "sst2_minilm_lora": Case(
-        "MiniLM-L6, low-rank adapters on its attention, 4 epochs",
+        "MiniLM-L6, low-rank adapters on its attention, 3 epochs",
         "sst2/minilm_lora.py",
         metric="validation/accuracy",
         claimed="that of all parameters",
