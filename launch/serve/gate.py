@@ -7,6 +7,7 @@ of a path.
 """
 
 import asyncio
+import functools
 import ipaddress
 import re
 import time
@@ -196,13 +197,21 @@ def _route(routes: Sequence[BaseRoute], scope: Asgi) -> BaseRoute | None:
 
 def _check_is_local(scope: Asgi) -> None:
     """Refuses pages of other sites in a browser on this machine, where no key keeps them out."""
-    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-    host, origin = headers.get(b"host", ""), headers.get(b"origin")
-    own = f"{scope['scheme']}://{host}"
-    if not is_loopback(urllib.parse.urlsplit(f"//{host}").hostname or ""):
+    given = {name: x for name, x in scope["headers"] if name in (b"host", b"origin")}
+    host, origin = (given.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
+    if not _is_here(host):
         raise Refused(403, "forbidden", "without keys, only this machine's own name is answered.")
-    if origin is not None and origin != own:
+    if b"origin" in given and origin != f"{scope['scheme']}://{host}":
         raise Refused(403, "forbidden", "without keys, pages of other sites are not answered.")
+
+
+@functools.lru_cache(maxsize=64)
+def _is_here(host: str) -> bool:
+    """Whether a Host header names this machine alone."""
+    try:
+        return is_loopback(urllib.parse.urlsplit(f"//{host}").hostname or "")
+    except ValueError:  # half an IPv6 address
+        return False
 
 
 def is_loopback(host: str) -> bool:

@@ -13,7 +13,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from launch.command import LaunchError
 from launch.serve import keys
 from launch.serve.app import Bounds
-from launch.serve.gate import OPEN, Gate, checked, is_loopback, needs
+from launch.serve.gate import OPEN, Gate, _check_is_local, checked, is_loopback, needs
 from launch.serve.keys import Scope
 from launch.serve.limits import Limits
 from launch.serve.logs import Audit
@@ -271,3 +271,29 @@ def test_headers_and_bodies_have_limits(tmp_path):
         assert server.request("POST", path, b"{}", {"Content-Encoding": "br"})[0] == 415
         assert server.request("POST", path, b"{}", {"Content-Encoding": "gzip"})[0] == 400
         assert server.infer([[1, 2, 3]])[0] == 200
+
+
+HERE = [b"localhost", b"localhost:8000", b"127.0.0.1:8000", b"[::1]:8000", b"127.9.9.9"]
+ELSEWHERE = [b"", b"evil.example", b"localhost.evil.example", b"10.0.0.1", b"[", b"[::1", b"\xff"]
+
+
+@pytest.mark.parametrize("host", HERE + ELSEWHERE)
+def test_without_keys_only_names_of_this_machine_are_answered(host):
+    """A name of another site that is made to point here is none (DNS rebinding)."""
+    scope = {"scheme": "http", "headers": [(b"host", host)]}
+    if host in HERE:
+        _check_is_local(scope)
+    else:
+        with pytest.raises(Refused, match="only this machine's own name is answered"):
+            _check_is_local(scope)
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:8000", "http://localhost", "null", ""])
+def test_without_keys_only_pages_of_the_server_s_own_are_answered(origin):
+    headers = [(b"host", b"localhost:8000"), (b"origin", origin.encode())]
+    scope = {"scheme": "http", "headers": headers}
+    if origin == "http://localhost:8000":
+        _check_is_local(scope)
+    else:
+        with pytest.raises(Refused, match="pages of other sites are not answered"):
+            _check_is_local(scope)
