@@ -40,13 +40,12 @@ from absl import flags
 from jax.extend.core import jaxprs_in_params
 
 from benchmarks import cases, sources
-from benchmarks.documents import write_or_check
+from benchmarks.documents import keep, write_or_check
 from lsm import Experiment, Mesh, command_line
 from lsm.config import flags as config_flags
 from lsm.data import CharText, Folder, Select, Texts, Tfds
 from lsm.durations import Horizon
 from lsm.errors import DataError
-from lsm.files import atomic_write
 from lsm.run.result import hardware
 from lsm.train import abstract_batch, build
 
@@ -227,7 +226,7 @@ def _act(_: flags.FlagValues, words: list[str]) -> None:
         write_or_check(verb, documents, filled)
         return
     if verb == "run":
-        atomic_write(RECORD, f"{json.dumps(measured(configs()), indent=1)}\n".encode())
+        keep(RECORD, measured(configs()))
         return
     old, names = _read(), configs()
     if missing := [name for name in names if name not in old["configs"]]:

@@ -1,11 +1,13 @@
 """Documents whose tables are made of records."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lsm import command_line
 from lsm.errors import DataError, listed
-from lsm.files import atomic_write
+from lsm.files import atomic_write, plain_json
 
 
 def write_or_check(verb: str, names: Sequence[str], filled: Callable[[Path], str]) -> None:
@@ -22,6 +24,26 @@ def write_or_check(verb: str, names: Sequence[str], filled: Callable[[Path], str
             atomic_write(path, filled(path).encode())
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}.") from error
+
+
+def wrote_or_checked(words: Sequence[str], filled: Callable[[Path], str]) -> bool:
+    """Does what `write` or `check` with documents asks; False for `run`, or nothing: the caller's.
+
+    Raises:
+      ConfigError: it is another word.
+      DataError: see `write_or_check`.
+    """
+    verb, *documents = words or ["run"]
+    command_line.require_one_of(verb, ("run", "write", "check"))
+    if verb == "run":
+        return False
+    write_or_check(verb, documents, filled)
+    return True
+
+
+def keep(record: Path, made: Any) -> None:
+    """Writes a record as JSON, to be committed."""
+    atomic_write(record, (json.dumps(plain_json(made), indent=1) + "\n").encode())
 
 
 def machine(hardware: Mapping[str, Any]) -> str:

@@ -30,13 +30,13 @@ import numpy as np
 from absl import flags
 
 import lsm
-from benchmarks.documents import machine, short_revision, write_or_check
+from benchmarks.compare import version_of
+from benchmarks.documents import keep, machine, short_revision, wrote_or_checked
 from benchmarks.step_time_tables import markdown
 from lsm import command_line
 from lsm.compress import quantise
 from lsm.cpu import keep_memory
 from lsm.errors import ConfigError, DataError, LsmError
-from lsm.files import atomic_write, plain_json
 from lsm.generate import GREEDY, Draws
 from lsm.interop import save_model
 from lsm.models.families import llama
@@ -163,17 +163,6 @@ def measure(folder: Path, prompts: np.ndarray, tokens: int, turns: int, python: 
     }
 
 
-def versions_of(python: str) -> dict[str, str]:
-    """Returns the versions of the peers in an interpreter; of those that are there."""
-    script, found = "import importlib.metadata as m; print(m.version({!r}))", {}
-    for name in PEERS:
-        words = [python, "-c", script.format(name.lower())]
-        version = subprocess.run(words, capture_output=True, text=True).stdout.strip()
-        if version:
-            found[name] = version
-    return found
-
-
 def _check_same(texts: dict[str, list[list[int]]]) -> None:
     """Raises DataError where a peer has written other tokens early on: it is another model.
 
@@ -226,14 +215,11 @@ def _flags() -> flags.FlagValues:
 
 
 def _act(given: flags.FlagValues, words: list[str]) -> None:
-    verb, *documents = words or ["run"]
-    command_line.require_one_of(verb, ("run", "write", "check"))
-    if verb != "run":
-        write_or_check(verb, documents, filled)
+    if wrote_or_checked(words, filled):
         return
     made = _measured(given, _sizes(given.batch_sizes))
     print(tables(made))
-    atomic_write(RECORD, (json.dumps(plain_json(made), indent=1) + "\n").encode())
+    keep(RECORD, made)
 
 
 def _sizes(given: Sequence[str]) -> list[int]:
@@ -244,20 +230,20 @@ def _sizes(given: Sequence[str]) -> list[int]:
 
 def _measured(given: flags.FlagValues, sizes: Sequence[int]) -> dict[str, Any]:
     keep_memory()
-    batches = {}
+    python, batches = given.peer_python, {}
+    peers = {name: version_of(python, name.lower()) for name in PEERS}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(given.model or made)
         if not given.model:
             random_model(folder)
         for size in sizes:
             prompts = np.random.default_rng(0).integers(100, 1000, (size, given.prompt_tokens))
-            measured = measure(folder, prompts, given.tokens, given.turns, given.peer_python)
-            batches[str(size)] = measured
+            batches[str(size)] = measure(folder, prompts, given.tokens, given.turns, python)
     model = folder.name if given.model else "A Llama of SmolLM2-135M's shape"
     return {
         "asked": {"model": model, "prompt_tokens": given.prompt_tokens, "tokens": given.tokens},
         "hardware": hardware(),
-        "versions": {"jax": versions()["jax"]} | versions_of(given.peer_python),
+        "versions": {"jax": versions()["jax"]} | {n: v for n, v in peers.items() if v},
         "git_revision": git_revision(),
         "most": bandwidth(),
         "batches": batches,

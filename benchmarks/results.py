@@ -40,10 +40,10 @@ from absl import flags
 
 from benchmarks.cases import CASES, Case
 from benchmarks.confirm import WORTH, begins_alike, opening
-from benchmarks.documents import machine, short_revision, write_or_check
+from benchmarks.documents import keep, machine, short_revision, write_or_check
 from lsm import command_line
 from lsm.errors import ConfigError, DataError, listed, nearest
-from lsm.files import atomic_write, plain_json
+from lsm.files import plain_json
 from lsm.run.result import Result, git_revision
 
 CPU_SECONDS = "cpu_seconds"
@@ -74,8 +74,7 @@ def run(name: str, data_dir: str | None) -> None:
     if digest != case.digest:
         raise DataError(f"{name}: the code changed while it ran; run it again.")
     RECORDS.mkdir(exist_ok=True)
-    text = json.dumps(made, indent=1) + "\n"
-    atomic_write(RECORDS / f"{name}.json", text.encode())
+    keep(RECORDS / f"{name}.json", made)
 
 
 def _stands(old: Mapping[str, Any], case: Case) -> bool:

@@ -37,14 +37,13 @@ import numpy as np
 from absl import flags
 
 import lsm
-from benchmarks.documents import machine, short_revision, write_or_check
+from benchmarks.documents import keep, machine, short_revision, wrote_or_checked
 from benchmarks.serve_load import Connection, Load, at_rate, in_turn, post
 from benchmarks.step_time_cases import CASES, experiment
 from benchmarks.step_time_tables import markdown
 from lsm import command_line
 from lsm.errors import DataError, ProcessError
 from lsm.export.write import write
-from lsm.files import atomic_write, plain_json
 from lsm.run.result import git_revision, hardware
 from lsm.train.imported import import_model
 
@@ -274,10 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _act(given: flags.FlagValues, words: list[str]) -> None:
-    verb, *documents = words or ["run"]
-    command_line.require_one_of(verb, ("run", "write", "check"))
-    if verb != "run":
-        write_or_check(verb, documents, filled)
+    if wrote_or_checked(words, filled):
         return
     if given.model and not importlib.util.find_spec("openai"):
         raise DataError("--model: texts are asked for by the package openai, which is not here.")
@@ -288,7 +284,7 @@ def _act(given: flags.FlagValues, words: list[str]) -> None:
         "texts": texts(Path(given.model), given.peer_python) if given.model else None,
     }
     print(tables(made))
-    atomic_write(RECORD, (json.dumps(plain_json(made), indent=1) + "\n").encode())
+    keep(RECORD, made)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ import dataclasses
 import functools
 import importlib.util
 import io
-import json
 import os
 import statistics
 import subprocess
@@ -53,7 +52,7 @@ from absl import flags
 
 import lsm
 from benchmarks.compare import torch_version
-from benchmarks.documents import write_or_check
+from benchmarks.documents import keep, wrote_or_checked
 from benchmarks.step_time_bare import Bare
 from benchmarks.step_time_cases import BATCHES, CASES, Case, experiment
 from benchmarks.step_time_tables import RECORDS, filled, tables
@@ -61,7 +60,6 @@ from lsm import command_line
 from lsm.cost import chip_of
 from lsm.cpu import compiler_options, emulates_bfloat16, keep_memory
 from lsm.errors import ConfigError, DataError, LsmError, listed
-from lsm.files import atomic_write
 from lsm.mesh import place
 from lsm.run.result import git_revision, hardware, versions
 from lsm.train.program import build
@@ -322,12 +320,8 @@ def _flags() -> flags.FlagValues:
 
 
 def _act(given: flags.FlagValues, words: list[str]) -> None:
-    verb, *pages = words or ["run"]
-    command_line.require_one_of(verb, ("run", "write", "check"))
-    if verb == "run":
+    if not wrote_or_checked(words, filled):
         _run(given)
-        return
-    write_or_check(verb, pages, filled)
 
 
 def _run(given: flags.FlagValues) -> None:
@@ -349,8 +343,7 @@ def _run(given: flags.FlagValues) -> None:
     whole = python and not given.quick and len(cases) == len(CASES[given.platform])
     if whole and measured["others"] is not None and measured["others"] < _QUIET:
         RECORDS.mkdir(exist_ok=True)
-        text = json.dumps(measured, indent=1) + "\n"
-        atomic_write(RECORDS / f"{given.platform}.json", text.encode())
+        keep(RECORDS / f"{given.platform}.json", measured)
     else:
         print("Not kept: only a whole run on a quiet machine is.")
 

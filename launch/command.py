@@ -4,6 +4,7 @@ A launcher's flags are a frozen dataclass, of which `flags_of` makes absl flags.
 """
 
 import dataclasses
+import importlib.util
 import pathlib
 import re
 import shlex
@@ -53,6 +54,17 @@ def install(extra: str) -> list[str]:
         "python3 -m uv venv --quiet --allow-existing --python=3.12 .venv",
         f"python3 -m uv pip install --quiet --python=.venv '.[{extra}]'",
     ]
+
+
+def require_installed(extra: str, modules: Sequence[str], told: str = "") -> None:
+    """Raises LaunchError, which begins with `told`, for the first module that is not there."""
+    for module in modules:
+        try:
+            found = importlib.util.find_spec(module)
+        except ModuleNotFoundError:  # of a package above it
+            found = None
+        if found is None:
+            raise LaunchError(f"{told}{module} is not installed: pip install 'lsm[{extra}]'.")
 
 
 def split(words: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:

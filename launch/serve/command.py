@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
-import importlib.util
 import pathlib
 import re
 import socket
@@ -20,7 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from launch.actions import perform
-from launch.command import LaunchError, flags_of
+from launch.command import LaunchError, flags_of, require_installed
 from launch.serve import deploy
 from launch.serve.flags import Serve
 from launch.serve.keys import Keys
@@ -45,7 +44,7 @@ def _serve(argv: Sequence[str]) -> None:
         plain = {name: str(folder) for name, folder in _models(words).items()}
         perform(deploy.plan(deployed, flags, plain), dry_run=True)
         return
-    _check_extra()
+    require_installed("serve", ("starlette", "uvicorn", "prometheus_client", "orjson"))
     folders = _models(words)
     _check_certificate(flags)
     if flags.traces:
@@ -144,12 +143,6 @@ def _models(words: Sequence[str]) -> dict[str, pathlib.Path]:
     if not folders:
         raise LaunchError("a model is needed: python -m launch.serve NAME=DIR.")
     return folders
-
-
-def _check_extra() -> None:
-    for name in ("starlette", "uvicorn", "prometheus_client", "orjson"):
-        if importlib.util.find_spec(name) is None:
-            raise LaunchError(f"{name} is not installed: pip install 'lsm[serve]'.")
 
 
 def _check_certificate(flags: Serve) -> None:

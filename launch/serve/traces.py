@@ -5,31 +5,26 @@ the environment: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, OTEL_SERVICE_
 """
 
 import contextlib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from starlette.types import ASGIApp
-from starlette.types import Scope as Asgi
 
-from launch.command import LaunchError
+from launch.command import require_installed
 
-_NEEDED = ("sdk", "exporter.otlp.proto.http", "instrumentation.asgi")
+_NEEDED = (
+    "opentelemetry.sdk",
+    "opentelemetry.exporter.otlp.proto.http",
+    "opentelemetry.instrumentation.asgi",
+)
 _API = "opentelemetry.trace"
 _PROBES = "/v2/health/(live|ready)$"
 
 
 def check() -> None:
     """Raises LaunchError where OpenTelemetry is not installed."""
-    for name in _NEEDED:
-        try:
-            found = importlib.util.find_spec(f"opentelemetry.{name}")
-        except ModuleNotFoundError:  # of a package above it
-            found = None
-        if found is None:
-            line = f"opentelemetry.{name} is not installed: pip install 'lsm[serve,traces]'."
-            raise LaunchError(f"--traces: {line}")
+    require_installed("serve,traces", _NEEDED, "--traces: ")
 
 
 @contextlib.contextmanager
@@ -60,15 +55,11 @@ def around(app: ASGIApp, provider: Any) -> ASGIApp:
     return OpenTelemetryMiddleware(
         app,
         excluded_urls=_PROBES,
-        default_span_details=_details,
+        default_span_details=lambda scope: ("HTTP", {}),
         tracer_provider=provider,
         meter_provider=NoOpMeterProvider(),  # /metrics has them
         exclude_spans=["receive", "send"],  # of each piece of a body
     )
-
-
-def _details(scope: Asgi) -> tuple[str, dict[str, Any]]:
-    return scope.get("method", "WEBSOCKET"), {}
 
 
 def note(name: str | None = None, **attributes: Any) -> None:
