@@ -18,6 +18,11 @@ def torchvision_version(python: str) -> str | None:
     return _said(python, str(Path(__file__).with_name("start_torch.py")))
 
 
+def python_version(python: str) -> str | None:
+    """Returns the version of Python that an interpreter is of."""
+    return _said(python, "-c", "import platform; print(platform.python_version())")
+
+
 def version_of(python: str, package: str) -> str | None:
     """Returns the version of a package in an interpreter, or None where it has none."""
     return _said(python, "-c", f"import importlib.metadata as m; print(m.version({package!r}))")

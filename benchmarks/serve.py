@@ -12,7 +12,8 @@ FOLDER is a language model of Hugging Face's: 1, 4 and 8 conversations at once a
 package `openai`, each up to 32 of the likeliest tokens. Tokens a second, and seconds to the first.
 
 All servers and the client share the CPUs, one server at a time. The peers may live in another
-interpreter; what is not there is left out, and said so. The record is `benchmarks/serve.json`.
+interpreter, best of the same Python; what is not there is left out, and said so. The record is
+`benchmarks/serve.json`.
 """
 
 import asyncio
@@ -37,6 +38,7 @@ import numpy as np
 from absl import flags
 
 import lsm
+from benchmarks.compare import python_version, version_of
 from benchmarks.documents import keep, machine, short_revision, wrote_or_checked
 from benchmarks.serve_load import Connection, Load, at_rate, in_turn, post
 from benchmarks.step_time_cases import CASES, experiment
@@ -44,13 +46,14 @@ from benchmarks.step_time_tables import markdown
 from lsm import command_line
 from lsm.errors import DataError, ProcessError
 from lsm.export.write import write
-from lsm.run.result import git_revision, hardware
+from lsm.run.result import git_revision, hardware, versions
 from lsm.train.imported import import_model
 
 RECORD = Path(__file__).with_suffix(".json")
 CLIENTS = (1, 8, 32)
 TEXTS = (1, 4, 8)
 TOKENS = 32
+PEERS = ("FastAPI", "LitServe", "torch", "transformers")
 PATIENCE = 120.0  # seconds until a server has to answer
 IN_TIME = 1.0  # seconds within which an answer to an overload is still a good one
 SUBJECTS = ("rain", "bread", "chess", "Rome", "violins", "tea", "glass", "bees", "tides", "maps")
@@ -230,7 +233,8 @@ def _left_out(name: str, error: Exception) -> None:
 def tables(record: dict[str, Any]) -> str:
     """Returns a record as Markdown."""
     at = short_revision(record["git_revision"])
-    parts = [f"{machine(record['hardware'])}; at {at}.\n"]
+    told = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    parts = [f"{machine(record['hardware'])}; {told}; at {at}.\n"]
     head = [f"{n} clients: requests/s; p50, p95, p99 in ms" for n in CLIENTS]
     rows = [["", *head, "lsm's rate / it", "in time at twice its best rate"]]
     for name, of in record["pictures"].items():
@@ -280,11 +284,18 @@ def _act(given: flags.FlagValues, words: list[str]) -> None:
     made = {
         "hardware": hardware(),
         "git_revision": git_revision(),
+        "versions": _versions(given.peer_python),
         "pictures": pictures(given.seconds, given.peer_python),
         "texts": texts(Path(given.model), given.peer_python) if given.model else None,
     }
     print(tables(made))
     keep(RECORD, made)
+
+
+def _versions(python: str) -> dict[str, str]:
+    peers = {name: version_of(python, name.lower()) for name in PEERS}
+    own = {"Python": versions()["python"], "jax": versions()["jax"]}
+    return own | {n: v for n, v in {"peers' Python": python_version(python), **peers}.items() if v}
 
 
 if __name__ == "__main__":

@@ -141,9 +141,9 @@ class _Patient(H11Protocol):
     _head = _writing = None
 
     def connection_made(self, transport):
-        super().connection_made(transport)
-        # asyncio does so only where the listening socket names TCP; without it, an answer's body
-        # waits 40 ms for the acknowledgement of its head.
+        super().connection_made(_HeadWithBody(transport, self.loop))
+        # asyncio does so only where the listening socket names TCP; without it, each piece of a
+        # stream waits 40 ms for the acknowledgement of the one before.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._await_head()
         # Not uvicorn's own limit, at which those that are connected already get nothing either.
@@ -196,6 +196,37 @@ class _Patient(H11Protocol):
         # Where the client has reset the connection, uvicorn leaves a timer that holds it for
         # seconds: thousands of connections, where each has one request.
         self._unset_keepalive_if_required()
+
+
+class _HeadWithBody:
+    """A transport that sends the head of an answer together with what follows it.
+
+    uvicorn writes them one after the other: two calls of the system, and a client that wakes twice.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
+        self._transport, self._loop, self._head = transport, loop, b""
+
+    def write(self, data: bytes) -> None:
+        """Keeps a head until the next write, for which it does not wait once the loop turns."""
+        if not self._head and data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            self._loop.call_soon(self._flush)
+            return
+        head, self._head = self._head, b""
+        self._transport.write(head + data)
+
+    def close(self) -> None:
+        """Closes it once all is written."""
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str):
+        return getattr(self._transport, name)
+
+    def _flush(self) -> None:
+        if self._head:
+            self.write(b"")
 
 
 def _is_whole(data: bytes) -> bool:

@@ -4,7 +4,6 @@ The protocol: KServe's "Predict Protocol - Version 2" and Triton's "Binary Tenso
 """
 
 import itertools
-import json
 import math
 import pathlib
 import struct
@@ -13,6 +12,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import orjson
 
 from launch.command import LaunchError
 from launch.serve.models import Range, Signature, Tensor
@@ -216,7 +216,8 @@ def _from_json(name: str, data: Any, shape: tuple[int, ...], dtype: np.dtype) ->
         raise malformed(f"{name}.data: {_DATATYPES[dtype]} needs {_WORDS[dtype.kind]} alone.")
     try:
         with np.errstate(over="ignore"):
-            array = np.array(flat, np.float64 if dtype.kind in "fV" else dtype).astype(dtype)
+            exact = np.float64 if dtype.kind in "fV" else dtype
+            array = np.fromiter(flat, exact, len(flat)).astype(dtype, copy=False)
     except OverflowError as error:
         raise malformed(f"{name}.data: a number is beyond {_DATATYPES[dtype]}.") from error
     if dtype.kind not in "biu" and not np.isfinite(array).all():
@@ -300,7 +301,7 @@ def encode(
         else:
             one["data"] = _listed(name, array)
         described.append(one)
-    text = json.dumps(head | {"outputs": described}, separators=(",", ":")).encode()
+    text = orjson.dumps(head | {"outputs": described})
     return b"".join([text, *chunks]), len(text) if chunks else None
 
 
