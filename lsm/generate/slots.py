@@ -147,12 +147,10 @@ class Slots:
 
     def compile(self) -> None:
         """Runs each program once, with every slot empty."""
-        last = (self.length - 1) // self.chunk * self.chunk
-        few = range(1, self.chunk + 1)
-        sizes = sorted({self.size(n, begin) for n in few for begin in (0, last)})
-        for span, size in itertools.product(self.spans, sizes):
-            if span >= size:
-                self.read({0: (span - size, np.zeros(size, np.int32))})
+        begins, counts = range(0, self.length, self.chunk), range(1, self.chunk + 1)
+        sizes = {(begin, self.size(n, begin)) for begin in begins for n in counts}
+        for span, size in sorted({(self.span(begin + size), size) for begin, size in sizes}):
+            self.read({0: (span - size, np.zeros(size, np.int32))})
         self.copy(0, 0)
         self.clear(0)
         self.see(0, np.zeros(1, np.int32))
@@ -171,8 +169,12 @@ class Slots:
 
         It depends on nothing else: a prompt is cut in the same way whoever is there.
         """
-        least = max(min(_LEAST, self.chunk), 1 << (tokens - 1).bit_length())
-        return min(least, self.chunk, self.length - begin)
+        least = min(_LEAST, self.chunk)
+        size = max(least, 1 << (tokens - 1).bit_length())
+        # Most prompts are one chunk, and somebody waits for it: a size between two powers as well.
+        if begin == 0 and size > least and tokens <= size * 3 // 4:
+            size = size * 3 // 4
+        return min(size, self.chunk, self.length - begin)
 
     def span(self, positions: int) -> int:
         """Returns how many positions the programs look at where so many are filled."""
