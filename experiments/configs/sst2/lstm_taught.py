@@ -1,10 +1,10 @@
 """SST-2 by the LSTM of lstm.py, begun with MiniLM's word vectors and taught by a fine-tuned MiniLM.
 
-The teacher is the best of runs/sst2_minilm, unless --config.task.teacher.path says another; its
+The teacher is the best of runs/sst2, unless --config.task.teacher.path says another; its
 word pieces are read, and its vectors of them are where the embedding begins. lstm_taught.py:FOLDER
 says where its files are; see minilm.py. Tang et al. 2019 (arXiv:1903.12136) teach an LSTM so.
 
-    python -m experiments.sst2 --config=experiments/configs/sst2/minilm.py --workdir=runs/sst2_minilm
+    python -m experiments.sst2 --config=experiments/configs/sst2/minilm.py --workdir=runs/sst2
     python -m experiments.sst2 --config=experiments/configs/sst2/lstm_taught.py
 
 Measured (sst2_lstm_taught): not run yet.
@@ -27,7 +27,7 @@ def get_config(folder="runs/minilm"):
         name="sst2_lstm_taught",
         task=Distillation(
             student=dataclasses.replace(alone.task, model=model),
-            teacher=Teacher(task=teacher.task, path="runs/sst2_minilm"),
+            teacher=Teacher(task=teacher.task, path="runs/sst2"),
             temperature=2.0,
             share=0.8,
         ),
