@@ -1,17 +1,21 @@
 """Seconds a step of the fast CIFAR run: lsm's config against the original's step in PyTorch.
 
     python -m benchmarks.airbench [--turns=3] [--batch_size=2000] [--peer_python=PATH]
+    python -m benchmarks.airbench write docs/vision.md
+    python -m benchmarks.airbench check docs/vision.md
 
 Both train the same network with the same optimisers on pictures that are in place, in float32, on
 all cores of a CPU, one step a turn; the shortest time of each counts. PyTorch runs eager and
 compiled, in both memory formats, of which the fastest counts; it is optional, and may live in
-another interpreter (`--peer_python`).
+another interpreter (`--peer_python`). The record is `benchmarks/airbench.json`.
 """
 
 import dataclasses
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,16 +23,19 @@ from absl import flags
 
 from benchmarks import step_time
 from benchmarks.compare import print_doubts, torch_version
+from benchmarks.documents import between, keep, kept, origin, wrote_or_checked
 from benchmarks.step_time import Torch, TorchEndedError
 from benchmarks.step_time_cases import BATCHES
 from benchmarks.step_time_tables import markdown
 from experiments.configs.cifar import airbench
 from lsm import command_line
-from lsm.cpu import cores, keep_memory
+from lsm.cpu import keep_memory
 from lsm.errors import DataError
 from lsm.mesh import place
+from lsm.run.result import git_revision, hardware, versions
 from lsm.train.program import build
 
+RECORD = Path(__file__).with_suffix(".json")
 FORMS = [(mode, form) for mode in ("eager", "compiled") for form in ("contiguous", "channels_last")]
 
 
@@ -78,8 +85,8 @@ def measure(python: str | None, batch_size: int, turns: int) -> dict[str, list[f
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark and prints its table; returns the exit status."""
-    return command_line.run(_act, _flags(), argv, doc=__doc__)
+    """Measures and keeps the record, or does `write` or `check`; returns the exit status."""
+    return command_line.run(_act, _flags(), argv, doc=__doc__, words=True)
 
 
 def _flags() -> flags.FlagValues:
@@ -90,18 +97,37 @@ def _flags() -> flags.FlagValues:
     return given
 
 
-def _act(given: flags.FlagValues, _: list[str]) -> None:
-    keep_memory()
-    version = torch_version(given.peer_python)
-    times = measure(given.peer_python if version else None, given.batch_size, given.turns)
+def table(record: Mapping[str, Any]) -> str:
+    """Returns a record as Markdown."""
+    times = record["seconds"]
     rows = [["seconds a step", "shortest", "median", "lsm / it"]]
     for name, seconds in times.items():
         ratio = min(times["lsm"]) / min(seconds)
         told = f"{min(seconds):.2f}", f"{statistics.median(seconds):.2f}", f"{ratio:.2f}"
         rows.append([name, *told])
-    print(f"{cores()} CPUs, batch {given.batch_size}, PyTorch {version or 'none'}\n")
-    print(markdown(rows))
+    return f"Batches of {record['batch_size']}; {origin(record)}.\n\n{markdown(rows)}"
+
+
+def filled(document: Path) -> str:
+    """Returns the text of `document` with the table as the record has it now."""
+    return between(document, "airbench", table(kept(RECORD)))
+
+
+def _act(given: flags.FlagValues, words: list[str]) -> None:
+    if wrote_or_checked(words, filled):
+        return
+    keep_memory()
+    version = torch_version(given.peer_python)
+    made = {
+        "hardware": hardware(),
+        "git_revision": git_revision(),
+        "versions": {"jax": versions()["jax"], "PyTorch": version or "none"},
+        "batch_size": given.batch_size,
+        "seconds": measure(given.peer_python if version else None, given.batch_size, given.turns),
+    }
+    print(table(made))
     print_doubts(given.peer_python, version, "torch")
+    keep(RECORD, made)
 
 
 if __name__ == "__main__":

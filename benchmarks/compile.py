@@ -25,7 +25,6 @@ of a program that never changes. It fails nothing.
 """
 
 import dataclasses
-import json
 import re
 import sys
 import time
@@ -40,12 +39,11 @@ from absl import flags
 from jax.extend.core import jaxprs_in_params
 
 from benchmarks import cases, sources
-from benchmarks.documents import keep, write_or_check
+from benchmarks.documents import between, keep, kept, write_or_check
 from lsm import Experiment, Mesh, command_line
 from lsm.config import flags as config_flags
 from lsm.data import CharText, Folder, Select, Texts, Tfds
 from lsm.durations import Horizon
-from lsm.errors import DataError
 from lsm.run.result import hardware
 from lsm.train import abstract_batch, build
 
@@ -64,7 +62,6 @@ _PICTURES = {
 _TEXTS = {"imdb_reviews": 25_000, "glue/sst2": 67_349, "multi30k": 29_000}
 """Training examples."""
 _RESULT = re.compile(r"^\s*(?:ROOT )?%\S+ = ", re.MULTILINE)
-_TABLE = re.compile(r"^(<!-- compile -->\n).*?^(<!-- /compile -->)$", re.DOTALL | re.MULTILINE)
 
 
 def configs() -> list[str]:
@@ -204,14 +201,7 @@ def table(record: Mapping[str, Any]) -> str:
 
 def filled(document: Path) -> str:
     """Returns the text of `document` with the table as the record has it now."""
-    text = document.read_text()
-    return _TABLE.sub(lambda place: place[1] + table(_read()) + place[2], text)
-
-
-def _read() -> dict[str, Any]:
-    if not RECORD.exists():
-        raise DataError(f"{RECORD} is not there; `run` makes it.")
-    return json.loads(RECORD.read_text())
+    return between(document, "compile", table(kept(RECORD)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -228,7 +218,7 @@ def _act(_: flags.FlagValues, words: list[str]) -> None:
     if verb == "run":
         keep(RECORD, measured(configs()))
         return
-    old, names = _read(), configs()
+    old, names = kept(RECORD), configs()
     if missing := [name for name in names if name not in old["configs"]]:
         print(f"warning: not in the record, nor measured: {', '.join(missing)}.")
     for told in warnings(old, measured([name for name in names if name in old["configs"]])):

@@ -1,6 +1,7 @@
 """Documents whose tables are made of records."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,26 @@ def wrote_or_checked(words: Sequence[str], filled: Callable[[Path], str]) -> boo
         return False
     write_or_check(verb, documents, filled)
     return True
+
+
+def origin(record: Mapping[str, Any]) -> str:
+    """Returns where a record was made: machine, versions, commit."""
+    versions = [f"{name} {version}" for name, version in record["versions"].items()]
+    at = f"at {short_revision(record['git_revision'])}"
+    return "; ".join([machine(record["hardware"]), ", ".join(versions), at])
+
+
+def between(document: Path, mark: str, made: str) -> str:
+    """Returns the text of `document` with `made` between <!-- mark --> and <!-- /mark -->."""
+    place = re.compile(rf"^(<!-- {mark} -->\n).*?^(<!-- /{mark} -->)$", re.DOTALL | re.MULTILINE)
+    return place.sub(lambda found: found[1] + made + found[2], document.read_text())
+
+
+def kept(record: Path) -> Any:
+    """Returns a record. Raises DataError where it is not there."""
+    if not record.exists():
+        raise DataError(f"{record} is not there; `run` makes it.")
+    return json.loads(record.read_text())
 
 
 def keep(record: Path, made: Any) -> None:

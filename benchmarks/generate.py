@@ -15,7 +15,6 @@ The record is `benchmarks/generate.json`.
 """
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from absl import flags
 
 import lsm
 from benchmarks.compare import version_of
-from benchmarks.documents import keep, machine, short_revision, wrote_or_checked
+from benchmarks.documents import between, keep, kept, origin, wrote_or_checked
 from benchmarks.step_time_tables import markdown
 from lsm import command_line
 from lsm.compress import quantise
@@ -45,7 +44,6 @@ from lsm.run.result import git_revision, hardware, versions
 from lsm.train.imported import import_model
 
 RECORD = Path(__file__).with_suffix(".json")
-_TABLE = re.compile(r"(<!-- generate -->\n).*?(<!-- /generate -->)", re.DOTALL)
 PEERS = {"transformers": "generate_torch.py", "CTranslate2": "generate_ctranslate2.py"}
 SMOLLM2 = {"vocabulary": 49152, "layers": 30, "heads": 9, "kv_heads": 3, "width": 576}
 SMOLLM2 |= {"hidden": 1536, "theta": 1e5, "context": 2048, "tied": True}
@@ -177,7 +175,6 @@ def _check_same(texts: dict[str, list[list[int]]]) -> None:
 def tables(record: Mapping[str, Any]) -> str:
     """Returns a record as Markdown."""
     asked, most = record["asked"], record["most"]
-    told = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     head = "first token, ms", "tokens/s", "lsm's rate / it", "GB/s of weights", "of the most"
     rows = [["batch", "", *head]]
     for batch, contenders in record["batches"].items():
@@ -187,15 +184,13 @@ def tables(record: Mapping[str, Any]) -> str:
             rows.append([batch, name, f"{first * 1e3:.0f}", *rate, *read])
     return (
         f"{asked['model']}; prompts of {asked['prompt_tokens']} tokens, {asked['tokens']} written, "
-        f"float32; {most / 1e9:.1f} GB/s are read at most. {machine(record['hardware'])}; {told}; "
-        f"at {short_revision(record['git_revision'])}.\n\n{markdown(rows)}"
+        f"float32; {most / 1e9:.1f} GB/s are read at most. {origin(record)}.\n\n{markdown(rows)}"
     )
 
 
 def filled(document: Path) -> str:
     """Returns the text of `document` with the table as the record has it now."""
-    made = tables(json.loads(RECORD.read_text()))
-    return _TABLE.sub(lambda place: place[1] + made + place[2], document.read_text())
+    return between(document, "generate", tables(kept(RECORD)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,8 @@
 """How many pictures a second are made ready for training: lsm's input against a PyTorch DataLoader.
 
     python -m benchmarks.input [--folder=DIR] [--seconds=5] [--peer_python=PATH]
+    python -m benchmarks.input write docs/data.md
+    python -m benchmarks.input check docs/data.md
 
 - 32x32: 50,000 pictures from a memory map, as lsm's cache has them; batches of 128, cropped out of
   4 pixels of padding and mirrored at random;
@@ -13,24 +15,25 @@
 Both give uint8 pictures and labels, shuffled. lsm has one thread for each CPU; the DataLoader none,
 or one process for each CPU, of which the faster counts. They take turns, and the most pictures a
 second of each count. PyTorch and torchvision are optional, and may live in another interpreter
-(`--peer_python`).
+(`--peer_python`). The record is `benchmarks/input.json`.
 """
 
 import dataclasses
 import functools
 import itertools
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
 
 from benchmarks.compare import print_doubts, torchvision_version
+from benchmarks.documents import between, keep, kept, origin, wrote_or_checked
 from benchmarks.step_time_tables import markdown
 from lsm import command_line
 from lsm.cpu import cores
@@ -46,7 +49,9 @@ from lsm.data import (
     Transform,
     cache,
 )
+from lsm.run.result import git_revision, hardware
 
+RECORD = Path(__file__).with_suffix(".json")
 _PEER = Path(__file__).with_name("input_torch.py")
 _TURNS = 3
 
@@ -135,20 +140,19 @@ def torch_rate(python: str, case: Case, place: Path, seconds: float, workers: in
     return float(done.stdout)
 
 
-def measure(case: Case, place: Path, python: str | None, seconds: float) -> list[str]:
-    """Returns a row of the table; all have taken turns."""
+def measure(case: Case, place: Path, python: str | None, seconds: float) -> dict[str, float]:
+    """Returns the most pictures a second of each; all have taken turns."""
     lsm, torch = [], []
     for _ in range(_TURNS):
         lsm.append(lsm_rate(case, place, seconds))
         for workers in (0, cores()) if python else ():
             torch.append(torch_rate(python, case, place, seconds, workers))
-    peer = [f"{max(torch):,.0f}", f"{max(lsm) / max(torch):.2f}"] if torch else ["", ""]
-    return [case.name, f"{max(lsm):,.0f}", *peer]
+    return {"lsm": max(lsm)} | ({"DataLoader": max(torch)} if torch else {})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark and prints its table; returns the exit status."""
-    return command_line.run(_act, _flags(), argv, doc=__doc__)
+    """Measures and keeps the record, or does `write` or `check`; returns the exit status."""
+    return command_line.run(_act, _flags(), argv, doc=__doc__, words=True)
 
 
 def _flags() -> flags.FlagValues:
@@ -159,18 +163,40 @@ def _flags() -> flags.FlagValues:
     return given
 
 
-def _act(given: flags.FlagValues, _: list[str]) -> None:
-    version = torchvision_version(given.peer_python)
-    python = given.peer_python if version else None
+def table(record: Mapping[str, Any]) -> str:
+    """Returns a record as Markdown."""
     rows = [["pictures/s", "lsm", "DataLoader", "lsm / DataLoader"]]
+    for name, rates in record["rates"].items():
+        peer = rates.get("DataLoader")
+        rest = [f"{peer:,.0f}", f"{rates['lsm'] / peer:.2f}"] if peer else ["", ""]
+        rows.append([name, f"{rates['lsm']:,.0f}", *rest])
+    return f"{origin(record)}.\n\n{markdown(rows)}"
+
+
+def filled(document: Path) -> str:
+    """Returns the text of `document` with the table as the record has it now."""
+    return between(document, "input", table(kept(RECORD)))
+
+
+def _act(given: flags.FlagValues, words: list[str]) -> None:
+    if wrote_or_checked(words, filled):
+        return
+    version = torchvision_version(given.peer_python)
+    python, rates = given.peer_python if version else None, {}
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         tree = Path(given.folder) if given.folder else write_tree(place / "tree")
         for case, pictures in zip(CASES, (write_arrays(place / "arrays"), tree, tree), strict=True):
-            rows.append(measure(case, pictures, python, given.seconds))
-    print(f"{cores()} CPUs ({platform.machine()}), torchvision {version or 'none'}\n")
-    print(markdown(rows))
+            rates[case.name] = measure(case, pictures, python, given.seconds)
+    made = {
+        "hardware": hardware(),
+        "git_revision": git_revision(),
+        "versions": {"torchvision": version or "none"},
+        "rates": rates,
+    }
+    print(table(made))
     print_doubts(given.peer_python, version)
+    keep(RECORD, made)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import importlib.util
 import io
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -39,7 +38,7 @@ from absl import flags
 
 import lsm
 from benchmarks.compare import python_version, version_of
-from benchmarks.documents import keep, machine, short_revision, wrote_or_checked
+from benchmarks.documents import between, keep, kept, origin, wrote_or_checked
 from benchmarks.serve_load import Connection, Load, at_rate, in_turn, post
 from benchmarks.step_time_cases import CASES, experiment
 from benchmarks.step_time_tables import markdown
@@ -57,7 +56,6 @@ PEERS = ("FastAPI", "LitServe", "torch", "transformers")
 PATIENCE = 120.0  # seconds until a server has to answer
 IN_TIME = 1.0  # seconds within which an answer to an overload is still a good one
 SUBJECTS = ("rain", "bread", "chess", "Rome", "violins", "tea", "glass", "bees", "tides", "maps")
-_TABLE = re.compile(r"(<!-- serve -->\n).*?(<!-- /serve -->)", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -232,9 +230,7 @@ def _left_out(name: str, error: Exception) -> None:
 
 def tables(record: dict[str, Any]) -> str:
     """Returns a record as Markdown."""
-    at = short_revision(record["git_revision"])
-    told = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    parts = [f"{machine(record['hardware'])}; {told}; at {at}.\n"]
+    parts = [f"{origin(record)}.\n"]
     head = [f"{n} clients: requests/s; p50, p95, p99 in ms" for n in CLIENTS]
     rows = [["", *head, "lsm's rate / it", "in time at twice its best rate"]]
     for name, of in record["pictures"].items():
@@ -263,8 +259,7 @@ def _cell(of: dict[str, float]) -> str:
 
 def filled(document: Path) -> str:
     """Returns the text of `document` with the tables as the record has them now."""
-    made = tables(json.loads(RECORD.read_text()))
-    return _TABLE.sub(lambda place: place[1] + made + place[2], document.read_text())
+    return between(document, "serve", tables(kept(RECORD)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

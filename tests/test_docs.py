@@ -31,8 +31,9 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 
+from benchmarks import airbench, generate, memory, plans, results, serve, step_time_tables
 from benchmarks import compile as compiling
-from benchmarks import memory, plans, results, step_time_tables
+from benchmarks import input as inputs
 from launch.command import split
 from lsm import cli, command_line, optim
 from lsm.config import flags, schema
@@ -273,7 +274,8 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_tables_of_figures_are_made_of_the_records(page):
     text = page.read_text()
-    for source in (results, plans, step_time_tables, compiling):
+    sources = (results, plans, step_time_tables, compiling, generate, serve, airbench, inputs)
+    for source in sources:
         assert text == source.filled(page)
 
 

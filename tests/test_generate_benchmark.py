@@ -1,7 +1,5 @@
 """The table of `benchmarks.generate`: arithmetic on its record, and in the docs as it is there."""
 
-import pathlib
-
 import pytest
 
 from benchmarks import generate
@@ -29,11 +27,6 @@ def test_the_table_is_arithmetic_on_the_record():
     # 4 / 0.02 tokens a second; 400 MB in 0.02 s.
     assert ours == ["4", "lsm", "100", "200.0", "1.00", "20.0", "50 %"]
     assert theirs == ["4", "CTranslate2", "200", "400.0", "0.50", "40.0", "100 %"]
-
-
-def test_the_docs_have_the_record_s_table():
-    page = pathlib.Path(generate.__file__).parents[1] / "docs/generation.md"
-    assert generate.filled(page) == page.read_text()
 
 
 def test_sizes_are_numbers():
