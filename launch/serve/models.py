@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from launch.command import LaunchError
-from lsm.data.texts.encoder import Encoder
+from lsm.data.texts.encoder import CHARACTERS, Encoder
 from lsm.errors import DataError, listed
 from lsm.files import nothing_at
 
@@ -92,6 +92,11 @@ class Exported:
         """
         encoder = self._encoder
         (name,) = encoder.columns
+        # Of a text of blanks or of endless words a part is read, however few tokens it has.
+        most = CHARACTERS * encoder.length
+        for number, text in enumerate(texts, 1):
+            if len(text) > most:
+                raise DataError(f"text {number} has {len(text)} characters; {most} are looked at.")
         special = len(encoder.ends) if name in encoder.begin_end else 0
         counts = [
             len(tokens) + special

@@ -81,6 +81,8 @@ class Engine:
           ClosedError: the engine was drained, closed, or has failed.
         """
         self._check(request)
+        # A copy: who asks may write the next prompt into the same array.
+        request = dataclasses.replace(request, prompt=np.array(request.prompt, np.int32))
         ticket = Ticket(request, listen, self._clock(), self._wake)
         with self._changed:
             if self._closed or not self.healthy:

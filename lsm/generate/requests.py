@@ -55,6 +55,7 @@ class Request:
 
     def __post_init__(self):
         require(self, likeliest=f"[0, {LIKELIEST}]", seconds="(0, inf)")
+        require(self, seed=f"[{-(1 << 63)}, {1 << 63})")
 
 
 Listener = Callable[[Piece | LsmError], None]

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsm.checks import require
+from lsm.checks import LARGEST, require
+
+COLDEST = 1e-6
+"""Lowest temperature but 0: logits divided by a lower one would not be finite."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +19,8 @@ class Sampling:
     """What the next token is drawn from; the fields act in this order, after the penalty.
 
     Attributes:
-      temperature: logits are divided by it; 0 takes the likeliest token and ignores what follows.
+      temperature: logits are divided by it; 0, and what is below COLDEST, takes the likeliest token
+        and ignores what follows.
       top_k: so many of the likeliest tokens stay, with those that tie with the last; None for all.
       top_p: of them, the likeliest whose probabilities first come to this (nucleus sampling,
         arXiv:1904.09751), with those that tie with the last.
@@ -33,8 +37,8 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        require(self, temperature="[0, inf)", top_k="[1, inf)", top_p="(0, 1]", min_p="[0, 1]")
-        require(self, repetition_penalty="(0, inf)")
+        require(self, temperature="[0, inf)", top_k=f"[1, {LARGEST}]", top_p="(0, 1]")
+        require(self, min_p="[0, 1]", repetition_penalty="(0, inf)")
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -64,7 +68,7 @@ class Draws(NamedTuple):
     def of(cls, rows: Sequence[Sampling], seeds: Sequence[int]) -> "Draws":
         """Returns the arrays of rows, each with a seed of its own."""
         return cls(
-            np.array([row.temperature for row in rows], np.float32),
+            np.array([t if (t := row.temperature) >= COLDEST else 0 for row in rows], np.float32),
             np.array([row.top_k or 0 for row in rows], np.int32),
             np.array([row.top_p for row in rows], np.float32),
             np.array([row.min_p for row in rows], np.float32),

@@ -57,7 +57,7 @@ class Seats:
 
     def take(self, ticket: Ticket, writing: Writing) -> int:
         """Gives a free slot to a request; returns how many tokens of its prompt are there."""
-        request, prompt = ticket.request, np.asarray(ticket.request.prompt, np.int32)
+        request, prompt = ticket.request, ticket.request.prompt
         slot, filled = self._place(prompt)
         self._order += 1
         self.seats[slot] = Seat(

@@ -147,10 +147,13 @@ class Slots:
 
     def compile(self) -> None:
         """Runs each program once, with every slot empty."""
-        begins, counts = range(0, self.length, self.chunk), range(1, self.chunk + 1)
-        sizes = {(begin, self.size(n, begin)) for begin in begins for n in counts}
-        for span, size in sorted({(self.span(begin + size), size) for begin, size in sizes}):
-            self.read({0: (span - size, np.zeros(size, np.int32))})
+        reads = {}  # one of each program: where it begins, and of how many tokens it is
+        for begin in range(0, self.length, self.chunk):
+            for count in range(1, min(self.chunk, self.length - begin) + 1):
+                size = self.size(count, begin)
+                reads.setdefault((self.span(begin + size), size), (begin, count))
+        for begin, count in reads.values():
+            self.read({0: (begin, np.zeros(count, np.int32))})
         self.copy(0, 0)
         self.clear(0)
         self.see(0, np.zeros(1, np.int32))

@@ -127,7 +127,8 @@ class Trained:
           seed: of all that is drawn.
 
         Raises:
-          ConfigError: the model writes no texts, or a prompt is as long as its context.
+          ConfigError: the model writes no texts, a prompt is as long as its context, or the seed is
+            negative.
           DataError: a prompt has characters that the run does not know, or is a conversation and
             there is no template.
         """
@@ -150,6 +151,8 @@ class Trained:
         return (piece.text for piece in pieces)
 
     def _pieces(self, prompts, max_tokens, sampling, samples, stop, seed) -> Iterator[Piece]:
+        if seed < 0:
+            raise ConfigError(f"seed: {seed} given; allowed: 0 or more.")
         codec = self.codec
         ids = [codec.encode(p) if isinstance(p, str) else codec.chat(p) for p in prompts]
         ends = Stop(longest=max_tokens, tokens=codec.ends, strings=tuple(stop))

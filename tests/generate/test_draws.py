@@ -94,6 +94,14 @@ def test_the_likeliest_is_taken_beside_rows_that_are_drawn():
     assert tokens[0] == tokens[2] == LOGITS[0].argmax()
 
 
+def test_below_the_coldest_temperature_the_likeliest_is_taken():
+    ways = [Sampling(temperature=t) for t in (1e-5, 1e-7, 1e-38, 1e-44)]
+    logits_4xV = np.repeat(np.arange(V, dtype=np.float32)[None], 4, 0) + 1
+    draws = Draws.of(ways, [0] * 4)
+    tokens = DRAW(logits_4xV, logits_4xV < 0, draws, np.zeros(4, np.int32))
+    np.testing.assert_array_equal(tokens, V - 1)
+
+
 def test_a_filter_of_another_row_takes_nothing_away():
     """Probabilities before the last come to 1 in float32, and less than 1 is what it asks for."""
     logits_BxV = np.zeros((2, V), np.float32)
@@ -107,6 +115,7 @@ def test_a_filter_of_another_row_takes_nothing_away():
     [
         ({"temperature": -1}, r"Sampling.temperature: -1 given; allowed: a number in \[0, inf\)"),
         ({"top_k": 0}, "Sampling.top_k: 0 given"),
+        ({"top_k": 2**31}, "Sampling.top_k: 2147483648 given"),
         ({"top_p": 0}, "Sampling.top_p: 0 given"),
         ({"min_p": 2}, "Sampling.min_p: 2 given"),
         ({"repetition_penalty": 0}, "Sampling.repetition_penalty: 0 given"),

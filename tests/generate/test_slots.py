@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 import threading
 
@@ -217,6 +218,19 @@ def test_a_prompt_that_is_there_is_not_read_again():
         np.testing.assert_allclose(found.log_probabilities, expected.log_probabilities, atol=1e-5)
 
 
+def test_a_prompt_is_what_it_was_when_it_was_given():
+    """Whoever asks may write the next prompt into the same array."""
+    draw, running = np.random.default_rng(6), engine()
+    buffer = draw.integers(0, V, 20)
+    for _ in range(2):
+        request = Request(prompt=buffer.copy(), stop=Stop(longest=5), sampling=GREEDY)
+        found = asked(running, dataclasses.replace(request, prompt=buffer))[1]
+        buffer[:] = draw.integers(0, V, 20)
+        stepped(running)
+        assert found.tokens == [*alone(request).tokens]
+    assert running.counters.reused == 0
+
+
 def test_texts_end_by_tokens_and_strings_and_leave_at_once():
     prompt, running = np.array([1, 2, 3]), engine()
     whole = alone(Request(prompt=prompt, stop=Stop(longest=20), sampling=GREEDY))
@@ -420,13 +434,18 @@ def test_a_mesh_writes_the_same(data):
     assert running.counters.reused > 0
 
 
-def test_programs_are_few():
-    """Whatever came before: those that `compile` has made are all."""
-    fresh = slots_of("llama")
-    together(engine(), requests(6, seed=9))
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("llama", [1, 1, 3, 1, 1]), ("gpt2", [1, 1, 1, 1, 2, 3, 1, 1])]
+)
+def test_programs_are_few(name, sizes):
+    """Whatever comes, before or after: those that `compile` has made are all."""
+    fresh = slots_of(name)
+    together(engine(name), requests(6, seed=9))
     fresh.compile()
+    for begin, count in itertools.product(range(0, 64, 8), range(1, 9)):
+        fresh.read({0: (begin, np.zeros(count, np.int32))})
     made = [*fresh._step.values(), *fresh._read.values(), fresh._copy, fresh._see]
-    assert [program._cache_size() for program in made] == [1, 1, 3, 1, 1]
+    assert [program._cache_size() for program in made] == sizes
 
 
 @pytest.mark.skipif(
@@ -474,6 +493,7 @@ def test_nothing_copies_the_cache():
         ({"prompt": np.ones(60, int)}, "60 tokens given and 5 to come; allowed together: 64"),
         ({"likeliest": 21}, r"Request.likeliest: 21 given; allowed: a number in \[0, 20\]"),
         ({"seconds": 0}, "Request.seconds: 0 given"),
+        ({"seed": 2**63}, "Request.seed: 9223372036854775808 given"),
     ],
 )
 def test_a_request_that_cannot_be_is_one_line(request_, line):

@@ -15,7 +15,6 @@ from lsm.generate.slots import LIKELIEST
 _MOST_TOKENS = 1 << 30
 _MOST_TEXTS = 128
 _STOPS = 4
-_COLDEST = 1e-6  # below it, logits divided by a temperature are no floats any more
 
 Prompt = str | list[int] | list[dict[str, str]]
 """A text, its ids, or a conversation."""
@@ -105,9 +104,8 @@ def _common(fields: Fields) -> dict[str, Any]:
     model = fields.text("model")
     if model is None:
         raise Wrong("model", "model: a name is needed.")
-    temperature = fields.number("temperature", 0, 2, 1)
     sampling = Sampling(
-        temperature=temperature if temperature > _COLDEST else 0,
+        temperature=fields.number("temperature", 0, 2, 1),
         top_p=fields.number("top_p", 0, 1, 1, above=True),
         top_k=fields.whole("top_k", 1, _MOST_TOKENS),
         min_p=fields.number("min_p", 0, 1, 0),

@@ -16,7 +16,8 @@ from lsm.errors import ConfigError, DataError, listed
 LENGTH, TYPES, WORDS, SEGMENTS = "_length", "_types", "_words", "_segments"
 """What stands beside a column NAME of tokens: NAME_length and the like."""
 
-_CHARACTERS = 128  # for each token that is kept, of which a text is looked at: a bound of memory
+CHARACTERS = 128
+"""For each token that is kept, of which a text is looked at: a bound of memory."""
 _ENDS = ((learn.BOS, learn.EOS), ("<s>", "</s>"), ("<|endoftext|>", "<|endoftext|>"))
 
 
@@ -220,7 +221,7 @@ class Encoder:
         return columns | {name + LENGTH: lengths.astype(np.int32)}
 
     def _bounded(self, text: Any) -> Any:
-        most = _CHARACTERS * self.length
+        most = CHARACTERS * self.length
         if not isinstance(text, str):  # a pair, or words
             return tuple(
                 map(self._bounded, text[:most] if self.truncate == "end" else text[-most:])

@@ -127,6 +127,7 @@ def test_base64_is_of_little_endian_float32(served, run):
         ({"input": []}, "input", "a list of either is needed"),
         ({"input": ["a", ""]}, "input", "an empty text"),
         ({"input": ["a", "z" * 15]}, "input", "text 2 has 17 tokens; at most 16 are read"),
+        ({"input": "a" + " " * 2048 + "b"}, "input", "text 1 has 2050 characters; 2048 are looked"),
         ({"dimensions": 4}, "dimensions", "4 given"),
         ({"encoding_format": "hex"}, "encoding_format", "float or base64"),
         ({"inputs": "a"}, None, "Unrecognized request argument supplied: inputs"),
