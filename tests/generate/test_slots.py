@@ -435,7 +435,7 @@ def test_a_mesh_writes_the_same(data):
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [("llama", [1, 1, 3, 1, 1]), ("gpt2", [1, 1, 1, 1, 2, 3, 1, 1])]
+    ("name", "sizes"), [("llama", [1, 1, 3, 1, 1]), ("gpt2", [1, 1, 1, 1, 1, 3, 1, 1])]
 )
 def test_programs_are_few(name, sizes):
     """Whatever comes, before or after: those that `compile` has made are all."""
