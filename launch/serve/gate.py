@@ -102,8 +102,9 @@ class Gate:
         self.in_flight += 1
         self._metrics.in_flight.inc()
         try:
-            self._admit(exchange)
-            async with asyncio.timeout(self._seconds + _GRACE):
+            need = self._admit(exchange)
+            # An admin's load compiles for as long as that takes.
+            async with asyncio.timeout(None if need is Scope.ADMIN else self._seconds + _GRACE):
                 await self.app(scope, exchange.receive, exchange.send)
         except Refused as refused:
             scope["state"]["kind"] = refused.kind
@@ -128,8 +129,8 @@ class Gate:
         self._metrics.requests.labels("none", "503").inc()
         self._metrics.errors.labels("overload").inc()
 
-    def _admit(self, exchange: "_Exchange") -> None:
-        """Raises Refused where the request may not go on."""
+    def _admit(self, exchange: "_Exchange") -> Scope | str | None:
+        """Returns what its route needs; raises Refused where the request may not go on."""
         scope = exchange.scope
         route = _route(self.routes, scope)
         exchange.route = getattr(route, "path", "mount") if route else "none"
@@ -138,13 +139,14 @@ class Gate:
             raise Refused(431, "too_large", f"headers of more than {_HEADERS} bytes.")
         need = getattr(route, "need", None) if route else None
         if need == OPEN:
-            return
+            return need
         key = exchange.key = self._key(scope)
         if route and need not in key.scopes:
             raise Refused(403, "forbidden", f"this key lacks the scope {need or 'of this route'}.")
         if self.draining:
             raise Refused(503, "draining", "the server is about to end.", retry_after=5)
         self._limits.take(key)
+        return need
 
     def _key(self, scope: Asgi) -> Key:
         if self._keys is None:

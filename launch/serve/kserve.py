@@ -13,7 +13,7 @@ from launch.serve.bodies import Reader, json_object, until_gone
 from launch.serve.gate import OPEN, needs
 from launch.serve.keys import Scope
 from launch.serve.refusal import malformed
-from launch.serve.repository import Repository
+from launch.serve.repository import Repository, Version
 from lsm.errors import shortened
 from lsm.run.result import versions
 
@@ -94,11 +94,14 @@ class KServe:
     async def infer(self, request: Request) -> Response:
         """Computes a model's outputs for the inputs in the body."""
         served = self.repository.model(request.path_params["model"])
-        version = served.version(request.path_params.get("version"))
-        version.batcher.admit()  # before the body is read, which costs more than all else
+        with served.using(request.path_params.get("version")) as version:
+            version.batcher.admit()  # before the body is read, which costs more than all else
+            return await self._infer(request, served.name, version)
+
+    async def _infer(self, request: Request, name: str, version: Version) -> Response:
         async with self.reader.body(request) as body:
             asked, binary = _divided(body, request.headers.get(_LENGTH))
-            head = {"model_name": served.name, "model_version": version.number} | _id(asked)
+            head = {"model_name": name, "model_version": version.number} | _id(asked)
             deadline = _deadline(asked, request.state.deadline)
             signature = version.servable.signature
             wanted = tensors.requested(asked, list(signature.outputs))

@@ -1,12 +1,13 @@
 """The models that are served, their versions, and who gets which share of the requests."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import math
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from launch.serve.batching import Batcher, Policy
 from launch.serve.metrics import Meter, Metrics
@@ -31,6 +32,7 @@ class Version:
       share: weight among the versions for requests that name none; 0 gets none of them.
       reason: why it cannot be had; "" where it can.
       since: when it was loaded, in seconds since 1970.
+      users: requests that have chosen it and are not answered yet.
     """
 
     number: str
@@ -40,6 +42,7 @@ class Version:
     share: float = 0.0
     reason: str = ""
     since: int = dataclasses.field(default_factory=lambda: int(time.time()))
+    users: int = 0
     _credit: float = 0.0
 
     @property
@@ -87,6 +90,16 @@ class Served:
         chosen = max(ready, key=lambda version: version._credit)
         chosen._credit -= sum(version.share for version in ready)
         return chosen
+
+    @contextlib.contextmanager
+    def using(self, number: str | None) -> Iterator[Version]:
+        """Gives `version(number)` for one request, before whose end it is not taken away."""
+        version = self.version(number)
+        version.users += 1
+        try:
+            yield version
+        finally:
+            version.users -= 1
 
     @property
     def any_version(self) -> Version | None:
@@ -197,7 +210,11 @@ class Repository:
             except LsmError as error:
                 raise Refused(409, "conflict", str(error)) from error
             served.versions[number] = version
-            await self._start(name, version)
+            try:
+                await self._start(name, version)
+            finally:
+                if version.state == "LOADING":  # given up: as if it had not been asked for
+                    await served.versions.pop(number).batcher.close()
             if version.reason:
                 raise Refused(409, "conflict", f"{name}/{number}: {version.reason}")
             if not any(other.share for other in served.versions.values()):
@@ -217,7 +234,7 @@ class Repository:
         return number, found[number]
 
     async def unload(self, name: str, number: str | None) -> None:
-        """Takes a version, by default all, out of service once it has computed what waits.
+        """Takes a version, by default all, out of service once it has answered who has chosen it.
 
         Raises:
           Refused: it is not loaded (404), or gets requests while others are there (409).
@@ -228,7 +245,10 @@ class Repository:
                 line = f"{name}/{number} gets requests; give its share to another version first."
                 raise Refused(409, "conflict", line)
             for gone in [number] if number else list(served.versions):
-                await served.versions.pop(gone).batcher.close()
+                version = served.versions.pop(gone)
+                while version.users:
+                    await asyncio.sleep(0.01)
+                await version.batcher.close()
                 _log.info("%s/%s: unloaded", name, gone)
 
     def _version(

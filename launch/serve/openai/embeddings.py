@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from launch.serve.models import EMBEDDING, Exported
 from launch.serve.openai.asked import are_ids
 from launch.serve.openai.errors import Wrong
 from launch.serve.openai.fields import Fields
-from launch.serve.repository import Repository, Version
+from launch.serve.repository import Repository, Served, Version
 from lsm.errors import LsmError, nearest, shortened
 
 _MOST_TEXTS = 2048
@@ -36,29 +37,36 @@ class Embeddings:
         """Returns a vector for each text, as numbers or as base64 of float32."""
         async with self.reader.body(request) as body:
             fields = Fields(json_object(body))
-            version, model = self._version(fields)
+            served = self._served(fields)
             texts, encoding = _texts(fields), fields.text("encoding_format", "float")
             if encoding not in ("float", "base64"):
                 raise fields.wrong("encoding_format", encoding, "float or base64 is needed")
-            size = version.servable.signature.outputs[EMBEDDING].shape[-1]
-            fields.refuse({"dimensions": (size,)})
-            fields.done()
-            try:
-                servable = version.servable
-                read = servable.texts if isinstance(texts[0], str) else servable.ids
-                columns, tokens = await asyncio.to_thread(read, texts)
-            except LsmError as error:
-                raise Wrong("input", f"input: {error}") from error
-            work = version.batcher.infer(columns, request.state.deadline)
-            found = await until_gone(request, work)
+            with served.using(None) as version:
+                size = version.servable.signature.outputs[EMBEDDING].shape[-1]
+                fields.refuse({"dimensions": (size,)})
+                fields.done()
+                found, tokens = await self._found(request, version, texts)
         data = [
             {"object": "embedding", "index": index, "embedding": _encoded(row, encoding)}
             for index, row in enumerate(found[EMBEDDING].astype(np.float32))
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "data": data, "model": model, "usage": usage})
+        told = {"object": "list", "data": data, "model": served.name, "usage": usage}
+        return JSONResponse(told)
 
-    def _version(self, fields: Fields) -> tuple[Version, str]:
+    async def _found(
+        self, request: Request, version: Version, texts: Sequence
+    ) -> tuple[Mapping[str, np.ndarray], int]:
+        """Returns the outputs for texts, or their ids, and how many tokens those are."""
+        read = version.servable.texts if isinstance(texts[0], str) else version.servable.ids
+        try:
+            columns, tokens = await asyncio.to_thread(read, texts)
+        except LsmError as error:
+            raise Wrong("input", f"input: {error}") from error
+        work = version.batcher.infer(columns, request.state.deadline)
+        return await until_gone(request, work), tokens
+
+    def _served(self, fields: Fields) -> Served:
         name = fields.text("model")
         if name is None:
             raise Wrong("model", "model: a name is needed.")
@@ -67,7 +75,7 @@ class Embeddings:
             if served is None and name not in self.repository.writers:
                 raise missing(name, self.repository)
             raise Wrong("model", f"model: {name} gives no embeddings of texts.")
-        return served.version(None), name
+        return served
 
 
 def embeds(version: Version | None) -> bool:

@@ -1,15 +1,19 @@
 """Versions beside each other: loaded, given shares, unloaded; what /metrics and Grafana tell."""
 
+import concurrent.futures
 import json
 import pathlib
 import re
+import socket
+import time
 
 import numpy as np
 import prometheus_client.parser
 import pytest
-from serving import Double, folder_of, serving
+from serving import SECRETS, Double, folder_of, serving, until
 
-from launch.serve import drift, models
+from launch.serve import drift, gate, models
+from launch.serve.app import Bounds
 from launch.serve.batching import Policy
 from lsm.errors import LsmError
 
@@ -40,6 +44,45 @@ def admin(served, verb, **body):
 
 def answered_by(served, count):
     return [served.infer([[0, 0, 0]])[1]["model_version"] for _ in range(count)]
+
+
+def test_a_load_takes_as_long_as_it_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "_GRACE", 0.0)
+
+    class Slow(Double):
+        def __call__(self, inputs):
+            time.sleep(0.2)
+            return super().__call__(inputs)
+
+    folder_of(tmp_path / "double", ["1"])
+    loads = {"1": Double, "2": Slow}
+    made = {"double": lambda folder: loads[folder.name]()}
+    with serving(tmp_path, made, bounds=Bounds(seconds=0.3)) as server:
+        folder_of(tmp_path / "double", ["2"])
+        assert admin(server, "load", parameters={"version": "2"})[0] == 200
+        assert admin(server, "share", shares={"2": 1})[0] == 200
+
+
+def test_who_has_chosen_a_version_is_answered_by_it_before_it_goes(served, tmp_path):
+    folder_of(tmp_path / "double", ["2"])
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [0, 0, 0]}
+    body = json.dumps({"inputs": [x]}).encode()
+    head = (
+        "POST /v2/models/double/infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        f"Authorization: Bearer {SECRETS['infer'][0]}\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    with socket.create_connection(("127.0.0.1", served.port), timeout=5) as client:
+        client.sendall(head + body[:20])
+        until(lambda: served.repository.models["double"].versions["1"].users)
+        assert admin(served, "load", parameters={"version": "2"})[0] == 200
+        assert admin(served, "share", shares={"2": 1})[0] == 200
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            gone = pool.submit(admin, served, "unload", parameters={"version": "1"})
+            until(lambda: "1" not in served.repository.models["double"].versions)
+            assert answered_by(served, 1) == ["2"]
+            client.sendall(body[20:])
+            assert b'"model_version":"1"' in b"".join(iter(lambda: client.recv(4096), b""))
+            assert gone.result()[0] == 200
 
 
 def test_a_new_version_gets_a_share_then_all_and_back(served, tmp_path):
