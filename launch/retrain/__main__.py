@@ -20,7 +20,7 @@ from launch.retrain.config import Retraining
 from launch.retrain.journal import Journal
 from lsm import command_line
 from lsm.config import flags as config_flags
-from lsm.files import exclusive, expanded, readable_disk_errors
+from lsm.files import exclusive, expanded, nothing_at, readable_disk_errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,10 @@ def _act(argv: Sequence[str]) -> None:
     if flags.show:
         from launch.retrain.cycle import as_text
 
-        command_line.show(as_text(Journal(workdir / "journal.jsonl").records))
+        journal = workdir / "journal.jsonl"
+        if not journal.exists():
+            raise LaunchError(f"--workdir: {nothing_at(journal)}")
+        command_line.show(as_text(Journal(journal).records))
         return
     retraining = config_flags.read(flags.config, Retraining, overrides, "get_retraining")
     with readable_disk_errors(workdir):

@@ -91,8 +91,12 @@ class Cycles:
         recent = self.retraining.recent
         data = taken if recent is None else taken[-recent:]
         runs = {r["version"]: r["cycle"] for r in self.journal.found("promote")}
+        version = self._next()
+        if serving and serving not in runs and self.retraining.experiment.start is None:
+            line = f"version {serving} was not made in this --workdir: {version} begins anew."
+            self.say(line)
         said = {
-            "version": self._next(),
+            "version": version,
             "serving": serving,
             "from_cycle": runs.get(serving),
             "new": new,

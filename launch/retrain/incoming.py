@@ -58,16 +58,13 @@ class Incoming:
         if not self.watch.is_dir():
             raise LaunchError(f"--watch: {nothing_at(self.watch)}")
         self._finish_aside()
-        known = {tuple(r["stamp"]) for r in self._all()}
+        known = {tuple(record["stamp"]) for record in self.journal.found(_TAKEN)}
         whole = [path for path in sorted(self.watch.iterdir()) if self._is_whole(path)]
         found = [path for path in whole if (path.name, *_stamp(path)) not in known]
         if found:  # what is wrong with the old data or the config is no fault of a new file
             experiment = dataclasses.replace(self.retraining.experiment, start=None)
             Trainer.of(experiment, self.data_dir)
         return [name for path in found for name in self._looked_at(path, cycle)]
-
-    def _all(self) -> list[dict]:
-        return self.journal.found(_TAKEN) + self.journal.found(_ASIDE)
 
     def _is_whole(self, path: pathlib.Path) -> bool:
         if path.name.startswith(".") or not path.is_file() or places.kind(path) is None:
@@ -82,7 +79,7 @@ class Incoming:
         if _stamp(path) != stamp:
             return []  # it is still being written: next time
         said = {"file": path.name, "sha256": digest, "stamp": [path.name, *stamp]}
-        same = [r for r in self._all() if r["sha256"] == digest]
+        same = [r for r in self.journal.found(_TAKEN) if r["sha256"] == digest]
         try:
             if same:
                 raise DataError(f"its content is that of {same[0]['file']}.")
@@ -91,8 +88,9 @@ class Incoming:
             if not same:
                 copy.unlink(missing_ok=True)
             reason = str(error).replace(str(copy), path.name)
-            self.journal.append(cycle, _ASIDE, "done", **said, reason=reason)
+            self.journal.append(cycle, _ASIDE, "begun", **said, reason=reason)
             self._aside(path)
+            self.journal.append(cycle, _ASIDE, "done", **said, reason=reason)
             self.say(f"{path.name}: set aside: {reason}")
             return []
         self.journal.append(cycle, _TAKEN, "done", **said, copy=copy.name)
@@ -151,11 +149,14 @@ class Incoming:
             path.replace(self.watch / DAMAGED / path.name)
 
     def _finish_aside(self) -> None:
-        """Moves what was set aside before a kill, and is still here."""
-        for record in self.journal.found(_ASIDE):
+        """Moves what was being set aside at a kill; a file that somebody has put back is new."""
+        begun, done = (self.journal.found(_ASIDE, state) for state in ("begun", "done"))
+        for record in begun[len(done) :]:
             path = self.watch / record["file"]
             if path.is_file() and [path.name, *_stamp(path)] == record["stamp"]:
                 self._aside(path)
+            said = {key: record[key] for key in ("file", "sha256", "stamp", "reason")}
+            self.journal.append(record["cycle"], _ASIDE, "done", **said)
 
 
 def _check_sums(path: pathlib.Path) -> None:

@@ -16,6 +16,8 @@ from launch.serve.tensors import datatype
 from lsm.errors import shortened
 from lsm.files import parsed_json
 
+_NUMBERS = 1 << 17  # in one request: some MiB of JSON, a fraction of what a body may have
+
 
 class Conflict(LaunchError):
     """The server will not: a version cannot be loaded, or is not ready."""
@@ -41,11 +43,9 @@ class Seen:
 
     def since(self, before: "Seen") -> "Seen":
         """Returns what came after `before`; all, where the server was started again since."""
-        if self.answered < before.answered or self.calls < before.calls:
-            return self
         names = ("answered", "failed", "calls", "call_seconds")
         less = {name: getattr(self, name) - getattr(before, name) for name in names}
-        return dataclasses.replace(self, **less)
+        return self if min(less.values()) < 0 else dataclasses.replace(self, **less)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,16 @@ class Server:
         self._admin("share", {"shares": dict(shares)})
 
     def said(self, number: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Returns the output "label" of a version for columns (B, ...)."""
+        """Returns the output "label" of a version for columns (B, ...), asked for in pieces."""
+        rows = len(next(iter(columns.values())))
+        step = max(1, _NUMBERS * rows // sum(x.size for x in columns.values()))
+        pieces = [
+            {name: x[begin : begin + step] for name, x in columns.items()}
+            for begin in range(0, rows, step)
+        ]
+        return np.concatenate([self._said(number, piece) for piece in pieces])
+
+    def _said(self, number: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
         inputs = [
             {
                 "name": name,

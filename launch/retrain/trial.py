@@ -40,14 +40,24 @@ def offer(
         server.load(new)
     except Conflict as error:
         return {"missed": [str(error)], "agrees": None, "before": {}}
-    batch = fixed.columns(export.load(folder), fixed.batches.batch_at(0))
-    agrees = float(np.mean(server.said(old, batch) == server.said(new, batch)))
+    agrees = _agreement(server, old, new, fixed, export.load(folder))
     if not agrees >= canary.agrees_at_least:
         line = f"both agree on {agrees:.3g} of the examples; {canary.agrees_at_least:g} is needed"
         return {"missed": [line], "agrees": agrees, "before": {}}
     before = {number: dataclasses.asdict(server.seen(number)) for number in (old, new)}
     server.share(shares(canary, old, new))
     return {"missed": [], "agrees": agrees, "before": before}
+
+
+def _agreement(server: Server, old: str, new: str, fixed: FixedSet, model: export.Model) -> float:
+    """Returns the share of the fixed set on which both versions say the same."""
+    same = []
+    for number in range(len(fixed.batches)):
+        batch = fixed.batches.batch_at(number)
+        columns = fixed.columns(model, batch)
+        equal = server.said(old, columns) == server.said(new, columns)
+        same.append(equal[batch["weight"] > 0])
+    return float(np.mean(np.concatenate(same)))
 
 
 def shares(canary: Canary, old: str, new: str) -> dict[str, float]:

@@ -3,11 +3,15 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import retraining
 
 from launch.retrain import Bound, Canary, NoWorse, Retraining
-from launch.retrain.server import Seen, checked_url
+from launch.retrain.cycle import Cycles
+from launch.retrain.incoming import Incoming
+from launch.retrain.journal import Journal
+from launch.retrain.server import Seen, Server, checked_url
 from launch.retrain.trial import judged
 from lsm.config import flags
 from lsm.data import Digits
@@ -70,7 +74,9 @@ def test_the_verdict_on_a_trial(seen, missed):
 
 def test_what_was_seen_since():
     assert OLD.since(Seen(answered=100, calls=100, call_seconds=1.0)).answered == 800
-    assert OLD.since(Seen(answered=1000, calls=1000)) == OLD  # the server was started again
+    # The server was started again: any figure that is lower tells.
+    for before in (Seen(answered=1000), Seen(calls=1000), Seen(call_seconds=1e6), Seen(failed=1e6)):
+        assert OLD.since(before) == OLD
 
 
 def config(folder="data"):
@@ -102,3 +108,35 @@ def test_addresses():
     for text in ("127.0.0.1:8000", "ftp://a", "http://a/v2"):
         with pytest.raises(LsmError, match="--server: "):
             checked_url(text)
+
+
+def test_a_set_is_asked_in_pieces_that_a_body_can_hold(monkeypatch):
+    """64 pictures of 224 x 224 in one were refused for their size, and tried again for ever."""
+    asked = []
+
+    def answer(self, method, path, body):
+        (one,) = body["inputs"]
+        asked.append(one["shape"])
+        size = len(one["data"]) // one["shape"][0]
+        return {"outputs": [{"data": one["data"][::size]}]}
+
+    monkeypatch.setattr(Server, "_json", answer)
+    image = np.zeros((5, 224, 224, 1), np.uint8)
+    image[:, 0, 0, 0] = range(5)
+    said = Server("http://127.0.0.1:1", None, "m").said("1", {"image": image})
+    np.testing.assert_array_equal(said, range(5))
+    assert asked == [[2, 224, 224, 1], [2, 224, 224, 1], [1, 224, 224, 1]]
+
+
+def test_a_version_from_elsewhere_is_not_gone_on_from_in_silence(tmp_path):
+    retraining.prepared(tmp_path)
+    (tmp_path / "models/1").mkdir(parents=True)
+    (tmp_path / "models/1/signature.json").write_text("{}")
+    given, said = dataclasses.replace(config(tmp_path / "data"), settle=0), []
+    journal = Journal(tmp_path / "j")
+    incoming = Incoming(given, tmp_path / "incoming", tmp_path / "s", journal, None, print)
+    cycles = Cycles(
+        given, tmp_path, tmp_path / "models", None, journal, incoming, None, said.append
+    )
+    assert cycles._start()["from_cycle"] is None
+    assert said == ["version 1 was not made in this --workdir: 2 begins anew."]

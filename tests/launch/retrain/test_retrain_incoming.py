@@ -1,6 +1,7 @@
 """New files: which are taken, which wait, which are set aside, and why."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -76,10 +77,35 @@ def test_damaged_and_other_files_are_set_aside(incoming):
     )
     assert {p.name for p in (incoming.watch / DAMAGED).iterdir()} == told.keys()
     assert len(list(incoming.store.glob("*.npz"))) == 1
-    # Killed between the line and the move.
-    (incoming.watch / DAMAGED / "torn.npz").rename(incoming.watch / "torn.npz")
-    assert incoming.collect(2) == []
-    assert not (incoming.watch / "torn.npz").exists() and len(aside(incoming)) == 5
+
+
+def test_what_was_set_aside_is_looked_at_again_where_it_comes_back(incoming):
+    """The old data may have been at fault: so here, they lack a class at first."""
+    path = incoming.watch / "a.npz"
+    old = incoming.watch.parent / "data"
+    whole = {split: (old / f"{split}.npz").read_bytes() for split in ("train", "test")}
+    for split in whole:
+        held = np.load(old / f"{split}.npz")
+        kept = held["label"] != "d9"
+        np.savez(old / f"{split}.npz", image=held["image"][kept], label=held["label"][kept])
+    assert incoming.collect(1) == [] and "d9" in aside(incoming)["a.npz"]
+    for split, content in whole.items():
+        (old / f"{split}.npz").write_bytes(content)
+    (incoming.watch / DAMAGED / "a.npz").rename(path)
+    assert incoming.collect(2) == ["a.npz"] and path.exists()
+
+
+def test_what_was_being_set_aside_at_a_kill_is_moved(incoming):
+    path = incoming.watch / "a.npz"
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Incoming, "_aside", lambda self, path: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            incoming.collect(1)
+    again = dataclasses.replace(incoming, journal=Journal(incoming.watch.parent / "j"))
+    assert again.collect(2) == [] == again.collect(2)
+    assert not path.exists() and (incoming.watch / DAMAGED / "a.npz").exists()
+    assert len(again.journal.found("set aside")) == 1
 
 
 def test_a_folder_that_is_not_there(incoming):
