@@ -223,7 +223,8 @@ class Engine:
             if not self._queue:
                 return
             ticket = self._queue[0]  # until it has a slot, so that a fault loses none
-            there = self._seats.take(ticket, Writing(self._text, ticket.request.stop))
+            request = ticket.request
+            there = self._seats.take(ticket, Writing(self._text, request.stop, request.prompt))
             with self._changed:
                 self._queue.popleft()
             self._add(reused=there)

@@ -14,6 +14,7 @@ from lsm.generate.sampling import Draws, Sampling
 
 _HALF = "\ufffd"
 """What stands for a character of which not all bytes are there yet."""
+_BEFORE = 4  # tokens of the prompt that a text is decoded behind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +114,7 @@ def write(
 
 
 def _pieces(decoder, prompts, text, stop: Stop, draws: Draws) -> Iterator[Piece]:
-    rows = {number: Writing(text, stop, number) for number in range(len(prompts))}
+    rows = {row: Writing(text, stop, prompt, row) for row, prompt in enumerate(prompts)}
     for found in _tokens(decoder, prompts, stop.longest, draws):
         token_B, log_p_B = jax.device_get(found)
         for row, writing in list(rows.items()):
@@ -168,8 +169,16 @@ class Writing:
       number: how many tokens came.
     """
 
-    def __init__(self, text: Callable[[Sequence[int]], str], stop: Stop, row: int = 0):
-        self._stream, self._stop, self._row = TextStream(text, stop.strings), stop, row
+    def __init__(
+        self,
+        text: Callable[[Sequence[int]], str],
+        stop: Stop,
+        prompt: Sequence[int] = (),
+        row: int = 0,
+    ):
+        """Takes what makes text of ids, when the text ends, what it goes on from, and its row."""
+        self._stream = TextStream(text, stop.strings, [int(x) for x in prompt[-_BEFORE:]])
+        self._stop, self._row = stop, row
         self.number = 0
 
     def add(
@@ -198,10 +207,17 @@ class TextStream:
       stopped: whether a stop string came.
     """
 
-    def __init__(self, text: Callable[[Sequence[int]], str], strings: Sequence[str] = ()):
+    def __init__(
+        self,
+        text: Callable[[Sequence[int]], str],
+        strings: Sequence[str] = (),
+        before: Sequence[int] = (),
+    ):
+        """Takes what makes text of ids, strings that end it, and tokens that are out before."""
         self._text, self._strings = text, tuple(strings)
-        self._tokens: list[int] = []
-        self._begin = self._read = 0  # tokens whose text is behind, and out
+        # Some tokenizers leave out the blank that a text begins with: it begins before.
+        self._tokens = [] if text(before).endswith(_HALF) else list(before)
+        self._begin, self._read = 0, len(self._tokens)  # tokens whose text is behind, and out
         self._held = ""
         self.stopped = False
 

@@ -21,6 +21,11 @@ from lsm.models import GPT, Transformer
 BYTES = "día 日本 🙂!".encode()
 
 
+def stripped(ids):
+    """As Llama 2's and Mistral's tokenizers decode: without the blank that a text begins with."""
+    return "".join([" The", " capital", " is", " Paris", "!"][number] for number in ids)[1:]
+
+
 def of_bytes(ids):
     """Each token a byte, as of byte-level tokenizers: characters of several tokens."""
     return bytes(ids).decode("utf-8", errors="replace")
@@ -48,6 +53,18 @@ def test_text_depends_on_the_token_before():
 
     stream = TextStream(words)
     assert [stream.add(number) for number in (0, 1, 1, 0)] == ["a", " b", " b", " a"]
+
+
+def test_a_text_begins_with_the_blank_between_it_and_its_prompt():
+    stream = TextStream(stripped, before=[0, 1, 2])
+    assert [stream.add(number) for number in (3, 4)] == [" Paris", "!"]
+    alone = TextStream(stripped)
+    assert [alone.add(number) for number in (3, 4)] == ["Paris", "!"]
+
+
+def test_a_character_that_the_prompt_begins_is_told_of_the_text_as_before():
+    stream = TextStream(of_bytes, before=BYTES[:2])
+    assert stream.add(BYTES[2]) + stream.add(BYTES[3]) + stream.rest() == "\ufffda"
 
 
 @pytest.mark.parametrize(
