@@ -1,7 +1,8 @@
 """SST-2 by MiniLM-L6 whose blocks learn by LoRA; minilm_lora.py:FOLDER says where its files are.
 
 As minilm.py, but for what is trained: all layers of the blocks get adapters of rank 12, and the
-head is new: 443,138 of 23,008,514 parameters, 1.9 %. The learning rate is twenty times as high.
+head is new: 443,138 of 23,008,514 parameters, 1.9 %. A learning rate of 3e-3 gave 86.5 %, and
+adapters of rank 8 on the attention alone at 5e-4 87.8 %.
 
     python -m experiments.sst2 --config=experiments/configs/sst2/minilm_lora.py --data_dir=DATA
 
@@ -23,7 +24,7 @@ def get_config(folder="runs/minilm"):
         name="sst2_minilm_lora",
         task=dataclasses.replace(whole.task, model=model),
         optimizer=AdamW(
-            learning_rate=3e-3,
+            learning_rate=1e-3,
             weight_decay=0.01,
             clip_norm=1.0,
             schedule=WarmUp("6%", then=Linear()),
