@@ -5,7 +5,7 @@ import functools
 import pathlib
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import ml_dtypes
@@ -14,6 +14,8 @@ import numpy as np
 from lsm.config.origin import experiment_of
 from lsm.data import EvalBatches
 from lsm.mesh import batch_sharding, jit, place, replicated
+from lsm.models.quantised import halves
+from lsm.models.whole_layers import SCALE
 from lsm.params import flat
 from lsm.train.program import make_predict
 from lsm.train.trained import load
@@ -70,17 +72,8 @@ class Subject:
     @functools.cached_property
     def size(self) -> Size:
         """See `Size`."""
-        run, packer = self._run, zlib.compressobj(6)
-        arrays = {path: np.asarray(x) for path, x in _arrays(run.params, run.model_state).items()}
-        held = {p: x for p, x in arrays.items() if p.startswith(("params/", "constants/"))}
-        contents = [content(x) for _, x in sorted(arrays.items())]
-        compressed = sum(len(packer.compress(content)) for content in contents)
-        return Size(
-            parameters=sum(x.size for x in held.values()),
-            nonzero=sum(int(np.count_nonzero(x)) for x in held.values()),
-            bytes=sum(map(len, contents)),
-            compressed=compressed + len(packer.flush()),
-        )
+        arrays = _arrays(self._run.params, self._run.model_state)
+        return size_of({path: np.asarray(x) for path, x in arrays.items()})
 
     def call(self, rows: int) -> None:
         """Runs the model on the first so many examples, and waits for it."""
@@ -141,6 +134,26 @@ def latencies(subjects: Sequence[Subject]) -> list[dict[int, Latency]]:
 
 def _arrays(params, model_state) -> dict[str, jax.Array]:
     return flat({"params": params, **model_state})
+
+
+def size_of(arrays: Mapping[str, np.ndarray]) -> Size:
+    """Returns the size of a model, of its arrays by their paths."""
+    packer = zlib.compressobj(6)
+    held = [path for path in arrays if path.startswith(("params/", "constants/"))]
+    numbers = [x for path in held for x in _numbers(path, arrays)]
+    contents = [content(x) for _, x in sorted(arrays.items())]
+    compressed = sum(len(packer.compress(content)) for content in contents)
+    return Size(
+        parameters=sum(x.size for x in numbers),
+        nonzero=sum(int(np.count_nonzero(x)) for x in numbers),
+        bytes=sum(map(len, contents)),
+        compressed=compressed + len(packer.flush()),
+    )
+
+
+def _numbers(path: str, arrays: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+    """The numbers of an array; of a kernel of int4, whose bytes hold two, both halves."""
+    return halves(arrays[path]) if path + SCALE in arrays else (arrays[path],)
 
 
 def content(x: np.ndarray) -> bytes:

@@ -6,7 +6,7 @@ import pathlib
 import shutil
 from typing import Literal
 
-from lsm.checks import require
+from lsm.checks import require, require_choice
 from lsm.config.experiment import COSMETIC
 from lsm.config.origin import CONFIG
 from lsm.errors import ConfigError
@@ -76,7 +76,9 @@ class Recipe:
       links: in their order.
       split: what accuracy is measured on, all of it.
       metric: figure of the task that counts.
-      floor: value of the metric that no link may end below (above, of a loss).
+      better: whether a lower or a higher value of it is better; None goes by its name, as
+        `lsm.Evaluation.better` does.
+      floor: value of the metric that no link may end below; above, where a lower one is better.
       export: whether the last result is exported, as `lsm.export` does, to "export" in the folder
         of the chain.
     """
@@ -84,10 +86,13 @@ class Recipe:
     links: tuple[Link, ...]
     split: Literal["validation", "test"] = "validation"
     metric: str = "accuracy"
+    better: Literal["lower", "higher"] | None = _bound()
     floor: float | None = _bound()
     export: bool = dataclasses.field(default=False, metadata=COSMETIC)
 
     def __post_init__(self):
         require(self, floor="(-inf, inf)")
+        if self.better is not None:
+            require_choice(self, "better", "lower", "higher")
         if not self.links:
             raise ConfigError("Recipe.links: none given; one or more are needed.")

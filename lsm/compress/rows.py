@@ -65,4 +65,4 @@ def missed(recipe: Recipe, link: Link, first: Row, row: Row) -> Iterator[str]:
 
 def _sign(recipe: Recipe) -> int:
     """-1 where a lower value of the metric is better, else 1."""
-    return Evaluation(monitor=recipe.metric).sign
+    return Evaluation(monitor=recipe.metric, better=recipe.better).sign

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from lsm.config import Experiment
 from lsm.errors import ConfigError
 from lsm.mesh import jit
+from lsm.models.around import Around
 from lsm.train.derived import new_folder, write_run
 from lsm.train.program import shardings_of
 from lsm.train.trained import load
@@ -63,11 +64,16 @@ def shorten(
 
 def _shorter(model: nn.Module, layers: tuple[int, ...], params: Any) -> nn.Module:
     """Returns a GPT, an encoder or a head on one with so many blocks."""
+    kind = type(model).__name__
+    if isinstance(model, Around):
+        raise ConfigError(
+            f"shorten: {kind} stands around {type(model.model).__name__}; a plain run of that is "
+            "needed."
+        )
     if hasattr(model, "encoder"):
         return dataclasses.replace(model, encoder=_shorter(model.encoder, layers, params))
     config = getattr(model, "transformer", None)
     if config is None or "blocks" not in params:
-        kind = type(model).__name__
         raise ConfigError(f"shorten: {kind} is no stack of Transformer blocks, which could go.")
     rising = all(a < b for a, b in zip((-1, *layers), layers, strict=False))
     if not (rising and 0 < len(layers) < config.layers and layers[-1] < config.layers):

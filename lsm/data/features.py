@@ -104,8 +104,8 @@ def _column(name: str, feature: Any, size: tuple[int, int] | None) -> Column:
         shape = (*(size or feature.shape[:2]), feature.shape[2])
         fixed = None not in shape
         one = jax.ShapeDtypeStruct(shape if fixed else (), np.uint8 if fixed else object)
-        # By Pillow: TFDS would take OpenCV where that is installed.
-        decode = functools.partial(images.decode_all, channels=shape[2], size=size)
+        # By Pillow: TFDS would take OpenCV where that is installed. It turns none by its EXIF.
+        decode = functools.partial(images.decode_all, channels=shape[2], size=size, upright=False)
         return Column(name, one, "bytes_list", np.dtype(object), decode)
     dtype = getattr(feature, "np_dtype", object)
     plain = isinstance(feature, tfds.features.Tensor) and dtype is not object

@@ -18,29 +18,44 @@ CHANNELS = tuple(_MODES)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 """Endings, in lower case, of the files that count as pictures in a folder."""
 
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""By the orientation in EXIF, how Pillow calls what sets a picture upright."""
+
 
 def decode(
-    picture: bytes | pathlib.Path, channels: int = 3, size: tuple[int, int] | None = None
+    picture: bytes | pathlib.Path,
+    channels: int = 3,
+    size: tuple[int, int] | None = None,
+    upright: bool = True,
 ) -> np.ndarray:
     """Returns a picture (height, width, channels) uint8, resized to `size` if given.
 
     Resizing changes the aspect ratio where it must, and is bilinear over the area that becomes one
-    pixel (antialiased). Of an animation it is the first picture. A file is turned as its EXIF says,
-    so that it stands as a viewer shows it; bytes are as they are stored.
+    pixel (antialiased). Of an animation it is the first picture.
 
     Args:
       picture: an encoded picture, or the path of one.
       channels: 1 (grey), 3 (RGB) or 4 (RGB and alpha); converted to from whatever is stored.
       size: (height, width) of the result; None keeps the picture's own.
+      upright: whether it is turned as its EXIF says, as a viewer shows it; else it is as stored.
 
     Raises:
       ValueError: it is damaged, no picture, too large, or of 32 bits a pixel; one line.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with _opened(picture) as image:
-        if isinstance(picture, pathlib.Path):
-            ImageOps.exif_transpose(image, in_place=True)
+        image.load()  # by which Pillow turns a TIFF itself
+        if upright and (turn := _TURNS.get(_orientation(image))):
+            image = image.transpose(Image.Transpose[turn])
         image = _of_8_bits(image)
         # Before resizing: Pillow does not interpolate pictures with a palette.
         if image.mode != _MODES[channels]:
@@ -50,6 +65,13 @@ def decode(
             image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         pixels = np.asarray(image)
     return pixels[..., None] if channels == 1 else pixels
+
+
+def size_of(picture: bytes) -> tuple[int, int]:
+    """Returns (height, width) of a picture as `decode` gives it; raises its ValueError."""
+    with _opened(picture) as image:
+        sides = image.height, image.width
+        return sides[::-1] if _orientation(image) in (5, 6, 7, 8) else sides
 
 
 def check(picture: pathlib.Path) -> None:
@@ -74,11 +96,27 @@ def _opened(picture: bytes | pathlib.Path) -> Iterator[Any]:
 
 
 def decode_all(
-    pictures: Sequence[bytes], channels: int = 3, size: tuple[int, int] | None = None
+    pictures: Sequence[bytes],
+    channels: int = 3,
+    size: tuple[int, int] | None = None,
+    upright: bool = True,
 ) -> Sequence[np.ndarray]:
     """Returns what `decode` does of each picture; small PNGs of one size in a third of the time."""
-    pixels = png.decode(pictures, channels, size)
-    return [decode(picture, channels, size) for picture in pictures] if pixels is None else pixels
+    pixels = png.decode(pictures, channels, size)  # of those that have no EXIF
+    if pixels is not None:
+        return pixels
+    return [decode(picture, channels, size, upright) for picture in pictures]
+
+
+def _orientation(image: Any) -> int:
+    """1 to 8 as EXIF numbers them; 1 where it says nothing, or nothing that can be read."""
+    from PIL import ExifTags, Image
+
+    try:
+        # Of the base class: a PNG's own would decode the picture first.
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises any kind for damaged EXIF; the picture is none the worse
+        return 1
 
 
 def _of_8_bits(image: Any) -> Any:

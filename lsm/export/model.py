@@ -222,7 +222,11 @@ def _as(dtype: str, x: Any, name: str) -> np.ndarray:
     wanted = jax.numpy.dtype(dtype)
     same = given.dtype.kind == wanted.kind or (given.dtype.kind in "iu" and wanted.kind in "iu")
     if same and given.dtype.kind in "iuf":
-        made = given.astype(wanted)
-        if given.dtype.kind == "f" or (made == given).all():
+        with np.errstate(over="ignore"):
+            made = given.astype(wanted)
+        # Of fractions the nearest fit, but nothing that would become infinite.
+        whole = given.dtype.kind != "f"
+        fits = made == given if whole else (abs(made) < np.inf) == (abs(given) < np.inf)
+        if fits.all():
             return made
     raise DataError(f"inputs: {name!r} of {given.dtype} given; {dtype} is needed.")

@@ -140,14 +140,21 @@ def _apart(run: Trained, content: bytes, columns: Mapping[str, jax.ShapeDtypeStr
     except Exception as error:  # onnxruntime raises its own kinds, which have no common one
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"--workdir: onnxruntime cannot read {_kind(run)}: {reason}") from error
-    apart = 0.0
+    apart = [0.0]
     for rows in (1, 5):
         batch = {name: _drawn(run, name, x, rows) for name, x in columns.items()}
         expected = run.answered(batch)
         names = [output.name for output in session.get_outputs()]
         for name, x in zip(names, session.run(names, batch), strict=True):
-            apart = max(apart, float(np.abs(expected[name].astype(np.float64) - x).max(initial=0)))
-    return apart
+            apart.append(_difference(expected[name], x))
+    return float(np.max(apart))  # NaN where one is, which `max` would pass over
+
+
+def _difference(expected: np.ndarray, found: np.ndarray) -> float:
+    """The largest: NaN where one of both has NaN, and 0 between infinities that are equal."""
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(expected.astype(np.float64) - found)
+    return np.where(expected == found, 0, apart).max(initial=0)
 
 
 def _drawn(run: Trained, name: str, spec: jax.ShapeDtypeStruct, rows: int) -> np.ndarray:

@@ -47,7 +47,7 @@ def columns(artefact: Artefact, values: Any) -> dict[str, np.ndarray]:
 def _column(
     artefact: Artefact, known: Mapping, inputs: Mapping, name: str, values: Any
 ) -> dict[str, np.ndarray]:
-    if name in inputs["columns"] and _numbers(values):
+    if name in inputs["columns"] and _numbers(values) and not _are_parts(inputs, name, values):
         shape = inputs["columns"][name][0]
         given, texts = np.asarray(values), "texts" in inputs or inputs["characters"] is not None
         if given.ndim != 1 + len(shape) or (not texts and given.shape[1:] != tuple(shape)):
@@ -68,6 +68,12 @@ def _numbers(values: Any) -> bool:
         return np.asarray(values).dtype.kind in "biuf"
     except ValueError as error:  # of rows of different lengths
         raise DataError(f"preprocess: {error}.") from error
+
+
+def _are_parts(inputs: Mapping, name: str, values: Any) -> bool:
+    """Says whether numbers are rows of what is joined in a column, by the rule of `Inputs.read`."""
+    parts, shape = inputs.get("joined", {}).get(name), tuple(inputs["columns"][name][0])
+    return parts is not None and (np.shape(values)[1:] != shape or shape == (len(parts),))
 
 
 def _characters(characters: str, texts: str | Sequence[str]) -> np.ndarray:

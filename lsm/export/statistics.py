@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lsm.config.origin import origin_of
@@ -71,8 +72,21 @@ def _examples(
 
 def _all(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
     # A list: texts are as long as the longest of their batch, and cannot stand in one array.
-    numbers = [name for name, x in batches[0].items() if x.dtype.kind in "biuf"]
-    return {name: _of([batch[name] for batch in batches]) for name in numbers}
+    numbers = [name for name, x in batches[0].items() if _is_real(x.dtype)]
+    return {name: _of([_plain(batch[name]) for batch in batches]) for name in numbers}
+
+
+def _is_real(dtype: np.dtype) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
+
+
+def _plain(x: np.ndarray) -> np.ndarray:
+    """In a dtype of NumPy's own: bfloat16 is none."""
+    return x.astype(np.float32) if x.dtype.kind == "V" else x
+
+
+def _is_narrow(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 1 and shape[0] <= _COLUMNS
 
 
 def _of(parts: list[np.ndarray]) -> dict[str, Any]:
@@ -83,7 +97,8 @@ def _of(parts: list[np.ndarray]) -> dict[str, Any]:
     low, high = finite_N.min(), finite_N.max()
     edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
     columns = [values_N]
-    if parts[0].dtype.kind == "f" and parts[0].ndim == 2 and parts[0].shape[1] <= _COLUMNS:
+    widths = {part.shape[1:] for part in parts}  # of texts, those of their batches
+    if parts[0].dtype.kind == "f" and len(widths) == 1 and _is_narrow(*widths):
         columns = np.concatenate(parts).astype(np.float64).T
     counts = [np.histogram(x[np.isfinite(x)], edges)[0].tolist() for x in columns]
     return {

@@ -12,7 +12,7 @@ from lsm.cpu import conv, max_pool_2x2
 from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models.batch_norm import BatchNorm
 from lsm.models.initializers import TORCH, Dirac, Scaled
-from lsm.models.layers import Dtype
+from lsm.models.layers import Dtype, require_pixels
 
 
 class Airbench(nn.Module):
@@ -60,6 +60,7 @@ class Airbench(nn.Module):
             x = _gelu(self._norm(2 * group)(x, train))
             x = self._conv(width, 2 * group + 1)(x)
             x = _gelu(self._norm(2 * group + 1)(x, train))
+        require_pixels(x, x_BxHxWxC, "Airbench")
         x_BxD = x.max(axis=(1, 2))
         # Of variance 1, whatever the inputs are.
         unit = Scaled(scale=x_BxD.shape[-1], distribution="uniform")

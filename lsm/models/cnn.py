@@ -11,7 +11,7 @@ from lsm.cpu import conv, max_pool_2x2
 from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models.batch_norm import BatchNorm
 from lsm.models.initializers import HE
-from lsm.models.layers import Activation, Dtype, Initializer
+from lsm.models.layers import Activation, Dtype, Initializer, require_pixels
 
 
 class CNN(nn.Module):
@@ -78,6 +78,7 @@ class CNN(nn.Module):
             for number in range(1, self.convs + 1):
                 pool = number == self.convs and (self.pool_last or stage < len(self.widths))
                 x = self._convolve(x, width, pool, train)
+        require_pixels(x, x_BxHxWxC, "CNN")
         x_BxD = x.mean(axis=(1, 2)) if self.head == "mean" else x.reshape(x.shape[0], -1)
         x_BxD = nn.Dropout(self.dropout, deterministic=not train)(x_BxD)
         for width in self.hidden:

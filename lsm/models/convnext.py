@@ -11,7 +11,7 @@ from lsm.cpu import TWO_PASS, dot_rows
 from lsm.errors import ConfigError
 from lsm.mesh import Fsdp, Layout, Rule
 from lsm.models.initializers import Gaussian
-from lsm.models.layers import Dtype
+from lsm.models.layers import Dtype, require_pixels
 
 _INIT = Gaussian(0.02)  # of the paper, of all kernels; biases start at 0
 
@@ -101,6 +101,7 @@ class ConvNeXt(nn.Module):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
         """Maps (B, H, W, C) to logits (B, outputs)."""
+        given_BxHxWxC = x_BxHxWxC
         drops = iter(np.linspace(0, self.drop_path, sum(self.depths)).tolist())
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), 1):
             if stage == 1:
@@ -113,6 +114,7 @@ class ConvNeXt(nn.Module):
                 name = f"stage_{stage}_block_{block}"
                 block = _Block(self.layer_scale, next(drops), self.dtype, name=name)
                 x_BxHxWxC = block(x_BxHxWxC, train)
+        require_pixels(x_BxHxWxC, given_BxHxWxC, "ConvNeXt")
         x_BxC = _norm(self.dtype, "norm")(x_BxHxWxC.mean(axis=(1, 2)))
         return nn.Dense(self.outputs, dtype=self.dtype, kernel_init=_INIT, name="head")(x_BxC)
 

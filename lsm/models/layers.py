@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from lsm.errors import ConfigError
 from lsm.mesh import BATCH_AXES, constrain, ways
 
 Dtype = Literal["float32", "bfloat16"]
@@ -16,6 +17,16 @@ Activation = Callable[[jax.Array], jax.Array]
 
 Initializer = Callable[..., jax.Array]
 """(key, shape, dtype) -> array; those of `lsm.models.initializers` print and compare."""
+
+
+def require_pixels(x_BxHxWxC: jax.Array, given_BxHxWxC: jax.Array, model: str) -> None:
+    """Raises ConfigError where stages have left nothing of the pictures that were given."""
+    if 0 in x_BxHxWxC.shape[1:3]:
+        h, w = given_BxHxWxC.shape[1:3]
+        raise ConfigError(
+            f"{model}: nothing is left of pictures of {h} x {w}; fewer stages, or larger pictures "
+            "are needed."
+        )
 
 
 def drop_examples(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:

@@ -20,13 +20,13 @@ import pytest
 import lsm
 from lsm.compress import Derived, Distil, Recipe, Tune, compress
 from lsm.compress import __main__ as command
-from lsm.compress.measure import Latency, Size, content
+from lsm.compress.measure import Latency, Size, content, size_of
 from lsm.compress.rows import Row, lost, missed
 from lsm.config import flags
 from lsm.config.origin import experiment_of
 from lsm.data import Digits
 from lsm.errors import ConfigError, TrainingError
-from lsm.models import MLP
+from lsm.models import MLP, quantised
 from lsm.optim import Adam
 from lsm.tasks import Classification
 from lsm.train.derived import write_run
@@ -182,6 +182,21 @@ def test_what_is_no_number_misses_and_a_loss_is_worse_where_it_is_higher():
     assert lost(recipe(small(), metric="loss"), row(0.5), row(0.7)) == pytest.approx(20)
 
 
+def test_which_value_is_better_can_be_said():
+    given = recipe(small(loses_at_most=5), metric="mae", better="lower", floor=0.6)
+    assert lost(given, row(0.5), row(0.7)) == pytest.approx(20)
+    told = [*missed(given, given.links[0], row(0.5), row(0.7))]
+    assert told == [
+        "mae lost, in points: 20.000, allowed: 5 at the most",
+        "mae 0.7000, and the floor is 0.6",
+    ]
+    assert not [*missed(given, given.links[0], row(0.5), row(0.1))]
+    with pytest.raises(
+        ConfigError, match="Recipe.better: 'less' given; allowed: 'lower', 'higher'"
+    ):
+        recipe(small(), better="less")
+
+
 def test_bytes_are_those_of_a_file_and_four_bits_take_half_of_one():
     x = np.arange(-8, 7).astype(ml_dtypes.int4)
     assert len(content(x)) == 8 and content(x)[:2] == bytes([0x98, 0xBA])
@@ -190,6 +205,20 @@ def test_bytes_are_those_of_a_file_and_four_bits_take_half_of_one():
     random = np.random.default_rng(0)
     sparse = np.where(random.random(10_000) < 0.9, 0, random.normal(size=10_000)).astype(np.float32)
     assert 0.1 < len(zlib.compress(content(sparse), 6)) / 40_000 < 0.2
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_two_numbers_in_a_byte_are_two_parameters(bits):
+    kernel_DxF = np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32)
+    kernel_DxF[:, 0] = 0
+    kernel_DxF[0, 1:] = 0.05 * abs(kernel_DxF).max(0)[1:]  # 0 of 7 steps, 6 of 127
+    whole, scale = quantised.quantise(jnp.array(kernel_DxF), bits)
+    expected = np.rint(kernel_DxF / np.where(scale == 0, 1, scale))
+    size = size_of({"params/kernel": np.asarray(whole), "params/kernel_scale": np.asarray(scale)})
+    assert size.bytes == 32 * 6 // (2 if bits == "int4" else 1) + 4 * 6
+    assert size.parameters == 32 * 6 + 6
+    assert size.nonzero == np.count_nonzero(expected) + 5  # a scale is 0
+    assert (size.nonzero < 31 * 5 + 5) == (bits == "int4")
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import pytest
 import lsm
 from lsm import Data, Experiment, Train
 from lsm.compress import shorten
+from lsm.compress.shorten import _shorter
 from lsm.data import Arrays
 from lsm.errors import ConfigError
-from lsm.models import GPT, MLP, Transformer
+from lsm.models import GPT, MLP, QuantisationAware, Quantised, Transformer
 from lsm.optim import Adam
 from lsm.params import flat
 from lsm.tasks import Classification, LanguageModelling
@@ -73,6 +74,13 @@ def test_blocks_that_are_none_are_one_line(base, tmp_path, layers):
     case = experiment(LanguageModelling(model=GPT_))
     with pytest.raises(ConfigError, match="shorten.layers: .* of the 3 blocks some are needed, by"):
         shorten(base, tmp_path / "out", layers=layers, experiment=case)
+
+
+@pytest.mark.parametrize("around", [Quantised, QuantisationAware])
+def test_what_stands_around_a_model_is_told(around):
+    line = f"shorten: {around.__name__} stands around GPT; a plain run of that is needed"
+    with pytest.raises(ConfigError, match=line):
+        _shorter(around(GPT_), (0, 2), {"blocks": {}})
 
 
 @pytest.mark.slow

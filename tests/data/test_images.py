@@ -88,6 +88,12 @@ def test_cmyk_becomes_rgb():
         assert np.abs(off).max() <= near
 
 
+def test_damaged_exif_turns_nothing():
+    exif = b"Exif\0\0" + b"rubbish that is no header"
+    stored = encoded(Image.new("RGB", (6, 4), "red"), "jpeg", exif=exif)
+    assert images.decode(stored).shape == (*images.size_of(stored), 3) == (4, 6, 3)
+
+
 def test_a_bomb_is_no_picture():
     stored = png(60_000, 60_000, 8, 0, bytes(10))  # 3.6 gigapixels, as its header says
     with pytest.raises(ValueError, match="3600000000 pixels"):

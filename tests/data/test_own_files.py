@@ -16,6 +16,7 @@ from PIL import Image
 
 from lsm.data import CharText, Files, TrainBatches, cache
 from lsm.data.files import crc32c, stores
+from lsm.data.inputs import Inputs
 from lsm.errors import ConfigError, DataError
 
 h5py = pytest.importorskip("h5py")
@@ -286,6 +287,24 @@ def test_pictures_of_other_sizes():
     pq.write_table(pa.table({"p": [png(1)] * 300 + [png(3, (6, 6))]}), "q.parquet")
     with pytest.raises(DataError, match=r"q.parquet row 301: column 'p' is \(6, 6, 1\).*set size"):
         Files("q.parquet").open("train").take(np.array([0, 300]))
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+@pytest.mark.parametrize("size", [None, 8])
+def test_pictures_stand_as_their_exif_says_in_training_and_when_asked(kind, size):
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6  # a viewer turns it by 270 degrees
+    lying = np.kron(np.arange(6).reshape(2, 3) * 40, np.ones((8, 8))).astype(np.uint8)
+    Image.fromarray(lying).convert("RGB").save(content, kind, exif=exif, quality=95)
+    put("photo", content.getvalue())
+    pq.write_table(pa.table({"image": [content.getvalue()] * 2}), "photos.parquet")
+    dataset = Files("photos.parquet", size=size).open("train")
+    assert dataset.spec["image"].shape == ((size, size, 3) if size else (24, 16, 3))
+    picture = dataset.take(np.array([0]))["image"][0]
+    asked, _ = Inputs.of(dataset).read("image", "photo")
+    np.testing.assert_array_equal(picture, asked[0])
+    if not size:
+        np.testing.assert_allclose(picture[..., 0].astype(int), np.rot90(lying, -1), atol=8)
 
 
 def test_lists_that_differ_are_objects():

@@ -24,7 +24,7 @@ from lsm.data import (
     TrivialAugment,
 )
 from lsm.data.sampling import coins
-from lsm.errors import ConfigError
+from lsm.errors import ConfigError, DataError
 
 ALL = [
     RandomFlip(),
@@ -69,6 +69,19 @@ def test_rows_of_a_draw_are_rows_of_the_batch(transform):
     whole = transform.apply({"image": image}, drawn)["image"]
     half = transform.apply({"image": image[4:]}, {k: v[4:] for k, v in drawn.items()})["image"]
     np.testing.assert_array_equal(whole[4:], half)
+
+
+@pytest.mark.parametrize("transform", ALL, ids=repr)
+def test_pictures_of_another_form_are_told(transform):
+    ragged = np.empty(2, object)
+    ragged[:] = [pictures(1)[0], pictures(1, 7)[0]]
+    for image, form in (
+        (pictures(2)[..., 0], r"uint8 \(2, 6, 5\)"),
+        (ragged, r"object \(2,\)"),
+    ):
+        line = rf"^{type(transform).__name__}: pictures are {form}; \(B, H, W, C\) is needed\.$"
+        with pytest.raises(DataError, match=line):
+            transform({"image": image}, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -11,7 +11,7 @@ from lsm import Data, Experiment, Train
 from lsm.data import Arrays, Digits, Texts, Words, images
 from lsm.data.inputs import Inputs
 from lsm.export import __main__ as command
-from lsm.export import load
+from lsm.export import load, statistics
 from lsm.export.write import write
 from lsm.models import MLP
 from lsm.optim import SGD
@@ -63,6 +63,21 @@ def test_statistics_are_those_of_the_split(exported):
     assert np.shape(told["counts"]) == (10, 20) and np.sum(told["counts"]) == expected.size
     by_class = [np.histogram(column, told["edges"])[0] for column in expected.astype(float).T]
     np.testing.assert_allclose(told["counts"], by_class, atol=1)
+
+
+def test_statistics_of_texts_in_buckets_and_of_bfloat16():
+    """Batches are as wide as their bucket; then there is one histogram of all columns."""
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(8, width)).astype(np.float32) for width in (5, 12)]
+    half, truth = rng.normal(size=(8, 2)).astype("bfloat16"), np.arange(8) % 4 == 0
+    beside = {"half": half, "truth": truth, "name": np.array(["a"] * 8)}
+    found = statistics._all([{"score": part, **beside} for part in parts])
+    assert found.keys() == {"score", "half", "truth"}
+    values = np.concatenate([part.ravel() for part in parts])
+    assert found["score"]["mean"] == pytest.approx(values.mean(), abs=1e-6)
+    assert np.shape(found["score"]["counts"]) == (20,)
+    assert np.shape(found["half"]["counts"]) == (2, 20)
+    assert found["half"]["max"] == half.astype(float).max() and found["truth"]["mean"] == 0.25
 
 
 def test_files_of_pictures_are_read_as_the_run_does(exported, tmp_path):

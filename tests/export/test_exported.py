@@ -5,14 +5,17 @@ import json
 import re
 import shutil
 import threading
+import types
 
 import jax
 import numpy as np
 import pytest
 
+from lsm.data.inputs import Inputs
 from lsm.errors import ConfigError, DataError, ExportError, LsmError
-from lsm.export import load
+from lsm.export import load, preprocess
 from lsm.export.artefact import SIGNATURE, Signature
+from lsm.export.model import _as
 from lsm.export.write import write
 from tests.export.exports import TASKS, columns, trained
 
@@ -71,6 +74,14 @@ def test_wider_numbers_are_taken_where_they_fit(small):
     model, image = load(small[1]), columns("mlp", 2)["image"]
     expected = model({"image": image})["probability"]
     np.testing.assert_array_equal(model({"image": image.tolist()})["probability"], expected)
+
+
+def test_a_number_that_would_become_infinite_does_not_fit():
+    fits = [0.1, -3e38, np.inf, np.nan]
+    np.testing.assert_array_equal(_as("float32", fits, "x"), np.float32(fits))
+    for other in (1e300, -1e300):
+        with pytest.raises(DataError, match="inputs: 'x' of float64 given; float32 is needed"):
+            _as("float32", [other], "x")
 
 
 @pytest.mark.parametrize(
@@ -243,3 +254,20 @@ def test_arrays_and_characters_are_made_columns_by_numpy(small, tmp_path):
         model.preprocess(image[0])
     with pytest.raises(LsmError):
         model.preprocess("nowhere.png")
+
+
+@pytest.mark.parametrize("names", [("3", "4", "5"), ("3",)], ids=["wider", "as wide"])
+def test_rows_of_what_is_joined_are_read_as_the_run_does(names):
+    """Names of classes may be whole numbers; as wide as the column, a row is of its parts."""
+    spec = {"x": jax.ShapeDtypeStruct((len(names) + 1,), np.float32)}
+    inputs = Inputs(spec, names={"rooms": names}, joined={"x": ("rooms", "age")})
+    known = {"inputs": json.loads(json.dumps(inputs.to_json())), "columns": ["x"], "crops": []}
+    signature = types.SimpleNamespace(files={})
+    artefact = types.SimpleNamespace(json=lambda _: known, signature=signature)
+    one_hot = [float(name == "3") for name in names]
+    for given in ([[3, 1.5]], [["3", 1.5]], np.array([[3, 1.5]])):
+        found = preprocess.columns(artefact, given)["x"].tolist()
+        assert found == inputs.read("x", given)[0].tolist() == [[*one_hot, 1.5]]
+    if len(names) > 1:
+        made = np.float32([[*one_hot, 1.5]])
+        assert preprocess.columns(artefact, made)["x"] is made

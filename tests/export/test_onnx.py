@@ -1,16 +1,21 @@
 """ONNX files against the runs that they were made of, by onnxruntime."""
 
+import sys
+import types
+
+import jax
 import numpy as np
 import pytest
 
 import lsm
 from lsm import Data, Experiment, Train
 from lsm.data import Digits, Files, Texts, Words
+from lsm.export import onnx
 from lsm.models import Classifier, ResNet, families
 from lsm.optim import AdamW
 from lsm.tasks import Classification, TextClassification
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 
 BLOCKS = {"layers": 2, "heads": 2, "width": 16}
 
@@ -44,6 +49,7 @@ def trained(case, workdir):
     return lsm.load(workdir)
 
 
+@slow
 def test_a_run_on_digits_answers_alike_in_onnx(digits, convert, answers, tmp_path):
     file = tmp_path / "digits.onnx"
     assert "of the run's answers" in convert(
@@ -55,6 +61,7 @@ def test_a_run_on_digits_answers_alike_in_onnx(digits, convert, answers, tmp_pat
     np.testing.assert_allclose(found["probability"], expected["probability"], atol=1e-5)
 
 
+@slow
 @pytest.mark.parametrize("name", CASES)
 def test_models_answer_alike_in_onnx(name, convert, answers, tmp_path):
     run, file = trained(CASES[name](tmp_path), tmp_path / "run"), tmp_path / "one.onnx"
@@ -66,6 +73,7 @@ def test_models_answer_alike_in_onnx(name, convert, answers, tmp_path):
     np.testing.assert_allclose(found["probability"], expected["probability"], atol=1e-5)
 
 
+@slow
 def test_a_model_that_cannot_be_converted_is_named_and_nothing_is_left(convert, tmp_path):
     trained(pictures(ResNet(depths=(1,), width=4, outputs=10)), tmp_path / "run")
     file = tmp_path / "one.onnx"
@@ -75,8 +83,33 @@ def test_a_model_that_cannot_be_converted_is_named_and_nothing_is_left(convert, 
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@slow
 def test_without_jax2onnx_the_environment_is_told_of(digits, tmp_path, capsys):
-    from lsm.export import onnx
-
     assert onnx.main([f"--workdir={digits}", f"--out={tmp_path / 'one.onnx'}"]) == 1
     assert "jax2onnx is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "apart"),
+    [
+        ([np.nan, 1.0], [1.0, 1.0], np.nan),
+        ([-np.inf, 1.25], [-np.inf, 1.0], 0.25),
+        ([np.inf, 1.0], [-np.inf, 1.0], np.inf),
+    ],
+)
+def test_what_is_no_number_is_no_equal_answer(said, expected, apart, monkeypatch):
+    def answered(batch):
+        return {"y": np.resize(np.float32(expected), len(batch["x"]) + 1)}
+
+    session = types.SimpleNamespace(
+        get_outputs=lambda: [types.SimpleNamespace(name="y")],
+        run=lambda names, batch: [np.resize(np.float32(said), len(batch["x"]) + 1)],
+    )
+    runtime = types.SimpleNamespace(
+        SessionOptions=types.SimpleNamespace, InferenceSession=lambda *_: session
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    known = types.SimpleNamespace(encoder=None)
+    run = types.SimpleNamespace(answered=answered, inputs_known=known)
+    found = onnx._apart(run, b"", {"x": jax.ShapeDtypeStruct((), np.float32)})
+    np.testing.assert_equal(found, apart)

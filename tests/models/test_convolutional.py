@@ -13,7 +13,7 @@ from lsm import Data, Experiment, Start, Train
 from lsm.data import Arrays
 from lsm.errors import ConfigError
 from lsm.interop import timm_convnext, torchvision_convnext, torchvision_resnet
-from lsm.models import ConvNeXt, ResNet, WideResNet
+from lsm.models import CNN, Airbench, ConvNeXt, ResNet, WideResNet
 from lsm.models.convnext import convnext_base, convnext_small, convnext_tiny
 from lsm.models.resnet import (
     resnet18,
@@ -73,6 +73,26 @@ def test_the_larger_sizes_have_the_published_number_of_parameters():
 def test_sizes_that_do_not_exist_are_refused(make, line):
     with pytest.raises(ConfigError, match=line):
         make()
+
+
+@pytest.mark.parametrize(
+    ("model", "height", "width"),
+    [
+        (CNN(widths=(4, 4, 4), convs=1), 4, 2),
+        (CNN(widths=(4, 4), convs=2, padding="VALID"), 9, 6),
+        (CNN(widths=(4, 4), convs=1, head="flatten"), 1, 4),
+        (ConvNeXt(depths=(1, 1, 1, 1), widths=(8, 8, 8, 8)), 16, 32),
+        (Airbench(widths=(4, 4, 4)), 8, 9),
+        (Airbench(), 1, 9),
+    ],
+)
+def test_a_network_too_deep_for_its_pictures_is_told(model, height, width):
+    line = (
+        f"^{type(model).__name__}: nothing is left of pictures of {height} x {width}; fewer "
+        "stages, or larger pictures are needed."
+    )
+    with pytest.raises(ConfigError, match=line):
+        jax.eval_shape(model.init, KEY, jnp.zeros((2, height, width, 3)))
 
 
 def drawn(model, x_BxHxWxC):

@@ -235,10 +235,7 @@ def _channels(content: bytes) -> int | None:
 
 
 def _size(content: bytes) -> tuple[int, int] | None:
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.height, image.width
-    except OSError:  # told of, with its row, when it is decoded
+        return images.size_of(content)
+    except ValueError:  # told of, with its row, when it is decoded
         return None

@@ -38,9 +38,9 @@ class Files(CountedSource):
 
     Numbers are delivered in 32 bits, lists of one length as (N, k), texts as str and bytes as bytes
     in a column of dtype object, dates as texts, encoded pictures as uint8 (height, width,
-    channels). A value that is missing is an error; NaN is a number. Splits of fixed shape and
-    moderate size (`lsm.data.cache.MAX_BYTES`) are decoded once into the cache, the others read at
-    random.
+    channels), turned as their EXIF says. A value that is missing is an error; NaN is a number.
+    Splits of fixed shape and moderate size (`lsm.data.cache.MAX_BYTES`) are decoded once into the
+    cache, the others read at random.
 
     Attributes:
       path: a file, a folder or a pattern. A relative path that is not in the working directory is
@@ -95,7 +95,7 @@ class Files(CountedSource):
         paths = [file.as_posix() for file in found[name]]
         known = examples.names if examples.joined else examples.classes or examples.names
         settings = (self.columns, self.labels, self.size, known)
-        key = cache.fingerprint(found[name], paths, *settings)
+        key = cache.fingerprint(found[name], paths, *settings, "upright")
         return cache.cached(f"{pathlib.Path(self.path).name}-{name}", key, examples)
 
     def _files(self, data_dir: PathLike | None) -> dict[str, list[pathlib.Path]]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lsm.data.dataset import Columns
+from lsm.errors import DataError
 
 IMAGE = "image"
 """The column that transforms of pictures change, (B, H, W, C)."""
@@ -51,6 +52,17 @@ class Transform(abc.ABC):
     def __call__(self, batch: Columns, rng: np.random.Generator) -> Columns:
         """Draws for the rows of `batch` and applies."""
         return self.apply(batch, self.draw(rng, len(next(iter(batch.values())))))
+
+
+def pictures(transform: Transform, batch: Columns) -> np.ndarray:
+    """Returns column `image`; raises DataError where it is not one array (B, H, W, C)."""
+    image = batch[IMAGE]
+    if image.dtype == object or image.ndim != 4:
+        raise DataError(
+            f"{type(transform).__name__}: pictures are {image.dtype} {image.shape}; (B, H, W, C) "
+            "is needed."
+        )
+    return image
 
 
 def changed(batch: Columns, transforms: Sequence[Transform]) -> Columns:

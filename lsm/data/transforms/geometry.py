@@ -6,7 +6,7 @@ import numpy as np
 
 from lsm.data.dataset import Columns
 from lsm.data.sampling import coins
-from lsm.data.transforms.base import IMAGE, Places, Transform
+from lsm.data.transforms.base import IMAGE, Places, Transform, pictures
 from lsm.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ class RandomFlip(Transform):
 
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
-        return batch | {IMAGE: _mirrored(batch[IMAGE], drawn["mirror"])}
+        return batch | {IMAGE: _mirrored(pictures(self, batch), drawn["mirror"])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class AlternatingFlip(Transform):
 
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
-        return batch | {IMAGE: _mirrored(batch[IMAGE], drawn["mirror"])}
+        return batch | {IMAGE: _mirrored(pictures(self, batch), drawn["mirror"])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class RandomCrop(Transform):
 
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
-        image = batch[IMAGE]
+        image = pictures(self, batch)
         b, h, w, c = image.shape
         if self.reflect and self.padding >= min(h, w):
             raise ConfigError(
@@ -118,7 +118,7 @@ class RandomRotate(Transform):
         cos, sin = np.cos(drawn["angle"]), np.sin(drawn["angle"])
         # Which way it turns is left open: the angles are symmetric.
         matrix_Bx2x2 = np.stack([cos, -sin, sin, cos], axis=-1).reshape(-1, 2, 2)
-        return batch | {IMAGE: _warp(batch[IMAGE], matrix_Bx2x2)}
+        return batch | {IMAGE: _warp(pictures(self, batch), matrix_Bx2x2)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ class RandomScale(Transform):
         """See `Transform.apply`."""
         # Divided: an output pixel asks where it comes from, and that is nearer when enlarged.
         matrix_Bx2x2 = np.eye(2) / drawn["factor"][:, None, None]
-        return batch | {IMAGE: _warp(batch[IMAGE], matrix_Bx2x2)}
+        return batch | {IMAGE: _warp(pictures(self, batch), matrix_Bx2x2)}
 
 
 def _mirrored(image: np.ndarray, mirror: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from lsm.checks import require
 from lsm.data import images
 from lsm.data.dataset import Columns
 from lsm.data.transforms import operations
-from lsm.data.transforms.base import IMAGE, Transform
+from lsm.data.transforms.base import IMAGE, Transform, pictures
 from lsm.errors import ConfigError, DataError
 
 _TRIES = 10  # drawn for each picture: the size of a picture is known when it is there
@@ -124,7 +124,7 @@ class Cutout(Transform):
 
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
-        image = batch[IMAGE].copy()
+        image = pictures(self, batch).copy()
         _check_value(self, image)
         sides = np.array(image.shape[1:3])
         top_left = (drawn["centre"] * sides).astype(int) - self.size // 2
@@ -166,7 +166,7 @@ class RandomErasing(Transform):
 
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
-        image = batch[IMAGE].copy()
+        image = pictures(self, batch).copy()
         _check_value(self, image)
         sides_Bx2 = np.tile(image.shape[1:3], (len(image), 1))
         window_Bx4, fits_B = _windows(sides_Bx2, drawn, smaller=True)
