@@ -97,7 +97,7 @@ class Exported:
         for number, text in enumerate(texts, 1):
             if len(text) > most:
                 raise DataError(f"text {number} has {len(text)} characters; {most} are looked at.")
-        special = len(encoder.ends) if name in encoder.begin_end else 0
+        special = sum(map(len, encoder.around(name)))
         counts = [
             len(tokens) + special
             for tokens in encoder.tokens.encode_batch(list(texts), add_special_tokens=False)

@@ -34,7 +34,7 @@ HARMLESS = frozenset(
     eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
     initializer_range is_llama_config keys_to_ignore_at_inference model_type output_attentions
     output_hidden_states output_past output_router_logits pad_token_id prefix pretraining_tp
-    problem_type return_dict return_dict_in_generate router_aux_loss_coef sep_token_id
+    return_dict return_dict_in_generate router_aux_loss_coef sep_token_id
     task_specific_params tokenizer_class torch_dtype torchscript transformers.js_config
     transformers_version use_cache
     bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
@@ -52,6 +52,7 @@ _UNIVERSAL = {
     "add_cross_attention": (False, None),
     "cross_attention_hidden_size": (None,),
     "tie_encoder_decoder": (False, None),
+    "problem_type": (None, "single_label_classification"),
     "pruned_heads": ({}, None),
     "use_bfloat16": (False, None),
     "quantization_config": (None,),

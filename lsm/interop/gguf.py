@@ -97,23 +97,25 @@ def opened(path: pathlib.Path) -> tuple[Tensors, dict[str, Any], dict[str, bytes
       ConfigError: the architecture or one of its keys is not expressed here.
       CheckpointError: the file is missing or damaged, or the library is not installed.
     """
-    reader = _reader(path)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
+    reader, fields = _read(path)
     arch = fields.get("general.architecture")
-    if arch not in _ARCHITECTURES:
+    if not isinstance(arch, str) or arch not in _ARCHITECTURES:
         raise ConfigError(
             f"{path.name}: general.architecture: {arch!r} given; allowed: "
             f"{listed(_ARCHITECTURES)}.{nearest(str(arch), _ARCHITECTURES)}"
         )
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+    ids = gguf_tokenizer.special(fields)
     config = _config(path.name, arch, fields, tensors)
+    config |= {f"{kind}_token_id": ids[kind] for kind in ("bos", "eos") if kind in ids}
     renamed = _renamed(path, arch, config["num_hidden_layers"], tensors)
     heads = config["num_attention_heads"], config["num_key_value_heads"]
     found = GgufTensors(renamed, path, heads if arch == "llama" else None)
-    return found, config, _files(fields)
+    return found, config, _files(fields, ids)
 
 
-def _reader(path: pathlib.Path) -> Any:
+def _read(path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
+    """Returns a `gguf.GGUFReader`, and the metadata by key."""
     if importlib.util.find_spec("gguf") is None:
         raise CheckpointError("the library gguf is not installed; pip install 'lsm[gguf]'.")
     import gguf
@@ -121,7 +123,8 @@ def _reader(path: pathlib.Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}.")
     try:
-        return gguf.GGUFReader(path)
+        reader = gguf.GGUFReader(path)
+        return reader, {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # it trusts its input: any exception, where that is cut off
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(f"{path} is no whole GGUF file: {reason}.") from error
@@ -156,13 +159,11 @@ def _config(name: str, arch: str, fields: Mapping[str, Any], tensors: Mapping[st
         config["attention_bias"] = "blk.0.attn_q.bias" in tensors
     if _ROPE in tensors:
         config["rope_scaling"] = _rescale(name, tensors[_ROPE], config)
-    ids = {f"{x}_token_id": fields.get(f"tokenizer.ggml.{x}_token_id") for x in ("bos", "eos")}
     return {
         "architectures": [_ARCHITECTURES[arch]],
         "model_type": arch,
         "tie_word_embeddings": _TIED[0] not in tensors,
         **config,
-        **{key: number for key, number in ids.items() if number is not None},
     }
 
 
@@ -219,18 +220,18 @@ def _renamed(
     return found | rest
 
 
-def _files(fields: Mapping[str, Any]) -> dict[str, bytes]:
+def _files(fields: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, bytes]:
     """Returns what stands beside a model, of what the file says of its tokenizer."""
-    tokens = fields.get("tokenizer.ggml.tokens", ())
+    kinds = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     named = {
-        f"{kind}_token": tokens[number]
-        for kind, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-        if (number := fields.get(f"tokenizer.ggml.{key}_token_id")) is not None
+        f"{name}_token": fields["tokenizer.ggml.tokens"][ids[kind]]
+        for name, kind in kinds.items()
+        if kind in ids
     }
     template = fields.get("tokenizer.chat_template")
-    config = named | ({"chat_template": template} if template else {})
-    ends = [fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot")]
-    generation = {"eos_token_id": [*dict.fromkeys(x for x in ends if x is not None)]}
+    config = named | ({"chat_template": template} if isinstance(template, str) else {})
+    ends = dict.fromkeys(ids[kind] for kind in ("eos", "eot") if kind in ids)
+    generation = {"eos_token_id": [*ends]}
     files = {"tokenizer_config.json": config, "generation_config.json": generation}
     content = {name: json.dumps(tree, indent=2).encode() for name, tree in files.items()}
     try:

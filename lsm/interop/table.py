@@ -26,7 +26,8 @@ class Table(Names):
       rows: see `Row`.
       heads: query heads of the model.
       key_heads: heads of keys and values.
-      transposes: whether kernels are (out, in) there, as PyTorch's; GPT-2's are not.
+      transposes: whether kernels are (out, in) there, as PyTorch's; GPT-2's are not, but for that
+        of the head.
       leading: dimensions of size 1 that an array has in front there, by path.
       prefix: what all names begin with in files of a model with a head.
       ignored: pattern of tensors that have no place here.
@@ -71,7 +72,8 @@ class Table(Names):
 
     def _layout(self, path: str, count: int) -> tuple[Callable, Callable]:
         """Returns how an array is made of `count` tensors, and how they are of it."""
-        kernel = path.endswith("/kernel") and self.transposes
+        transposes = self.transposes or path.endswith("head/kernel")
+        kernel = path.endswith("/kernel") and transposes
         if re.search(r"(^|/)qkv/", path):
             sizes = (self.heads, self.key_heads, kernel, count)
             return functools.partial(_joined, sizes), functools.partial(_parted, sizes)

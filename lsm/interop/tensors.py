@@ -116,6 +116,8 @@ def _sharded(path: pathlib.Path, maps: list[mmap.mmap]) -> dict[str, np.ndarray]
     """Returns the tensors that an index file lists; adds to `maps`."""
     try:
         files = dict(parsed_json(path.read_bytes())["weight_map"])
+        if other := [x for x in files.values() if not isinstance(x, str)]:
+            raise TypeError(f"{other[0]!r} is no name of a file")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({type(error).__name__}: {error}); it should be JSON with a "

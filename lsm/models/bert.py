@@ -20,7 +20,7 @@ from lsm.models.attention import Mask
 from lsm.models.embedding import Embedding
 from lsm.models.initializers import Gaussian
 from lsm.models.sequences import Sequences
-from lsm.models.transformer import Transformer
+from lsm.models.transformer import ACTIVATIONS, GATED, Transformer
 
 BLOCKS = Transformer(
     layers=12,
@@ -137,6 +137,11 @@ class _Head(nn.Module):
         """The encoder's own."""
         return self.encoder.vocabulary
 
+    @property
+    def types(self) -> int:
+        """The encoder's own."""
+        return self.encoder.types
+
     def _dense(self, features: int, name: str, dtype: str = "float32") -> nn.Dense:
         options = {"dtype": dtype, "kernel_init": Gaussian(0.02), "dot_general": dot_rows}
         return nn.Dense(features, name=name, **options)
@@ -197,7 +202,9 @@ class TokenClassifier(_Head):
 
 
 class MaskedLM(_Head):
-    """What stands at each position: a dense layer, GELU (by erf), a norm, the embedding's table.
+    """What stands at each position: a dense layer, an activation, a norm, the embedding's table.
+
+    The activation is that of the blocks; where their MLP is gated, GELU by erf.
 
     Attributes:
       encoder: reads the texts.
@@ -222,7 +229,8 @@ class MaskedLM(_Head):
 
     def logits(self, x_BxPxD: jax.Array) -> jax.Array:
         """Maps features of any P positions to float32 logits (B, P, vocabulary)."""
-        h_BxPxD = nn.gelu(self.transform(x_BxPxD), approximate=False)
+        mlp = self.encoder.transformer.mlp
+        h_BxPxD = ACTIVATIONS["gelu_exact" if mlp in GATED else mlp](self.transform(x_BxPxD))
         y_BxPxV = self.encoder.tokens.logits(self.transform_norm(h_BxPxD))
         return y_BxPxV.astype(jnp.float32) + self.bias
 

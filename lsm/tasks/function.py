@@ -74,7 +74,9 @@ class Function(Task):
         for name in (self.input,) if isinstance(self.input, str) else self.input:
             check_numeric(column(batch, name, "task.input"), "task.input")
             if name + LENGTH in batch:
-                check_sequences(batch, name, getattr(self.model, "vocabulary", None), "task.input")
+                vocabulary = getattr(self.model, "vocabulary", None)
+                types = getattr(self.model, "types", None)
+                check_sequences(batch, name, vocabulary, "task.input", types)
 
 
 def _input(batch: Batch, name: str) -> Any:

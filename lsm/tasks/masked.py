@@ -43,8 +43,9 @@ class MaskedLanguageModelling(OfTokens):
 
     Of each text of n tokens round(rate x n) are hidden, at least one; 80 % become the mask, 10 %
     any token, 10 % stay. Where the data has the column NAME_words, whole words are, in random
-    order, as long as they fit into that number. The stream "mask" draws anew in each step; in
-    evaluation it goes by the number of the batch, so that evaluations compare.
+    order, as long as they fit into that number: none, where each is longer. The stream "mask"
+    draws anew in each step; in evaluation it goes by the number of the batch, so that evaluations
+    compare.
 
     As a text has at most ceil(rate x T) hidden tokens, logits are made of so many positions alone,
     which loses none of them: of T positions they would be most of the memory and the time.

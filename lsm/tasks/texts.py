@@ -36,10 +36,17 @@ def row_weights(batch: Batch) -> jax.Array:
 
 
 def check_sequences(
-    batch: Batch, name: str, vocabulary: int | None, field: str = "task.tokens"
+    batch: Batch,
+    name: str,
+    vocabulary: int | None,
+    field: str = "task.tokens",
+    types: int | None = None,
 ) -> None:
-    """Raises DataError for missing columns, ids outside a vocabulary, or lengths that are none."""
-    tokens_BxT, lengths_B = sequences(batch, name, field)[:2]
+    """Raises DataError for missing columns, ids outside a vocabulary, or lengths that are none.
+
+    Also for types that are not below `types`, where that is given.
+    """
+    tokens_BxT, lengths_B, types_BxT = sequences(batch, name, field)
     check_labels(np.asarray(tokens_BxT), vocabulary, field)
     low, high, room = lengths_B.min(), lengths_B.max(), tokens_BxT.shape[1]
     if low < 0 or high > room:
@@ -47,6 +54,16 @@ def check_sequences(
             f"{field}: a length of {low if low < 0 else high} in column {name + LENGTH!r}, where "
             f"{name!r} has room for {room}."
         )
+    if types is not None and types_BxT is not None and types_BxT.max(initial=0) >= types:
+        raise DataError(
+            f"{field}: a type of {types_BxT.max()} in column {name + TYPES!r}, where the model has "
+            f"{types}; types are 0 to {types - 1}."
+        )
+
+
+def _check(task: "OfTokens | TextClassification", batch: Batch) -> None:
+    vocabulary, types = (getattr(task.model, name, None) for name in ("vocabulary", "types"))
+    check_sequences(batch, task.tokens, vocabulary, types=types)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +82,7 @@ class OfTokens(Task):
 
     def check(self, batch: Batch) -> None:
         """Raises DataError for missing columns, ids or lengths that cannot be."""
-        check_sequences(batch, self.tokens, getattr(self.model, "vocabulary", None))
+        _check(self, batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,5 +103,5 @@ class TextClassification(Labelled):
 
     def check(self, batch: Batch) -> None:
         """Raises DataError for missing columns, ids, lengths or labels that cannot be."""
-        check_sequences(batch, self.tokens, getattr(self.model, "vocabulary", None))
+        _check(self, batch)
         super().check(batch)

@@ -256,6 +256,11 @@ def _experiment(published: Published, workdir: pathlib.Path, mesh: Mesh) -> Expe
 
 def _task(published: Published) -> Task:
     model = published.model
+    if isinstance(model, Classifier | ViT | ResNet) and model.outputs == 1:
+        raise ConfigError(
+            "config.json: num_labels: 1 given; allowed: 2 or more. To transformers one is a number "
+            "to regress, and here the logit of a class."
+        )
     match model:
         case GPT():
             return LanguageModelling(model=model)

@@ -191,7 +191,8 @@ FIELDS = {
 
 def tokenizer_of(**changes):
     pytest.importorskip("tokenizers", reason="tokenizers encodes the texts")
-    return gguf_tokenizer.made({f"tokenizer.ggml.{k}": v for k, v in (FIELDS | changes).items()})
+    fields = {k: v for k, v in (FIELDS | changes).items() if v is not None}
+    return gguf_tokenizer.made({f"tokenizer.ggml.{k}": v for k, v in fields.items()})
 
 
 def test_a_tokenizer_is_made_of_the_metadata():
@@ -219,12 +220,41 @@ def test_texts_are_cut_into_words_as_the_name_says(pre, words):
     [
         ({"model": "llama"}, "ggml.model: 'llama' given; allowed: 'gpt2'"),
         ({"pre": "tekken"}, "ggml.pre: 'tekken' given; allowed: gpt-2"),
+        ({"pre": None}, "ggml.pre: None given; allowed: gpt-2"),
+        ({"pre": "default"}, "ggml.pre: 'default' given; allowed: gpt-2"),
+        ({"pre": ["qwen2"]}, r"ggml.pre: \['qwen2'\] given"),
         ({"merges": []}, "ggml.merges: is not there"),
     ],
 )
 def test_a_tokenizer_of_another_kind_is_refused(changes, told):
     with pytest.raises(ConfigError, match=told):
         tokenizer_of(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"bos_token_id": None}, "ggml.bos_token_id: is not there, and add_bos_token is"),
+        ({"bos_token_id": 8}, "ggml.bos_token_id: 8 given; .* of which the file has 8"),
+        ({"eos_token_id": [1]}, r"ggml.eos_token_id: \[1\] given"),
+        ({"tokens": [1, 2]}, r"ggml.tokens: \[1, 2\] given; allowed: names"),
+        ({"token_type": [3] * 9}, "no tokenizer can be made: IndexError"),
+        ({"merges": ["ab"]}, "no tokenizer can be made: "),
+        ({"merges": ["a zz"]}, "no tokenizer can be made: "),
+    ],
+)
+def test_damaged_metadata_is_told_in_one_line(changes, told):
+    with pytest.raises(ConfigError, match=told) as error:
+        tokenizer_of(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_special_token_that_is_none_is_told(drawn, tmp_path):
+    model = MODELS["qwen3"]
+    tensors = hugging_face_names(model, drawn["qwen3"])
+    more = {"tokenizer.ggml.eos_token_id": "two"}
+    with pytest.raises(ConfigError, match="ggml.eos_token_id: 'two' given; allowed: the number"):
+        open_model(written(tmp_path / "m.gguf", "qwen3", tensors, model, more))
 
 
 @pytest.fixture(scope="module")

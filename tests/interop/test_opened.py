@@ -132,6 +132,24 @@ def test_what_is_not_expressed_is_refused_by_its_key(changes, told, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_classes_of_which_several_hold_and_numbers_are_refused():
+    config = family("bert").write(MODELS["bert"])
+    for kind in (None, "single_label_classification"):
+        assert family("bert").read(config | {"problem_type": kind}).outputs == 3
+    for kind in ("multi_label_classification", "regression"):
+        with pytest.raises(ConfigError, match=f"problem_type: '{kind}' given; allowed: None, 'si"):
+            family("bert").read(config | {"problem_type": kind})
+
+
+def test_a_head_of_gpt_2_is_that_of_a_linear_layer(tmp_path):
+    model = families.gpt2(**SMALL, tied=False)
+    shapes = flat(jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2), np.int32)))
+    exported(model, shapes, lambda path: np.zeros(shapes[path].shape, "f4"), tmp_path / "a")
+    tensors = load_file(tmp_path / "a/model.safetensors")
+    assert tensors["lm_head.weight"].shape == (20, 16)
+    assert tensors["transformer.h.0.mlp.c_fc.weight"].shape == (16, 24)
+
+
 @pytest.mark.parametrize(
     ("config", "told"),
     [

@@ -46,6 +46,10 @@ ENCODER = SIZES | {"num_labels": 3}
 
 CASES = {
     "gpt2": ("GPT2LMHeadModel", {"vocab_size": V, "n_embd": 16, "n_layer": 2, "n_head": 4}),
+    "gpt2-untied": (
+        "GPT2LMHeadModel",
+        {"vocab_size": V, "n_embd": 16, "n_layer": 1, "n_head": 4, "tie_word_embeddings": False},
+    ),
     "llama": ("LlamaForCausalLM", GROUPED),
     "llama-tied": ("LlamaForCausalLM", SIZES | {"tie_word_embeddings": True}),
     "llama-biases": ("LlamaForCausalLM", GROUPED | {"attention_bias": True}),
@@ -66,6 +70,7 @@ CASES = {
     "bert": ("BertModel", SIZES),
     "bert-classes": ("BertForSequenceClassification", ENCODER),
     "bert-masked": ("BertForMaskedLM", SIZES),
+    "bert-masked-relu": ("BertForMaskedLM", SIZES | {"hidden_act": "relu"}),
     "bert-tokens": ("BertForTokenClassification", ENCODER),
     "vit": ("ViTForImageClassification", VIT),
     "resnet-basic": (

@@ -156,7 +156,7 @@ def test_a_damaged_index_is_refused_in_one_line(shards):
     refused(shards, "says that 'head' is in 'model-0.safetensors', and it is not")
     index.write_text(json.dumps({"weight_map": files | {"head": "model-2.safetensors"}}))
     refused(shards, "names 'model-2.safetensors', and there is no such file")
-    for content in ("{", "[]", '{"weight_map": 3}', "{}"):
+    for content in ("{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', "{}"):
         index.write_text(content)
         refused(shards, r"index\.json is damaged \(\w+: .* should be JSON with a 'weight_map'")
 

@@ -95,6 +95,27 @@ def test_heads_have_the_encoder_s_paths():
         assert encoder <= {*flat(made()[model]["params"])}
 
 
+@pytest.mark.parametrize(
+    ("mlp", "function"),
+    [
+        ("relu", jax.nn.relu),
+        ("gelu", jax.nn.gelu),
+        ("swiglu", lambda x: jax.nn.gelu(x, approximate=False)),
+    ],
+)
+def test_the_head_of_masks_has_the_activation_of_the_blocks(mlp, function):
+    variables = made()[MaskedLM(SMALL)]
+    blocks = dataclasses.replace(SMALL.transformer, mlp=mlp)
+    model = MaskedLM(SMALL.clone(transformer=blocks))
+    x_BxPxD = 9 * np.random.default_rng(0).normal(size=(1, 2, 16)).astype(np.float32)
+    logits = model.apply(variables, x_BxPxD, method="logits")
+    h_BxPxD = function(x_BxPxD @ variables["params"]["transform"]["kernel"])  # no bias yet
+    h_BxPxD = h_BxPxD - h_BxPxD.mean(-1, keepdims=True)
+    h_BxPxD = h_BxPxD / np.sqrt(np.square(h_BxPxD).mean(-1, keepdims=True) + 1e-12)
+    expected = h_BxPxD @ variables["params"]["tokens"]["embedding"].T
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
 def test_types_are_told_apart():
     ones = texts()._replace(types_BxT=jnp.ones((4, 6), int))
     zeros = texts()._replace(types_BxT=jnp.zeros((4, 6), int))

@@ -79,6 +79,11 @@ def test_words_are_hidden_whole():
     assert (found.sum(1) <= limit).all() and found.sum() > 0.75 * limit.sum()
 
 
+def test_of_a_text_of_long_words_nothing_is_hidden():
+    words_1xT = np.repeat([[0, 1]], 8, axis=1)  # round(0.15 x 16) is 2
+    assert not hide(jax.random.key(0), words_1xT, 0.15).any()
+
+
 def test_words_of_two_texts_are_not_one():
     columns = batch(rows=1, t=10) | {"tokens_length": np.array([10])}
     apart = np.array([[-1, 0, 1, 2, -1, 0, 1, 2, 3, -1]])

@@ -14,7 +14,8 @@ from lsm.data import Arrays
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError
 from lsm.evaluate import F1
-from lsm.models import TextClassifier
+from lsm.models import Classifier as BertClassifier
+from lsm.models import TextClassifier, families
 from lsm.optim import Adam
 from lsm.tasks import Classification, TextClassification
 from lsm.train import init_state, make_step
@@ -126,6 +127,17 @@ def test_bad_columns_are_one_line(changes, line):
     with pytest.raises(DataError) as error:
         task.check(texts(4) | changes)
     assert str(error.value).startswith(line)
+
+
+def test_a_type_that_the_model_has_not_is_one_line():
+    def task(types):
+        sizes = {"vocabulary": 10, "context": 8, "layers": 1, "heads": 1, "width": 8}
+        return TextClassification(model=BertClassifier(families.bert_base(**sizes, types=types)))
+
+    batch = texts(4) | {"tokens_types": np.eye(4, 6, 1, np.int32)}
+    task(2).check(batch)
+    with pytest.raises(DataError, match=r"a type of 1 in column 'tokens_types', where .* has 1;"):
+        task(1).check(batch)
 
 
 def test_missing_columns_are_named():

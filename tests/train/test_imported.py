@@ -269,6 +269,17 @@ def test_classes_of_texts_keep_their_names(tmp_path):
     assert json.loads((tmp_path / "back/config.json").read_text()) == config
 
 
+def test_a_number_is_no_class(tmp_path):
+    sizes = {"vocabulary": 257, "layers": 1, "heads": 2, "width": 8, "context": 16}
+    model = Classifier(families.bert_base(**sizes), outputs=1)
+    texts = lsm.models.Sequences(np.zeros((1, 2), np.int32), np.ones(1, np.int32))
+    shapes = flat(jax.eval_shape(model.init, jax.random.key(0), texts))
+    zeros = {at: np.zeros(x.shape, "f4") for at, x in shapes.items()}
+    exported(model, shapes, zeros.get, tmp_path / "bert")
+    with pytest.raises(ConfigError, match="num_labels: 1 given; allowed: 2 or more"):
+        import_model(tmp_path / "bert", tmp_path / "run")
+
+
 _MEMORY = """
 import re, sys, threading, time
 def status(key):

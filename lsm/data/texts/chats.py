@@ -25,7 +25,7 @@ from lsm.errors import ConfigError, DataError
 from lsm.files import expanded
 
 _log = logging.getLogger("lsm.data")
-_VERSION = 1  # counts changes of how conversations are encoded, so that old entries are not used
+_VERSION = 2  # counts changes of how conversations are encoded, so that old entries are not used
 _SOME = 64  # conversations that are encoded at a time
 
 WEIGHT = "weight"
@@ -180,7 +180,8 @@ class Chats(_Conversations):
     ends its turn, and else 0. Longer conversations are cut off at the end; those without an answer
     are left out, and counted in a warning. For `lsm.tasks.LanguageModelling`.
 
-    Names of special tokens in a message are such tokens, as `transformers` has it.
+    Names of special tokens in a message are such tokens, as `transformers` has it. A template that
+    writes today's date is told 26 July 2024, whatever the day.
 
     Attributes:
       path: JSON lines: a file, a folder or a pattern, as of `lsm.data.Files`.

@@ -94,11 +94,13 @@ class TokenCodec(Codec):
 
     def encode(self, text: str) -> np.ndarray:
         """See `Codec.encode`."""
-        begins = self.encoder.ends[:1] if self.encoder.begin_end else ()
-        return np.array([*begins, *self._ids(self.encoder.tokens, text)], np.int32)
+        return np.array([*self.encoder.begins, *self._ids(self.encoder.tokens, text)], np.int32)
 
     def chat(self, messages: Sequence[Message]) -> np.ndarray:
-        """See `Codec.chat`; names of special tokens are those, which the template writes."""
+        """See `Codec.chat`; names of special tokens are those, which the template writes.
+
+        What begins a text is the template's too: nothing is put before it.
+        """
         if self._template is None:
             return super().chat(messages)
         check_messages(list(messages))

@@ -10,15 +10,17 @@ import jax
 import numpy as np
 
 from lsm.data.texts import learn
+from lsm.data.texts.ends import around, ends_of, put_ends
 from lsm.data.texts.tokenizer import plain
-from lsm.errors import ConfigError, DataError, listed
+from lsm.errors import ConfigError, DataError
 
 LENGTH, TYPES, WORDS, SEGMENTS = "_length", "_types", "_words", "_segments"
 """What stands beside a column NAME of tokens: NAME_length and the like."""
 
 CHARACTERS = 128
 """For each token that is kept, of which a text is looked at: a bound of memory."""
-_ENDS = ((learn.BOS, learn.EOS), ("<s>", "</s>"), ("<|endoftext|>", "<|endoftext|>"))
+_SPACE = "Ġ"
+"""The space of byte-level BPE, which is a part of the word behind it."""
 
 
 class Ragged(NamedTuple):
@@ -133,8 +135,16 @@ class Encoder:
     @functools.cached_property
     def ends(self) -> tuple[int, ...]:
         """The ids that begin and end a text, or none."""
-        found = (tuple(map(self.tokens.token_to_id, pair)) for pair in _ENDS)
-        return next((pair for pair in found if None not in pair), ())
+        return tuple(map(self.tokens.token_to_id, ends_of(self.tokens) or ()))
+
+    @functools.cached_property
+    def begins(self) -> tuple[int, ...]:
+        """The ids before a text: of a column in `begin_end`, where there is one."""
+        return tuple((self.around(self.begin_end[0]) if self.begin_end else around(self.tokens))[0])
+
+    def around(self, name: str) -> tuple[list[int], list[int]]:
+        """Returns the ids before a text in a column of tokens, and behind it."""
+        return around(self._tokenizers[name])
 
     @functools.cached_property
     def pad(self) -> int:
@@ -195,13 +205,16 @@ class Encoder:
         tokenizer = self._tokenizers[name]
         encode = tokenizer.encode_batch if self.words else tokenizer.encode_batch_fast
         in_words = len(self.columns[name]) == 1 and not any(isinstance(x, str) for x in texts)
+        texts = [self._bounded(text) for text in texts]
+        if in_words and self._spaced:  # as in the text that the words stand in
+            texts = [[" " * (n > 0) + word for n, word in enumerate(words)] for words in texts]
         try:
-            made = encode([self._bounded(text) for text in texts], is_pretokenized=in_words)
+            made = encode(texts, is_pretokenized=in_words)
         except Exception as error:  # the library raises bare Exceptions
             raise DataError(f"column {name!r}: a text cannot be encoded: {error}") from error
         rows = {name: [np.array(of.ids, np.int64) for of in made]}
         if len(self.columns[name]) == 2:
-            rows[name + TYPES] = [np.array(of.type_ids, np.int64) for of in made]
+            rows[name + TYPES] = [np.array(_types(of), np.int64) for of in made]
         if self.words:
             numbers = ([-1 if x is None else x for x in of.word_ids] for of in made)
             rows[name + WORDS] = [np.array(of, np.int64) for of in numbers]
@@ -222,11 +235,18 @@ class Encoder:
 
     def _bounded(self, text: Any) -> Any:
         most = CHARACTERS * self.length
-        if not isinstance(text, str):  # a pair, or words
-            return tuple(
-                map(self._bounded, text[:most] if self.truncate == "end" else text[-most:])
-            )
-        return text[:most] if self.truncate == "end" else text[-most:]
+        if self.truncate == "end":
+            cut = text[:most]
+        else:  # words are numbered from the first, so that all of them stay
+            cut = text[-most:] if isinstance(text, str) else text
+        return cut if isinstance(text, str) else tuple(map(self._bounded, cut))
+
+    @functools.cached_property
+    def _spaced(self) -> bool:
+        """Whether the space before a word is a part of it."""
+        cut = self.tokens.pre_tokenizer
+        # Tried, not read from the file: a sequence may have it somewhere.
+        return cut is not None and any(_SPACE in word for word, _ in cut.pre_tokenize_str("a a"))
 
     @functools.cached_property
     def _tokenizers(self) -> dict[str, Any]:
@@ -235,8 +255,8 @@ class Encoder:
 
     def _of(self, name: str) -> Any:
         made, pair = _made(self.tokenizer), len(self.columns[name]) == 2
-        if name in self.begin_end and not made.num_special_tokens_to_add(pair):
-            made.post_processor = _template(made)
+        if name in self.begin_end:
+            put_ends(made)
         special = made.num_special_tokens_to_add(pair)
         if self.length <= special:
             raise ConfigError(
@@ -254,19 +274,9 @@ def _made(text: str) -> Any:
     return plain(tokenizers.Tokenizer.from_str(text))
 
 
-def _template(tokenizer: Any) -> Any:
-    """What puts tokens around a text, or around each of two."""
-    from tokenizers import processors
-
-    for begin, end in _ENDS:
-        ids = tokenizer.token_to_id(begin), tokenizer.token_to_id(end)
-        if None not in ids:
-            return processors.TemplateProcessing(
-                single=[begin, "$A", end],
-                pair=[begin, "$A", end, "$B:1", f"{end}:1"],
-                special_tokens=list(dict(zip((begin, end), ids, strict=True)).items()),
-            )
-    raise ConfigError(
-        "Texts.begin_end: the vocabulary has no tokens that begin and end a text, which are "
-        f"{listed(f'{begin} and {end}' for begin, end in _ENDS)}."
-    )
+def _types(encoding: Any) -> list[int]:
+    """Returns 0 for tokens of the first text of a pair, and 1 for those of the second."""
+    if 1 in encoding.type_ids:
+        return encoding.type_ids
+    # RoBERTa's tokenizers have 0 for both.
+    return [int(number == 1) for number in encoding.sequence_ids]

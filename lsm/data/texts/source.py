@@ -24,7 +24,7 @@ from lsm.data.texts.words import by_token, labels_of, text_or_words
 from lsm.errors import ConfigError, DataError, listed, nearest
 
 _log = logging.getLogger("lsm.data")
-_VERSION = 1  # counts changes of how texts are encoded, so that old entries are not used
+_VERSION = 2  # counts changes of how texts are encoded, so that old entries are not used
 _SOME = 1024  # examples that are read at a time: fewer take longer
 _ENCODED = 64  # texts that are encoded at a time, which takes some hundred times their memory
 
@@ -50,8 +50,9 @@ class Texts(CountedSource):
       truncate: which side of a longer text is cut off, "end" or "start".
       buckets: shorter lengths, ascending. A batch is cut to the first of them that holds its
         longest text, which saves work and compiles the step once for each.
-      begin_end: columns of tokens in which [BOS] begins and [EOS] ends each text. BERT's [CLS] and
-        [SEP] are there without being asked for.
+      begin_end: columns of tokens in which [BOS] begins and [EOS] ends each text, or what the
+        vocabulary has for them. BERT's [CLS] and [SEP] are there without being asked for, and so is
+        the token that Llama's tokenizers begin a text with.
       words: whether NAME_words int32 (length,) numbers the words that tokens are of, in each text
         from 0; -1 for special tokens and padding.
       keep: columns of `source` of which the text itself is kept, as COLUMN_bytes uint8 (bytes of

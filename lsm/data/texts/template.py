@@ -23,6 +23,10 @@ Message = Mapping[str, Any]
 ASSISTANT = "assistant"
 """The role whose messages are answers."""
 
+DATE = datetime.datetime(2024, 7, 26)
+"""Today for a template of data, whose tokens must not depend on the day: the date that templates of
+Llama 3 have where they are told none."""
+
 _BEGIN, _END = "\0<generation>", "\0</generation>"
 _MARKS = re.compile("\0</?generation>")
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field
@@ -34,6 +38,7 @@ class ChatTemplate:
 
     It is rendered as `transformers` does: in Jinja's immutable sandbox, as it comes with a model
     from anywhere, with `raise_exception`, `strftime_now`, `tojson` and the tag `generation`.
+    `strftime_now` says the day it is in `render`, and `DATE` in `answers`.
 
     Attributes:
       source: in Jinja.
@@ -94,7 +99,8 @@ class ChatTemplate:
         Raises:
           DataError: the template refuses the conversation, or is none.
         """
-        return _MARKS.sub("", self._marked(messages, tools, add_generation_prompt))
+        now = datetime.datetime.now()
+        return _MARKS.sub("", self._marked(messages, tools, add_generation_prompt, now))
 
     def answers(
         self, messages: Sequence[Message], tools: Sequence[Any] | None = None
@@ -125,11 +131,18 @@ class ChatTemplate:
             found.append((len(before), len(through.rstrip())))
         return marked, found
 
-    def _marked(self, messages: Sequence[Message], tools: Any, prompt: bool) -> str:
+    def _marked(
+        self,
+        messages: Sequence[Message],
+        tools: Any,
+        prompt: bool,
+        now: datetime.datetime = DATE,
+    ) -> str:
         import jinja2
 
         given = [_plain(message) for message in messages]
-        options = {"tools": tools or None, "documents": None, **self.tokens}
+        options = {"tools": tools or None, "documents": None, "strftime_now": now.strftime}
+        options |= self.tokens
         try:
             return self._compiled.render(messages=given, add_generation_prompt=prompt, **options)
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
@@ -178,10 +191,7 @@ def _environment() -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
     )
     made.filters["tojson"] = tojson
-    made.globals |= {
-        "raise_exception": raise_exception,
-        "strftime_now": lambda form: datetime.datetime.now().strftime(form),
-    }
+    made.globals["raise_exception"] = raise_exception
     return made
 
 

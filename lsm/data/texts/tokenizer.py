@@ -168,7 +168,8 @@ def _load(files: list[pathlib.Path]) -> Any:
 def _bert(file: pathlib.Path) -> Any:
     from tokenizers import normalizers
 
-    tokens = file.read_text(encoding="utf-8").splitlines()
+    # Not `splitlines`: U+2028 and the like may be tokens.
+    tokens = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     words = [token for token in tokens if not re.fullmatch(r"\[.+\]", token)]
     # A vocabulary of small letters alone is of texts in small letters, without accents.
     lower = all(token == token.lower() for token in words)

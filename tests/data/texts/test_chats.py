@@ -1,5 +1,6 @@
 """Conversations by chat templates, against `transformers` token for token, and their columns."""
 
+import datetime
 import json
 import logging
 
@@ -75,6 +76,16 @@ def test_answers_are_what_the_assistant_writes_and_the_end_of_its_turn(name, end
         said = [m["content"] for m in chat if m["role"] == "assistant"]
         said = [text.strip() for text in said] if name == "llama" else said
         assert texts(codec, ids, answers) == [text + ends for text in said]
+
+
+def test_data_do_not_depend_on_the_day(tmp_path):
+    dated = "{{ strftime_now('%d %B %Y') }}\n" + CHATML
+    codec = ChatTokenizer(folder(tmp_path, dated))
+    ((ids, _),) = codec.encoded([Conversation(CHATS[0])])
+    assert codec._tokenizer.decode(ids).startswith("26 July 2024\n")
+    today = codec.template.render(CHATS[0]).partition("\n")[0]
+    written = datetime.datetime.strptime(today, "%d %B %Y")
+    assert abs(datetime.datetime.now() - written) < datetime.timedelta(days=2)
 
 
 def test_columns_weigh_the_answers_alone(model, tmp_path):

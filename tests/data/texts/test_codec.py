@@ -19,11 +19,12 @@ TEMPLATE = (
 CHAT = {"chat_template": TEMPLATE, "eos_token": "<|end|>"}
 
 
-def codec(**changes):
+def codec(post_processor=None, **changes):
     model = tokenizers.models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token="[UNK]")
     made = tokenizers.Tokenizer(model)
     made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     made.add_special_tokens(SPECIAL)
+    made.post_processor = post_processor
     fields = {"length": 8, "truncate": "end", "buckets": (8,), "begin_end": (), "words": False}
     columns = {"tokens": ("text",)}
     encoder = Encoder(made.to_str(), columns, **fields | changes)
@@ -37,6 +38,23 @@ def test_a_text_that_goes_on_has_no_end_and_is_not_cut():
     assert made.encode("hi you " * 6).tolist() == [6, *[1, 2] * 6]
     assert codec().encode("hi").tolist() == [1]
     assert made.ends == {7}
+
+
+def test_a_text_that_goes_on_begins_as_the_tokenizer_has_it():
+    bos = tokenizers.processors.TemplateProcessing(single="[BOS] $A", special_tokens=[("[BOS]", 6)])
+    both = tokenizers.processors.BertProcessing(("[EOS]", 7), ("[BOS]", 6))
+    for made in (codec(bos), codec(both), codec(bos, begin_end=("tokens",))):
+        row = made.encoder.read("tokens", ["hi you"])["tokens"][0].tolist()
+        assert made.encode("hi you").tolist() == row[:3] == [6, 1, 2]
+        assert made.encode("").tolist() == [6] and made.ends == {7}
+
+
+def test_what_begins_a_conversation_is_the_template_s():
+    bos = tokenizers.processors.TemplateProcessing(single="[BOS] $A", special_tokens=[("[BOS]", 6)])
+    begins = CHAT | {"chat_template": "[BOS] " + TEMPLATE}
+    messages = [{"role": "user", "content": "hi"}]
+    assert codec(bos, chat=begins).chat(messages).tolist() == [6, 4, 1, 5, 3]
+    assert codec(bos, chat=CHAT).chat(messages).tolist() == [4, 1, 5, 3]
 
 
 def test_special_tokens_are_words_in_a_text_and_tokens_in_a_conversation():

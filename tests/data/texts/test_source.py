@@ -297,6 +297,13 @@ def test_a_file_that_is_no_tokenizer_is_told(tmp_path, content):
         words(source=source(), vocabulary=Subwords(path=str(tmp_path))).open("train")
 
 
+def test_a_vocabulary_has_a_token_a_line(tmp_path):
+    content = "\n".join([*BERT, "\u2028", "last"]) + "\n"
+    (tmp_path / "vocab.txt").write_bytes(content.replace("\n", "\r\n").encode())
+    made = Subwords(path=str(tmp_path)).found(None)
+    assert made.token_to_id("last") == len(BERT) + 1 and made.get_vocab_size() == len(BERT) + 2
+
+
 def test_a_vocabulary_without_bert_s_tokens_is_told(tmp_path):
     (tmp_path / "vocab.txt").write_text("a\nb")
     with pytest.raises(DataError, match=r"no token \[UNK\]"):
