@@ -31,8 +31,8 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 
-from benchmarks import generate, memory, plans, results, serve, step_time_tables
 from benchmarks import compile as compiling
+from benchmarks import generate, memory, plans, results, serve, step_time_tables
 from benchmarks import input as inputs
 from launch.command import split
 from lsm import cli, command_line, optim
