@@ -28,11 +28,12 @@ def softmax_cross_entropy(
     if jnp.issubdtype(labels_B.dtype, jnp.floating) and jnp.shape(labels_B) == logits_BxK.shape:
         shares_BxK = optax.smooth_labels(labels_B.astype(jnp.float32), label_smoothing)
         return optax.softmax_cross_entropy(logits_BxK.astype(jnp.float32), shares_BxK)
-    if jnp.shape(labels_B) != logits_BxK.shape[:-1]:
+    whole = jnp.issubdtype(labels_B.dtype, jnp.integer)
+    if not whole or jnp.shape(labels_B) != logits_BxK.shape[:-1]:
         raise DataError(
-            f"labels {jnp.shape(labels_B)} for logits {logits_BxK.shape}: one integer label for "
-            "each row of logits, or a float share of each class, is needed; the last dimension of "
-            "logits are the classes."
+            f"labels {labels_B.dtype} {jnp.shape(labels_B)} for logits {logits_BxK.shape}: one "
+            "integer label for each row of logits, or a float share of each class, is needed; the "
+            "last dimension of logits are the classes."
         )
     logits_BxK = logits_BxK.astype(jnp.float32)
     log_normalizer_B = jax.nn.logsumexp(logits_BxK, axis=-1)

@@ -62,6 +62,12 @@ def test_a_label_that_is_no_class_has_a_loss_of_nan():
     assert weigh(loss_B, jnp.array([0, 1, 1, 0])).mean == pytest.approx(np.log(3))
 
 
+def test_labels_that_are_no_whole_numbers_are_refused():
+    """A label of 1.5 picks no class: the loss would be as if its logit were 0."""
+    with pytest.raises(DataError, match=r"labels float32 \(2,\) for logits \(2, 3\): one integer"):
+        losses.softmax_cross_entropy(jnp.ones((2, 3)), jnp.array([1.0, 1.5]))
+
+
 def test_sparse_cross_entropy_claimed_for_multi_label_problems_true_one_label_an_example():
     logits_BxK = jnp.array([[2.0, 1.0, -1.0], [0.0, 3.0, 1.0]])
     sparse_B = losses.softmax_cross_entropy(logits_BxK, jnp.array([0, 1]))
@@ -70,7 +76,7 @@ def test_sparse_cross_entropy_claimed_for_multi_label_problems_true_one_label_an
     np.testing.assert_allclose(sparse_B, dense_B, rtol=1e-6)
     # Several labels an example are as many yes-or-no questions, one logit each.
     labels_BxK = np.array([[1, 1, 0], [0, 1, 1]])
-    with pytest.raises(DataError, match=r"labels \(2, 3\) for logits \(2, 3\).*one integer"):
+    with pytest.raises(DataError, match=r"labels int64 \(2, 3\) for logits \(2, 3\).*one integer"):
         losses.softmax_cross_entropy(logits_BxK, labels_BxK)
     assert losses.binary_cross_entropy(logits_BxK, labels_BxK).shape == (2, 3)
 

@@ -12,6 +12,7 @@ import numpy as np
 from lsm.errors import ConfigError
 from lsm.generate.sampling import Draws, draw
 from lsm.mesh import BATCH_AXES, Mesh, batch_sharding, batch_ways, jit, make_mesh, replicated
+from lsm.models.experts import dropless
 from lsm.models.stack import unstacked
 
 _CHUNK = 512
@@ -56,7 +57,8 @@ class Decoder:
     be read twice.
 
     Attributes:
-      model: with the methods `cache`, `extend` and `logits` of `lsm.models.GPT`.
+      model: with the methods `cache`, `extend` and `logits` of `lsm.models.GPT`; experts drop no
+        token here, whatever their capacity.
       variables: its variables; "blocks" are a tuple.
       mesh: where they lie.
       held: their shardings.
@@ -64,7 +66,8 @@ class Decoder:
 
     def __init__(self, model: Any, variables: Any, mesh: jax.sharding.Mesh | None = None):
         """Takes a model's variables, as they lie on `mesh`; None is one device."""
-        self.model = model
+        # Else what an expert drops would go by how prompts are cut, and by who is beside them.
+        self.model = dropless(model)
         self.mesh = mesh or make_mesh(Mesh(), jax.devices()[:1])
         self.variables = _by_block(jax.tree.map(jnp.asarray, variables))
         self.held = jax.tree.map(lambda x: x.sharding, self.variables)

@@ -15,7 +15,6 @@ from lsm.generate.decoding import Decoder, State, drawn_from
 from lsm.generate.sampling import GREEDY, Draws
 from lsm.mesh import batch_sharding, batch_ways, jit, replicated
 from lsm.models.cache import Caches
-from lsm.models.experts import mixtures
 
 LIKELIEST = 20
 """How many of the likeliest tokens can be told beside the one that is drawn."""
@@ -92,7 +91,7 @@ class Slots:
         """Makes the cache; without `length`, for the model's context.
 
         Raises:
-          ConfigError: a number cannot be, or experts would drop tokens.
+          ConfigError: a number cannot be.
         """
         self.decoder, self.count, self.chunk = decoder, count, chunk
         self.length, self.parts = length or decoder.context, batch_ways(decoder.mesh)
@@ -114,12 +113,6 @@ class Slots:
             )
         if self.chunk < 1:
             raise ConfigError(f"Slots.chunk: {self.chunk} given; allowed: 1 or more.")
-        for experts in mixtures(self.decoder.model):
-            if experts.capacity is not None:
-                raise ConfigError(
-                    f"Slots: experts with capacity={experts.capacity} given, which drop tokens by "
-                    "how a prompt is cut; give a model with None (`lsm.models.experts.dropless`)."
-                )
 
     @functools.cached_property
     def spans(self) -> tuple[int, ...]:

@@ -197,6 +197,9 @@ class TopK(Part):
     def read(self, config: Config) -> Settings:
         """See `Part.read`."""
         count, k = (typed(config, key, int, d) for key, d in zip(self.keys, (8, 2), strict=True))
+        if k == 1 < count:
+            # It has the weight 1 there, and its probability here.
+            raise refused("num_experts_per_tok", 1, "2 or more")
         return {"experts": Experts(count=count, top_k=k)}
 
     def write(self, settings: Settings) -> dict[str, Any]:
@@ -204,6 +207,8 @@ class TopK(Part):
         experts = settings["experts"]
         if experts is None:
             raise unsaid("experts", None, "some")
+        if experts.top_k == 1 < experts.count:
+            raise unsaid("experts.top_k", 1, "2 or more")
         return dict(zip(self.keys, (experts.count, experts.top_k), strict=True))
 
 

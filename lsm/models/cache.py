@@ -84,9 +84,9 @@ class Cache:
             chosen = parents_BxN.reshape(b, n, *[1] * len(rest))
             return jnp.take_along_axis(x, chosen, axis=1).reshape(b * n, *rest)
 
-        return dataclasses.replace(
-            self, k_BxGxKxS=gathered(self.k_BxGxKxS), v_BxGxSxK=gathered(self.v_BxGxSxK)
-        )
+        length = gathered(self.length) if jnp.ndim(self.length) else self.length
+        k, v = gathered(self.k_BxGxKxS), gathered(self.v_BxGxSxK)
+        return dataclasses.replace(self, k_BxGxKxS=k, v_BxGxSxK=v, length=length)
 
     def masked(self, mask: Mask) -> Mask:
         """Returns `mask` without the room that is not filled: the future, where it is causal."""

@@ -26,7 +26,8 @@ class Experts:
 
     Attributes:
       count: number of experts.
-      top_k: experts that a token goes to, weighed by their renormalised probabilities.
+      top_k: experts that a token goes to, weighed by their renormalised probabilities; a single one
+        by its probability (Switch, equation 2), which is how the loss reaches the router then.
       capacity: None drops no token: they are sorted by expert (MegaBlocks, arXiv:2211.15841), or,
         on a mesh with other axes than "data" and "fsdp", and for a single row, every expert has
         room for all; docs/scale.md says what either costs. Else the places of an expert in a
@@ -168,13 +169,14 @@ def route(
       real_BxT: bool; False where there is padding. None has none.
 
     Returns:
-      weights (B, T, K) of a token's choices, which sum to 1; the choices (B, T, K), experts; the
-      balance loss (B,), 1 where the load is even.
+      weights (B, T, K) of a token's choices, which sum to 1 where there are several; the choices
+      (B, T, K), experts; the balance loss (B,), 1 where the load is even.
     """
     e = logits_BxTxE.shape[-1]
     probability_BxTxE = jax.nn.softmax(logits_BxTxE)
     weights_BxTxK, choice_BxTxK = _top_k(probability_BxTxE, experts.top_k)
-    weights_BxTxK /= weights_BxTxK.sum(-1, keepdims=True)
+    if experts.top_k > 1:
+        weights_BxTxK /= weights_BxTxK.sum(-1, keepdims=True)
     chosen_BxTxE = jax.nn.one_hot(choice_BxTxK, e).mean(2)
     # Switch, equations 4 to 6, with all K choices counted: counts have no gradient, so it is the
     # mean probability that moves.

@@ -10,14 +10,18 @@ from lsm.models.attention import ATTENTION
 
 Remat = Literal["none", "dots", "full", "offload"]
 """What is computed again in the backward pass (arXiv:1604.06174): "none" keeps everything; "dots"
-keeps the products with parameters and the attention kernel's results; "full" keeps each layer's
-input alone; "offload" keeps that in the host's memory."""
+keeps the products with parameters and the attention kernel's results, but not the products of
+experts, and with stages (`mesh.pipeline`) the kernel's alone; "full" keeps each layer's input
+alone; "offload" keeps that in the host's memory."""
 
 _INPUT = "layer_input"
 
 
-def rematerialised(layer: Callable, remat: Remat) -> Callable:
-    """Returns `layer(rows, ...)` with the policy laid over it; rows is a tree of arrays."""
+def rematerialised(layer: Callable, remat: Remat, looped: bool = True) -> Callable:
+    """Returns `layer(rows, ...)` with the policy laid over it; rows is a tree of arrays.
+
+    `looped` says whether layers are turns of a loop, or written out one after the other.
+    """
     if remat == "none":
         return layer
     policies = jax.checkpoint_policies
@@ -42,4 +46,4 @@ def rematerialised(layer: Callable, remat: Remat) -> Callable:
         return layer(jax.tree.map(lambda x: checkpoint_name(x, _INPUT), rows), *args)
 
     # In a loop, common subexpressions cannot undo the recomputation; preventing it costs fusions.
-    return jax.checkpoint(named, policy=policy, prevent_cse=False)
+    return jax.checkpoint(named, policy=policy, prevent_cse=not looped)

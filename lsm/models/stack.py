@@ -104,7 +104,7 @@ class Stack(nn.Module):
         layer, beside = _layer(config, train, maps, sown), (mask, memory_BxSxD, memory_mask)
         if cache is not None:
             return self._cached(layer, rows, cache, beside)
-        layer = rematerialised(layer, config.remat)
+        layer = rematerialised(layer, config.remat, looped=config.unroll < config.layers)
         layers = self._layers(train)
         rows, results = run_layers(layer, layers, rows, config.unroll, beside=beside)
         *results, x_LxBxTxD = results

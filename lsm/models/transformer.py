@@ -117,6 +117,9 @@ class Transformer:
         require_choice(self, "mlp", *ACTIVATIONS)
         if self.head_width is None and self.width % self.heads:
             raise ConfigError(f"heads: {self.heads} does not divide width {self.width}.")
+        size = self.head_width or self.width // self.heads
+        if self.theta is not None and size % 2:
+            raise ConfigError(f"theta: turns pairs of a head's {size} numbers; let them be even.")
         if self.heads % (self.kv_heads or self.heads):
             raise ConfigError(f"kv_heads: {self.kv_heads} does not divide heads {self.heads}.")
 

@@ -15,6 +15,8 @@ from lsm.checks import require
 from lsm.errors import ConfigError, DataError
 from lsm.metrics import Weighted, accuracy, weigh
 from lsm.models.attention import Mask
+from lsm.models.experts import mixtures
+from lsm.models.sequences import real_positions
 from lsm.tasks.base import Batch, ModelState, Params, Rngs, Task
 from lsm.tasks.columns import check_labels, column
 from lsm.tasks.keywords import takes
@@ -67,16 +69,30 @@ class LanguageModelling(Task):
     ) -> tuple[Any, ModelState]:
         """As `Task.forward`; the outputs are logits, or with chunks what makes logits in parts."""
         method = "features" if self.chunks > 1 else None
-        inputs_BxT, options = self.inputs(batch), {}
-        if self.tokens + SEGMENTS in batch:
-            segments_BxT = batch[self.tokens + SEGMENTS][:, :-1]
-            options["mask"] = Mask(causal=True, segments_BxT=segments_BxT)
+        inputs_BxT = self.inputs(batch)
+        mask = self._mask(batch, inputs_BxT.shape[1])
+        options = {} if mask is None else {"mask": mask}
         call = (params, model_state, inputs_BxT, rngs, train, method)
         outputs, changed = self.apply(*call, **options)
         if self.chunks > 1:
             # The head's variables go along: `metrics` has no parameters to make logits with.
             outputs = _Features(outputs, {"params": params, **model_state})
         return outputs, changed
+
+    def _mask(self, batch: Batch, t: int) -> Mask | None:
+        """Returns what T positions see, where that is not simply what comes before."""
+        segments_BxT, real_BxT = None, None
+        if self.tokens + SEGMENTS in batch:
+            segments_BxT = batch[self.tokens + SEGMENTS][:, :-1]
+        # Nobody sees the padding behind a text; but experts would be balanced, and filled, by it.
+        if mixtures(self.model):
+            if segments_BxT is not None:
+                real_BxT = segments_BxT > 0
+            elif self.tokens + LENGTH in batch:
+                real_BxT = real_positions(batch[self.tokens + LENGTH], t)
+        if segments_BxT is real_BxT is None:
+            return None
+        return Mask(causal=True, keys_BxS=real_BxT, segments_BxT=segments_BxT)
 
     def metrics(
         self, outputs: Any, batch: Batch, train: bool, step: jax.Array

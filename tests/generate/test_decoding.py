@@ -1,5 +1,6 @@
 """Tokens after prompts: as without a cache, beside others, on a mesh; nothing is copied."""
 
+import dataclasses
 import functools
 import re
 
@@ -146,3 +147,26 @@ def test_a_step_reads_parameters_that_are_apart():
     """Cut out of the stack at every token, each would be read twice."""
     held = decoder("llama").variables["params"]["blocks"]
     assert isinstance(held, tuple) and len(held) == SIZES["layers"]
+
+
+def test_experts_drop_no_token_of_a_text_whoever_is_beside_it():
+    """Of a padded prompt they would have other places than of it alone."""
+    model, variables = made("experts")
+    experts = Experts(count=4, top_k=2, capacity=0.5)
+    blocks = dataclasses.replace(model.transformer, experts=experts)
+    tight = Decoder(dataclasses.replace(model, transformer=blocks), variables)
+    expected, _ = written(decoder("experts"), PROMPTS, 4)
+    np.testing.assert_array_equal(written(tight, PROMPTS, 4)[0], expected)
+    for prompt, row in zip(PROMPTS, expected, strict=True):
+        np.testing.assert_array_equal(written(tight, [prompt], 4)[0][0], row)
+
+
+def test_a_cache_of_texts_of_different_lengths_branches():
+    model, variables = made("llama")
+    decode = functools.partial(model.apply, variables, method="decode")
+    prompts_2x4 = np.array([[1, 2, 3, 4], [5, 6, 0, 0]])
+    cache = decode(prompts_2x4, model.cache(2, 16))[1].filled(jnp.array([4, 2]))
+    expected, _ = decode(np.array([[7], [8]]), cache)
+    parents_2x3 = jnp.zeros((2, 3), int)
+    found, _ = decode(np.repeat([[7], [8]], 3, 0), cache.branched(parents_2x3))
+    np.testing.assert_allclose(found, np.repeat(expected, 3, 0), rtol=1e-5, atol=1e-5)

@@ -510,8 +510,3 @@ def test_slots_that_cannot_be_are_one_line():
     ]:
         with pytest.raises(ConfigError, match=line):
             Slots(decoder("llama"), **options)
-    # Whether a token finds a place would depend on how its prompt was cut.
-    blocks = Transformer(**SIZES, theta=1e4, experts=Experts(count=4, capacity=1.0))
-    dropping = Decoder(GPT(V, blocks), {})
-    with pytest.raises(ConfigError, match="capacity=1.0 given, which drop tokens .* None"):
-        Slots(dropping)

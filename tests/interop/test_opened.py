@@ -218,6 +218,9 @@ def test_what_an_export_would_alter_is_refused(arrays, tmp_path):
     model = families.mixtral(**GROUPED, experts=Experts(count=4, top_k=2, capacity=1.0))
     with pytest.raises(ConfigError, match=r"MixtralForCausalLM: model\.experts: .*capacity=1\.0"):
         exported(model, arrays, arrays.get, tmp_path / "a")
+    model = families.mixtral(**GROUPED, experts=Experts(count=4, top_k=1))
+    with pytest.raises(ConfigError, match=r"model\.experts\.top_k: 1 given; allowed: 2 or more"):
+        exported(model, arrays, arrays.get, tmp_path / "a")
     # Dropout, the balance of experts and rematerialisation are of training alone.
     tuned = Experts(count=4, top_k=2, balance=0.5)
     found = family_for(families.mixtral(**GROUPED, experts=tuned, dropout=0.1, remat="full"))

@@ -30,7 +30,9 @@ def reference(logits_TxE, top_k, places):
         for choice in range(top_k):
             expert = order_TxE[token, choice]
             if taken[expert] < places:
-                weight = p_TxE[token, expert] / p_TxE[token, order_TxE[token]].sum()
+                # Of a single choice it stays the probability (Switch, equation 2).
+                whole = p_TxE[token, order_TxE[token]].sum() if top_k > 1 else 1
+                weight = p_TxE[token, expert] / whole
                 given[token, choice] = (expert, taken[expert], weight)
             taken[expert] += 1
     share_E = np.bincount(order_TxE.reshape(-1), minlength=E) / order_TxE.size
@@ -62,8 +64,21 @@ def test_route_dispatch_and_combine_are_numpys(top_k, capacity):
         np.testing.assert_allclose(balance_B[row], balance, rtol=1e-5)
     np.testing.assert_array_equal(gathered_BxExPxD, held.astype(np.float32))
     np.testing.assert_allclose(combined_BxTxD, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+    if top_k > 1:
+        np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
     assert (dropped == 0) == (capacity is None)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_what_a_token_becomes_reaches_the_router(top_k):
+    """Not through the balance loss alone, which knows nothing of the task."""
+    logits_BxTxE, _ = logits_and_tokens()
+
+    def weighed(logits_BxTxE):
+        weights, choice, _ = route(logits_BxTxE, Experts(count=E, top_k=top_k, balance=0.0))
+        return (weights * choice**2).sum()
+
+    assert np.abs(jax.grad(weighed)(jnp.array(logits_BxTxE))).max() > 0.1
 
 
 def test_sorted_tokens_meet_the_experts_that_they_chose():

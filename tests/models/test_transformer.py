@@ -346,6 +346,7 @@ def test_a_cache_and_stages_do_not_go_together():
     ("fields", "message"),
     [
         ({"heads": 3, "width": 16}, "heads: 3 does not divide width 16"),
+        ({"heads": 4, "width": 20, "theta": 1e4}, "theta: turns pairs of a head's 5 numbers"),
         ({"kv_heads": 3}, "kv_heads: 3 does not divide heads 4"),
         ({"theta": 0.0}, "Transformer.theta: 0.0 given"),
         ({"mlp": "gelo"}, "Transformer.mlp: 'gelo' given; allowed: 'gelu'"),

@@ -56,6 +56,21 @@ def assert_close(found, expected):
     jax.tree.map(close, found, expected)
 
 
+@pytest.mark.parametrize("beside", ["length", "segments"])
+def test_padding_balances_no_experts(beside):
+    batch = text()
+    real = np.arange(T + 1) < 7
+    column = (
+        np.full(B, 7) if beside == "length" else np.broadcast_to(real.astype(np.int32), (B, T + 1))
+    )
+    found = []
+    for filler in (0, 3):
+        tokens = np.where(real, batch["tokens"], filler)
+        given = {"tokens": tokens, f"tokens_{beside}": column}
+        found.append(score(MODELS["experts"], 1, given)[0])
+    assert found[0] == found[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "weights"), [("tied", None), ("untied, capped", "rows"), ("experts", "tokens")]
