@@ -88,17 +88,19 @@ def fit(
         with clock("startup"):
             trainer = Trainer.of(experiment, data_dir)
             claim = claimed(workdir, trainer, origin, allow_config_change)
-            records = opened.enter_context(claim)
-            if result := finished(workdir):
+            records, changed = opened.enter_context(claim)
+            if not changed and (result := finished(workdir)):
                 _log.info("%s: done already; another --workdir begins a new run.", workdir)
                 return result
             throughput, config = Throughput.of(trainer), records[CONFIG]
             _check_and_compile(trainer, throughput, CompileTimes(config), clock)
             inputs = Inputs.of(trainer.train.dataset, experiment.data.evaluate)
-            write_records(workdir, records, inputs, origin)
-            _say_emulated(trainer, config)
             checkpoints = opened.enter_context(closing(_checkpoints(trainer, workdir)))
-            state, progress = _first_state(trainer, checkpoints, workdir, clock)
+            state, progress = _first_state(trainer, checkpoints, clock)
+            # Not before: a checkpoint of another model leaves all as it is.
+            write_records(workdir, records, inputs, origin)
+            progress = _counted(progress, workdir, int(state.step), clock)
+            _say_emulated(trainer, config)
             writers = _writers(trainer, config, workdir, int(state.step))
             opened.enter_context(closing(writers))
             loop = Loop(trainer, throughput, checkpoints, writers, tracer, progress, clock)
@@ -148,12 +150,9 @@ def _checkpoints(trainer: Trainer, workdir: pathlib.Path) -> Checkpoints:
 
 
 def _first_state(
-    trainer: Trainer, checkpoints: Checkpoints, workdir: pathlib.Path, clock: Clock
+    trainer: Trainer, checkpoints: Checkpoints, clock: Clock
 ) -> tuple[TrainState, Progress]:
-    """Returns what the loop begins with: the newest checkpoint, or a new state.
-
-    What a killed run did after its checkpoint is lost; its rows, soon written again, tell of it.
-    """
+    """Returns what the loop begins with: the newest checkpoint, or a new state."""
     # Process 0 says which: another may not see a checkpoint yet that has just been written.
     step = processes.share("the start", checkpoints.latest())
     if step is None:
@@ -169,15 +168,32 @@ def _first_state(
             read = teacher(program, trainer.experiment.task)
             beside = nested(read)[CONSTANTS][TEACHER] if read else None
             state = checkpoints.restore(program.abstract_state, step, beside)
-            progress = Progress.of(checkpoints.progress(step))
+            progress = _known(Progress.of(checkpoints.progress(step)), checkpoints)
         clock.add(progress.goodput)
         if processes.is_first():
             _log.info("goes on from step %d of %d", step, trainer.horizon.steps)
-    steps, seconds = undone(read_metrics(workdir), int(state.step))
+    evaluation, data = trainer.experiment.evaluation, trainer.experiment.data
+    stopping, split = evaluation.early_stopping, data.validation or data.test
+    judged = f"{evaluation.monitor} of {split}, {'higher' if evaluation.sign > 0 else 'lower'}"
+    progress = progress.asked((trainer.horizon.steps, stopping and stopping.patience), judged)
+    return state, progress
+
+
+def _counted(progress: Progress, workdir: pathlib.Path, step: int, clock: Clock) -> Progress:
+    """Counts what a killed run did after its checkpoint, of which its rows tell."""
+    steps, seconds = undone(read_metrics(workdir), step)
     clock.add(Goodput(lost=seconds))
-    stopping = trainer.experiment.evaluation.early_stopping
-    progress = progress.asked((trainer.horizon.steps, stopping and stopping.patience))
-    return state, dataclasses.replace(progress, replayed=progress.replayed + steps)
+    return dataclasses.replace(progress, replayed=progress.replayed + steps)
+
+
+def _known(progress: Progress, checkpoints: Checkpoints) -> Progress:
+    """Returns the progress, without its best step where somebody has removed that checkpoint."""
+    best = progress.best_step
+    if processes.share("the best step", best is None or best in checkpoints.steps()):
+        return progress
+    if processes.is_first():
+        _log.warning("checkpoint %d, the best so far, is not there: chosen anew.", best)
+    return progress.unchosen()
 
 
 def _writers(trainer: Trainer, config: dict[str, Any], workdir: pathlib.Path, step: int) -> Writers:

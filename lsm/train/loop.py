@@ -91,6 +91,8 @@ class Loop:
                     state, metrics = self.execution.run(state, next(prepared), len(steps))
                     window.add(metrics, len(steps))
                     leaving = interrupt.stops_after(step)
+                    if first:  # its time is not the others'
+                        jax.block_until_ready(metrics)
                 if first:
                     window.time_from_here()
                 if leaving or self._is_due(step):

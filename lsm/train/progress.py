@@ -14,16 +14,18 @@ class Progress:
     """Saved with every checkpoint, so that a resumed run stops where an uninterrupted one does.
 
     Attributes:
-      best: best value of the monitored validation metric so far.
+      judged: by which metric of which split, and whether a lower one is better.
+      best: best value of it so far.
       best_step: the step that it was reached at.
       stale: evaluations since then.
       stopped: the run ended early.
-      within: steps and patience that it was to stop within.
+      within: steps and patience that it was to stop within; without patience, None.
       goodput: what the time went into so far, over all pieces of the run.
       replayed: steps that kills undid and that were made again.
       skipped: updates that were not finite, and left out; see `train.skip_nonfinite`.
     """
 
+    judged: str | None = None
     best: float | None = None
     best_step: int | None = None
     stale: int = 0
@@ -39,15 +41,24 @@ class Progress:
         known = {f.name: saved[f.name] for f in dataclasses.fields(cls) if f.name in saved}
         return cls(**known | {"goodput": Goodput(**known.get("goodput", {}))})
 
-    def asked(self, within: tuple[int, int | None]) -> "Progress":
+    def asked(self, within: tuple[int, int | None], judged: str) -> "Progress":
         """Returns the progress of a run that is asked for so many steps, with so much patience.
 
-        One that has ended early goes on where it was asked for others then.
+        One that has ended early goes on where it was asked for less then. Where it was judged by
+        something else, what is best is chosen anew.
         """
-        before = self.within and tuple(self.within)  # JSON has no tuples
-        if self.stopped and before not in (None, within):
-            return dataclasses.replace(self, within=within, stopped=False, stale=0)
-        return dataclasses.replace(self, within=within)
+        now = dataclasses.replace(self, within=within, judged=judged)
+        if self.judged not in (None, judged):
+            return dataclasses.replace(now.unchosen(), stopped=False)
+        steps, patience = self.within or within
+        more = patience is not None and (within[1] is None or within[1] > patience)
+        if self.stopped and (more or within[0] > steps):
+            return dataclasses.replace(now, stopped=False, stale=0)
+        return now
+
+    def unchosen(self) -> "Progress":
+        """Returns the progress of a run none of whose steps was best so far."""
+        return dataclasses.replace(self, best=None, best_step=None, stale=0)
 
     def after(self, step: int, value: float, config: Evaluation) -> "Progress":
         """Returns the progress after an evaluation that measured `value` at `step`."""

@@ -28,18 +28,22 @@ TOKENIZER, CHAT = "tokenizer.json", "tokenizer_config.json"
 """What its model reads texts by: a file of the library `tokenizers`; and how conversations."""
 
 
+OF_A_RUN = ("metrics.jsonl", "wandb_run_id", "mlflow_run_id")
+"""What writers go on with where a run is started again."""
+
+
 @contextlib.contextmanager
 def claimed(
     workdir: pathlib.Path, trainer: Trainer, origin: Origin, allow_config_change: bool
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tuple[dict[str, Any], bool]]:
     """Holds the workdir for this run, whose config and data are compared with its own.
 
-    Yields what was compared, as JSON by the names of files. It is made once a start: every array in
+    Yields what was compared, as JSON by the names of files, and whether it is another than before:
+    then a result that is here is of a run that now goes on. It is made once a start: every array in
     a config is hashed for it, and to tell of data may mean to read it.
 
     The lock goes with the process, however that ends. Process 0 does it for all, and no other
-    touches anything before. A result that is here goes where a change is allowed: it is of a run
-    that now goes on.
+    touches anything before.
 
     Raises:
       ConfigError: a run of another config or data is saved here, and no change is allowed.
@@ -53,6 +57,7 @@ def claimed(
     with contextlib.ExitStack() as held:
         records = {CONFIG: schema.to_json(trainer.experiment), DATA: schema.to_json(trainer.data)}
         _check_same_everywhere(records)
+        changes = []
         if processes.is_first():
             taken = TrainingError(f"--workdir: another run is in progress in {workdir}.")
             held.enter_context(exclusive(workdir / ".lock", taken))
@@ -63,10 +68,8 @@ def claimed(
                     f"{_other_file(workdir, origin)}Use another --workdir, or "
                     "--allow_config_change to continue with the new one."
                 )
-            if changes:
-                (workdir / RESULT).unlink(missing_ok=True)
         _check_shared(workdir)
-        yield records
+        yield records, processes.share("whether the config has changed", bool(changes))
 
 
 def write_records(
@@ -79,6 +82,9 @@ def write_records(
     if not processes.is_first():
         return
     (workdir / RESULT).unlink(missing_ok=True)
+    if not _saved_steps(workdir) and _saved(workdir / CONFIG) not in (None, records[CONFIG]):
+        for name in OF_A_RUN:  # of another, of which nothing else is left
+            (workdir / name).unlink(missing_ok=True)
     for name, record in (records | {INPUTS: inputs.to_json()}).items():
         atomic_write(workdir / name, json.dumps(record, indent=2).encode())
     if inputs.encoder is not None:

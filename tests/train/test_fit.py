@@ -126,6 +126,31 @@ def test_early_stopping_restores_the_best(tmp_path):
     further = lsm.fit(longer, tmp_path, allow_config_change=True)
     assert rows(tmp_path, "train")[-1]["step"] > last
     assert further.stopped == "early stopping" and further.step == further.best_step
+    # Where the best is gone, the run still ends: with the last that there is.
+    shutil.rmtree(tmp_path / f"checkpoints/{further.best_step}")
+    (tmp_path / "result.json").unlink()
+    without = lsm.fit(longer, tmp_path)
+    assert without.step > further.step and without.best_step is None
+    assert (tmp_path / "result.json").exists()
+
+
+def test_a_run_of_another_config_begins_with_no_rows_of_the_one_before(tmp_path):
+    lsm.fit(experiment(), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "wandb_run_id").write_text("before")
+    result = lsm.fit(experiment(train=Train(steps=10, batch_size=64, log_every=10)), tmp_path)
+    assert result.goodput["replayed_steps"] == 0 and len(rows(tmp_path, "train")) == 1
+    assert not (tmp_path / "wandb_run_id").exists()
+
+
+def test_a_change_that_cannot_be_made_leaves_the_run_as_it_was(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
+    wider = experiment(task=Classification(model=MLP(widths=(48,))))
+    with pytest.raises(CheckpointError, match="is of another model"):
+        lsm.fit(wider, tmp_path / "run", allow_config_change=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")} == before
+    assert lsm.fit(experiment(), tmp_path / "run") == finished[1]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +160,8 @@ def test_early_stopping_restores_the_best(tmp_path):
         ((400, 2), (500, 2), True),
         ((400, 2), (400, 3), True),
         ((400, 2), (400, None), True),
+        ((400, 2), (400, 1), False),
+        ((400, 2), (300, 2), False),
         (None, (400, 2), False),  # of an earlier version, which did not say
     ],
 )
@@ -142,10 +169,17 @@ def test_what_an_early_stop_holds_for(before, now, goes_on):
     saved = json.loads(
         json.dumps(dataclasses.asdict(Progress(stale=2, stopped=True, within=before)))
     )
-    progress = Progress.of(saved).asked(now)
+    progress = Progress.of(saved).asked(now, "loss, lower")
     assert (progress.stopped, progress.stale) == ((False, 0) if goes_on else (True, 2))
-    running = Progress(stale=1, within=before).asked(now)
+    running = Progress(stale=1, within=before).asked(now, "loss, lower")
     assert (running.stopped, running.stale, running.within) == (False, 1, now)
+
+
+def test_what_is_best_by_one_figure_is_not_compared_with_another():
+    before = Progress(judged="loss, lower", best=2.3, best_step=5, stale=2, stopped=True)
+    now = before.asked((400, 2), "accuracy, higher")
+    assert (now.best, now.best_step, now.stale, now.stopped) == (None, None, 0, False)
+    assert before.asked((400, 2), "loss, lower").best_step == 5
 
 
 @pytest.mark.parametrize(
