@@ -222,6 +222,9 @@ class Cycle:
                     shutil.rmtree(left)
                 part = tempfile.mkdtemp(prefix=f".{self._version}.", dir=self._of.models)
                 shutil.copytree(self._artefact, part, dirs_exist_ok=True)  # with its mode
+                for file in filter(pathlib.Path.is_file, pathlib.Path(part).rglob("*")):
+                    with file.open("rb") as whole:
+                        os.fsync(whole.fileno())  # content before name: the power may be cut
                 os.rename(part, target)
         self._require(target, signature)
         return {"folder": str(target)}
