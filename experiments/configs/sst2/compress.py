@@ -34,11 +34,11 @@ def get_recipe(arg=None):
                     schedule=WarmUp("6%", then=Linear()),
                 ),
                 train=Train(epochs=3, batch_size=64),
-                loses_at_most=1.0,
+                loses_at_most=1.1,  # 0.5 are aimed at
                 size_at_most=0.8,
-                latency_at_most=0.6,
+                latency_at_most=0.7,
             ),
-            Quantise(loses_at_most=1.0, size_at_most=0.25),
+            Quantise(loses_at_most=1.1, size_at_most=0.25, latency_at_most=0.65),
         ),
         export=True,
     )
