@@ -52,7 +52,8 @@ def keep(name: str, folder: Path) -> None:
         saved = parsed_json((folder / STATE).read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / STATE} cannot be read: {error}.") from error
-    if found := schema.differences(saved["recipe"], schema.to_json(recipe)):
+    free = schema.free_fields(recipe)  # bounds, which are looked at again
+    if found := schema.differences(saved["recipe"], schema.to_json(recipe), free):
         raise DataError(f"{folder}: made by another recipe: {schema.told(found)}.")
     if len(saved["rows"]) != len(recipe.links) + 1:
         done = len(saved["rows"]) - 1
