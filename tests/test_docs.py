@@ -31,8 +31,8 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 
+from benchmarks import airbench, generate, memory, plans, results, serve, step_time_tables
 from benchmarks import compile as compiling
-from benchmarks import generate, memory, plans, results, serve, step_time_tables
 from benchmarks import input as inputs
 from launch.command import split
 from lsm import cli, command_line, optim
@@ -274,7 +274,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_tables_of_figures_are_made_of_the_records(page):
     text = page.read_text()
-    sources = (results, plans, step_time_tables, compiling, generate, serve, inputs)
+    sources = (results, plans, step_time_tables, compiling, generate, serve, airbench, inputs)
     for source in sources:
         assert text == source.filled(page)
 
