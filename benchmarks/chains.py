@@ -25,7 +25,7 @@ from benchmarks.step_time_tables import markdown
 from lsm import command_line
 from lsm.compress import Recipe, report
 from lsm.compress.chain import STATE
-from lsm.compress.rows import Row
+from lsm.compress.rows import Row, missed
 from lsm.config import flags as config_flags
 from lsm.config import schema
 from lsm.errors import ConfigError, DataError
@@ -45,19 +45,23 @@ def keep(name: str, folder: Path) -> None:
     """Makes the record of a chain.
 
     Raises:
-      DataError: it is not done, or was made by another recipe than that of NAME.
+      DataError: it is not done, was made by another recipe than that of NAME, or misses a bound.
     """
     recipe = recipe_of(name)
     try:
         saved = parsed_json((folder / STATE).read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / STATE} cannot be read: {error}.") from error
-    free = schema.free_fields(recipe)  # bounds, which are looked at again
+    free = schema.free_fields(recipe)  # bounds, which are looked at below
     if found := schema.differences(saved["recipe"], schema.to_json(recipe), free):
         raise DataError(f"{folder}: made by another recipe: {schema.told(found)}.")
     if len(saved["rows"]) != len(recipe.links) + 1:
         done = len(saved["rows"]) - 1
         raise DataError(f"{folder}: {done} of {len(recipe.links)} links are done.")
+    first, *rest = map(Row.from_json, saved["rows"])
+    for link, row in zip(recipe.links, rest, strict=True):
+        for line in missed(recipe, link, first, row):
+            raise DataError(f"{folder}: {row.name}: {line}.")
     # Where the runs were is of no use elsewhere.
     rows = [row | {"workdir": Path(row["workdir"]).name} for row in saved["rows"]]
     made = {key: saved[key] for key in ("hardware", "versions", "git_revision")} | {"rows": rows}

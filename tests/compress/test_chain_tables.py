@@ -15,13 +15,13 @@ SIZE = {"parameters": 10, "nonzero": 10, "bytes": 40, "compressed": 30}
 LATENCY = {str(rows): {"median": 1.0, "p95": 2.0} for rows in (1, 32)}
 
 
-def state(tmp_path, links, **changes):
+def state(tmp_path, links, small=2, **changes):
     rows = [
         {
             "name": f"{number} link",
             "workdir": f"/somewhere/{number}_link",
             "value": 0.9,
-            "size": SIZE,
+            "size": SIZE | ({"bytes": small} if number else {}),
             "latency": LATENCY,
             "ratios": {"1": 1.0, "32": 1.0},
             "seconds": None,
@@ -65,5 +65,7 @@ def test_a_chain_that_is_not_done_or_another_is_not_kept(tmp_path, capsys, monke
     other = schema.to_json(chains.recipe_of("cifar"))
     assert chains.main(["keep", "digits", state(tmp_path, 2, recipe=other)]) == 1
     assert "made by another recipe" in capsys.readouterr().err
+    assert chains.main(["keep", "digits", state(tmp_path, 2, small=40)]) == 1
+    assert "1 link: share of the bytes: 1.000, allowed: 0.3 at the most." in capsys.readouterr().err
     assert chains.main(["keep", "digits"]) == 1
     assert not (tmp_path / "records").exists()
