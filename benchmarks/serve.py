@@ -1,6 +1,6 @@
 """Servers under rising load: `launch.serve` beside FastAPI, LitServe and `transformers serve`.
 
-    python -m benchmarks.serve [--model=FOLDER] [--peer_python=PATH] [--seconds=8]
+    python -m benchmarks.serve [--model=FOLDER] [--peer_python=PATH] [--seconds=4]
     python -m benchmarks.serve write docs/serving.md
     python -m benchmarks.serve check docs/serving.md
 
@@ -11,9 +11,10 @@ twice the best of these rates, and what counts is how many are answered within a
 FOLDER is a language model of Hugging Face's: 1, 4 and 8 conversations at once are streamed to the
 package `openai`, each up to 32 of the likeliest tokens. Tokens a second, and seconds to the first.
 
-All servers and the client share the CPUs, one server at a time. The peers may live in another
-interpreter, best of the same Python; what is not there is left out, and said so. The record is
-`benchmarks/serve.json`.
+All servers and the client share the CPUs, one server at a time. Each is started and loaded three
+times, by turns; of each load, the turn with the rate between the others' counts. The peers may live
+in another interpreter, best of the same Python; what is not there is left out, and said so. The
+record is `benchmarks/serve.json`.
 """
 
 import asyncio
@@ -52,6 +53,7 @@ RECORD = Path(__file__).with_suffix(".json")
 CLIENTS = (1, 8, 32)
 TEXTS = (1, 4, 8)
 TOKENS = 32
+TURNS = 3
 PEERS = ("FastAPI", "LitServe", "torch", "transformers")
 PATIENCE = 120.0  # seconds until a server has to answer
 IN_TIME = 1.0  # seconds within which an answer to an overload is still a good one
@@ -107,15 +109,28 @@ def pictures(seconds: float, python: str) -> dict[str, Any]:
         for name in ("FastAPI", "LitServe"):
             script = Path(__file__).with_name(f"serve_{name.lower()}.py")
             servers[name] = ([python, str(script), "{}"], theirs)
-        found = {}
-        for name, (command, request) in servers.items():
+        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
+        for name, (command, request) in [*servers.items()] * TURNS:
             port = _free_port()
             try:
                 with running([word.format(port) for word in command], port, request):
-                    found[name] = asyncio.run(_loaded(port, request, seconds))
+                    turns[name].append(asyncio.run(_loaded(port, request, seconds)))
             except ProcessError as error:
                 _left_out(name, error)
-    return found
+    return _middle(turns)
+
+
+def _middle(turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Returns by server each load at the turn whose rate is in the middle."""
+    return {
+        name: {load: sorted((t[load] for t in of), key=_rate)[len(of) // 2] for load in of[0]}
+        for name, of in turns.items()
+        if of
+    }
+
+
+def _rate(figures: dict[str, float]) -> float:
+    return figures.get("goodput", figures["rate"])
 
 
 def _artefact(folder: str) -> str:
@@ -156,7 +171,7 @@ def texts(folder: Path, python: str) -> dict[str, Any]:
     """
     from tokenizers import Tokenizer
 
-    tokenizer, found, begun = Tokenizer.from_file(str(folder / "tokenizer.json")), {}, {}
+    tokenizer, begun = Tokenizer.from_file(str(folder / "tokenizer.json")), {}
     with tempfile.TemporaryDirectory() as made:
         import_model(folder, made)
         ours = [sys.executable, "-m", "launch.serve", f"model={made}", "--no_auth"]
@@ -170,21 +185,24 @@ def texts(folder: Path, python: str) -> dict[str, Any]:
                 str(folder),
             ),
         }
-        for name, (command, model) in servers.items():
+        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
+        for name, (command, model) in [*servers.items()] * TURNS:
             port = _free_port()
             hello = {"model": model, "messages": _asked("rain"), "max_tokens": 2}
             request = post("/v1/chat/completions", json.dumps(hello).encode())
             try:
                 with running([word.format(port) for word in command], port, request):
-                    found[name] = {}
+                    asyncio.run(_streamed(port, model, 1, tokenizer))  # the client's first, as well
+                    of = {}
                     for count in TEXTS:
-                        of, begun[name] = asyncio.run(_streamed(port, model, count, tokenizer))
-                        found[name][str(count)] = of
+                        streamed = _streamed(port, model, count, tokenizer)
+                        of[str(count)], begun[name] = asyncio.run(streamed)
+                    turns[name].append(of)
             except ProcessError as error:
                 _left_out(name, error)
     if len({text[:40] for text in begun.values()}) > 1:
         raise DataError(f"serve: the servers write different texts: {begun}.")
-    return found
+    return _middle(turns)
 
 
 def _asked(subject: str) -> list[dict[str, str]]:
@@ -267,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = flags.FlagValues()
     flags.DEFINE_string("model", None, "folder of a language model", given)
     flags.DEFINE_string("peer_python", sys.executable, "interpreter with the peers", given)
-    flags.DEFINE_float("seconds", 8.0, "of each load", flag_values=given)
+    flags.DEFINE_float("seconds", 4.0, "of each load", flag_values=given)
     return command_line.run(_act, given, argv, doc=__doc__, words=True)
 
 

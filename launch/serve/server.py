@@ -10,9 +10,10 @@ import threading
 import time
 from collections.abc import Iterator
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from launch.serve.gate import Gate
 from launch.serve.logs import log
@@ -122,23 +123,23 @@ def configured(
         server_header=False,
         proxy_headers=False,  # else who asks could say who asks
         timeout_keep_alive=seconds,
-        h11_max_incomplete_event_size=_HEAD_BYTES,
         timeout_graceful_shutdown=max(1, round(grace)),
         **more,
     )
     return Server(config, gate, grace)
 
 
-class _Patient(H11Protocol):
+class _Patient(HttpToolsProtocol):
     """Closes connections whose client sends its head, or takes its answer, too slowly.
 
-    uvicorn waits for ever in both cases. And refuses what comes on top of `most` requests under way
-    without parsing it: to refuse at twice the capacity must cost next to nothing, or else it takes
-    the time of those that are answered.
+    uvicorn waits for ever in both cases, and for heads without an end. And refuses what comes on
+    top of `most` requests under way without parsing it: to refuse at twice the capacity must cost
+    next to nothing, or else it takes the time of those that are answered.
     """
 
     patience, most_connections, most = 15.0, 1024, 256
     _head = _writing = None
+    _pending = 0  # bytes of a request since its last part was whole; 0 between requests
 
     def connection_made(self, transport):
         super().connection_made(_HeadWithBody(transport, self.loop))
@@ -158,12 +159,68 @@ class _Patient(H11Protocol):
             self.transport.write(_BUSY)
             self.shed()
             return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._pending += len(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+        if self._pending > _HEAD_BYTES:
+            self.send_400_response("The head of the request is too long.")
         self._await_head()
+
+    def _feed(self, data: bytes) -> None:
+        """Reads on; who would rather speak another protocol (as Java does) is answered in this one.
+
+        After such a head, httptools reads no body: it is read again without that wish.
+        """
+        while data:
+            parser = self.parser
+            try:
+                parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                version = parser.get_http_version().encode()
+                lines = [b"%s %s HTTP/%s" % (parser.get_method(), self.url, version)]
+                lines += [b"%s: %s" % line for line in self.headers if line[0] != b"upgrade"]
+                data = b"\r\n".join([*lines, b"", data[upgrade.args[0] :]])
+                self.parser = httptools.HttpRequestParser(self)
+
+    def on_message_begin(self):
+        self._pending = self._pending or 1
+        super().on_message_begin()
+
+    def on_headers_complete(self):
+        self._pending = 1
+        if not self._is_read_again():
+            super().on_headers_complete()
+
+    def on_chunk_header(self):
+        self._pending = 1
+
+    def on_body(self, body):
+        self._pending = 1
+        super().on_body(body)
+
+    def on_message_complete(self):
+        self._pending = 0
+        if not self._is_read_again():
+            super().on_message_complete()
+
+    def _is_read_again(self) -> bool:
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def send_400_response(self, msg):
+        """Refuses what is no request; not in the middle of the answer to one before."""
+        cycle = self.cycle
+        if cycle and (self.pipeline or cycle.response_started) and not cycle.response_complete:
+            self.transport.abort()
+        else:
+            super().send_400_response(msg)
 
     def _is_idle(self) -> bool:
         answered = self.cycle is None or self.cycle.response_complete
-        return answered and not self.conn.trailing_data[0]
+        return answered and not self._pending
 
     def _await_head(self) -> None:
         idle = self.cycle is None or self.cycle.response_complete

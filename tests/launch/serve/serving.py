@@ -1,7 +1,6 @@
 # ruff: noqa: E402
 """A server in a thread, on a port of its own, with models that need no compiler."""
 
-import asyncio
 import contextlib
 import dataclasses
 import http.client
@@ -13,8 +12,10 @@ import time
 import numpy as np
 import pytest
 
-for needed in ("starlette", "uvicorn", "prometheus_client", "orjson"):
+for needed in ("starlette", "uvicorn", "uvloop", "httptools", "prometheus_client", "orjson"):
     pytest.importorskip(needed, reason="the extra `serve` is not installed")
+
+import uvloop
 
 from launch.serve import app, keys, logs, server, traces
 from launch.serve.batching import Policy
@@ -146,7 +147,7 @@ def serving(
     )
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    loop = asyncio.new_event_loop()
+    loop = uvloop.new_event_loop()
     thread = threading.Thread(
         target=loop.run_until_complete, args=[running.serve(sockets=[listener])], daemon=True
     )

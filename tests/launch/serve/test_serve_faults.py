@@ -78,6 +78,83 @@ def test_a_head_that_does_not_come_is_not_waited_for(served, sent):
     assert time.monotonic() - start < 3
 
 
+CHUNKED = head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"GET /v2 HTTP/1.1\r\nHost: x\r\n",
+        CHUNKED + b"1;",  # an extension of a chunk
+        CHUNKED + b"0\r\n",  # trailers
+    ],
+    ids=["head", "extension", "trailers"],
+)
+def test_heads_without_an_end_are_cut_off(tmp_path, begun):
+    with (
+        serving(tmp_path) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=5) as client,
+    ):
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            client.sendall(begun)
+            for number in range(10_000):
+                line = b"x" * 1000
+                client.sendall(line if begun.endswith(b";") else b"X%d: %s\r\n" % (number, line))
+                sent += 1000
+        assert sent < 10e6  # what the system's buffers took
+        until(lambda: server.gate.in_flight == 0)
+        assert server.infer([[1, 2, 3]])[0] == 200
+
+
+def test_requests_that_come_together_are_answered_in_turn(served):
+    one = b"GET /v2/health/%s HTTP/1.1\r\nHost: x\r\n%s\r\n"
+    last = one % (b"live", b"Connection: close\r\n")
+    answer = raw(served, one % (b"ready", b"") + one % (b"live", b"") + last)
+    bodies = [part.partition(b"\r\n\r\n")[2] for part in answer.split(b"HTTP/1.1 200 OK")[1:]]
+    assert bodies == [b'{"live":true,"ready":true}', b'{"live":true}', b'{"live":true}']
+
+
+BODY = json.dumps(
+    {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
+).encode()
+
+
+@pytest.mark.parametrize("size", [1, 100, 10_000])
+def test_who_would_speak_another_protocol_is_answered_in_this_one(tmp_path, size):
+    chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+    wish = (
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n\r\n"
+    )
+    sent = b"".join(
+        with_body.replace(b"Connection: close\r\n", b"")[:-2] + wish + body
+        for with_body, body in ((head(len(BODY)), BODY), (CHUNKED, chunked))
+    )
+    with (
+        serving(tmp_path) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=5) as client,
+    ):
+        for start in range(0, len(sent), size):
+            client.sendall(sent[start : start + size])
+        answer = b""
+        while answer.count(b"outputs") < 2:
+            piece = client.recv(65536)
+            assert piece
+            answer += piece
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+
+
+def test_a_tunnel_is_not_dug(served):
+    assert raw(served, b"CONNECT other:80 HTTP/1.1\r\nHost: x\r\n\r\n")[9:12] in (b"400", b"401")
+
+
+def test_rubbish_behind_a_request_never_comes_into_its_answer(tmp_path):
+    with serving(tmp_path) as server:
+        answer = raw(server, head(len(BODY)) + BODY + b"rubbish\r\n\r\n")
+        assert answer.count(b"HTTP/1.1") <= 1
+        until(lambda: server.gate.in_flight == 0)
+
+
 def test_a_second_head_on_a_connection_is_not_waited_for_either(served):
     request = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
     with socket.create_connection(("127.0.0.1", served.port), timeout=3) as client:

@@ -20,7 +20,7 @@ from launch.serve.logs import Audit
 from launch.serve.metrics import Metrics
 from launch.serve.refusal import Refused
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "ODD")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE")
 HEALTH = ("/v2/health/live", "/v2/health/ready")
 
 

@@ -60,7 +60,7 @@ def test_refused_requests_have_spans_and_paths_are_not_their_names(tmp_path, kep
         assert server.request("GET", "/v2/health/live", key=None)[0] == 200  # a probe: no span
         assert server.request("GET", "/any/path?of=theirs", key=None)[0] == 401
         assert server.infer([[1, 2, 3]], model="nobody")[0] == 404
-        assert server.request("BREW", "/v2")[0] == 405
+        assert server.request("PURGE", "/v2")[0] == 405
         first, second, third = the_spans(exporter, 3)
     assert (first.name, first.attributes["lsm.kind"]) == ("GET none", "unauthorised")
     assert (second.name, second.attributes["lsm.kind"]) == (
