@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +115,11 @@ def pictures(seconds: float, python: str) -> dict[str, Any]:
         for name, (command, request) in [*servers.items()] * TURNS:
             port = _free_port()
             try:
-                with running([word.format(port) for word in command], port, request):
-                    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                        turns[name].append(runner.run(_loaded(port, request, seconds)))
+                with (
+                    running([word.format(port) for word in command], port, request),
+                    asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+                ):
+                    turns[name].append(runner.run(_loaded(port, request, seconds)))
             except ProcessError as error:
                 _left_out(name, error)
     return _middle(turns)
@@ -151,19 +153,22 @@ async def _loaded(port: int, request: bytes, seconds: float) -> dict[str, Any]:
     await in_turn(port, request, 8, 2.0)  # warms up
     found = {}
     for clients in CLIENTS:
-        load = await in_turn(port, request, clients, seconds)
-        found[str(clients)] = _figures(load)
+        found[str(clients)], _ = await _figures(in_turn(port, request, clients, seconds))
     peak = max(of["rate"] for of in found.values())
-    load = await at_rate(port, request, 2 * peak, seconds)
-    found["twice"] = _figures(load) | {"goodput": load.rate(IN_TIME), "peak": peak}
+    of, load = await _figures(at_rate(port, request, 2 * peak, seconds))
+    found["twice"] = of | {"goodput": load.rate(IN_TIME), "peak": peak}
     return found
 
 
-def _figures(load: Load) -> dict[str, Any]:
+async def _figures(loading: Coroutine[Any, Any, Load]) -> tuple[dict[str, Any], Load]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    load = await loading
+    client = (time.process_time() - cpu) / (time.perf_counter() - wall)
     refused, sent = load.count(429, 503), len(load.answers)
     failed = sent - load.count(200) - refused
     times = {f"p{q}": load.percentile(q) for q in (50, 95, 99)}
-    return {"rate": load.rate(), "sent": sent, "refused": refused, "failed": failed, **times}
+    counts = {"sent": sent, "refused": refused, "failed": failed}
+    return {"rate": load.rate(), "client": client, **counts, **times}, load
 
 
 def texts(folder: Path, python: str) -> dict[str, Any]:
@@ -253,9 +258,11 @@ def tables(record: dict[str, Any]) -> str:
     """Returns a record as Markdown."""
     parts = [f"{origin(record)}.\n"]
     head = [f"{n} clients: requests/s; p50, p95, p99 in ms" for n in CLIENTS]
-    rows = [["", *head, "lsm's rate / it", "in time at twice its best rate"]]
+    rows = [["", *head, "lsm's rate / it", "in time at twice its best rate; CPUs the client took"]]
     for name, of in record["pictures"].items():
-        share = f"{of['twice']['goodput'] / of['twice']['peak']:.0%} of that".replace("%", " %")
+        twice = of["twice"]
+        share = f"{twice['goodput'] / twice['peak']:.0%} of that".replace("%", " %")
+        share += f"; {twice['client']:.2f} ({max(of[str(n)]['client'] for n in CLIENTS):.2f})"
         cells = [_cell(of[str(n)]) for n in CLIENTS]
         rows.append([name, *cells, _ratios(record["pictures"]["lsm"], of, CLIENTS), share])
     parts.append(markdown(rows))

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import re
 import time
 from collections.abc import Sequence
@@ -39,11 +40,15 @@ class Load:
         return sum(s in statuses for s, _ in self.answers)
 
 
-class Connection:
-    """One connection that is kept alive, and opened again where the server has closed it."""
+class Connection(asyncio.Protocol):
+    """One connection that is kept alive, and opened again where the server has closed it.
+
+    A protocol without streams and tasks: what the client takes of the CPUs, the server lacks.
+    """
 
     def __init__(self, port: int):
-        self._port, self._streams = port, None
+        self._port, self._transport = port, None
+        self._came, self._answer = b"", None
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """Returns status and body.
@@ -51,25 +56,51 @@ class Connection:
         Raises:
           OSError, EOFError: the server ended it without an answer.
         """
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
+        if not self.open:
+            loop = asyncio.get_running_loop()
+            await loop.create_connection(lambda: self, "127.0.0.1", self._port)
         try:
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            body = await reader.readexactly(int(_LENGTH.search(head)[1]))
+            return await self.send(request)
         except BaseException:
             self.close()
             raise
-        if b"\r\nconnection: close" in head.lower():
-            self.close()
-        return int(head[9:12]), body
+
+    def send(self, request: bytes) -> asyncio.Future:
+        """Returns a future of the same, on a connection that is open and asks for nothing else."""
+        self._came, self._answer = b"", asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return self._answer
+
+    @property
+    def open(self) -> bool:
+        """Whether it can be sent on."""
+        return self._transport is not None and not self._transport.is_closing()
 
     def close(self) -> None:
         """Closes it; the next request opens another."""
-        if self._streams is not None:
-            self._streams[1].close()
-        self._streams = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport):
+        """Keeps the transport."""
+        self._transport = transport
+
+    def data_received(self, data):
+        """Gives the answer out once it is whole."""
+        self._came += data
+        end = self._came.find(b"\r\n\r\n") + 4
+        head, body = self._came[:end], self._came[end:]
+        if end < 4 or len(body) < int(_LENGTH.search(head)[1]):
+            return
+        if b"\r\nconnection: close" in head.lower():
+            self.close()
+        if not self._answer.done():
+            self._answer.set_result((int(head[9:12]), body))
+
+    def connection_lost(self, exc):
+        """Gives out that no answer comes any more."""
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(exc or EOFError("the server has closed the connection"))
 
 
 def post(path: str, body: bytes) -> bytes:
@@ -108,25 +139,37 @@ async def at_rate(port: int, request: bytes, rate: float, seconds: float) -> Loa
     An answer's time counts from when its request was due, so that a client that is held up does
     not flatter the server.
     """
-    gaps = np.random.default_rng(0).exponential(1 / rate, int(rate * seconds))
+    lead, count = int(rate * _BEGINNING), int(rate * seconds)
+    dues = np.cumsum(np.random.default_rng(0).exponential(1 / rate, lead + count))
     free: list[Connection] = []
-    tasks, start = [], time.perf_counter()
+    under_way: set[asyncio.Future] = set()
+    answers: list[tuple[int, float]] = []
 
-    async def one(due: float) -> tuple[int, float]:
-        connection = free.pop() if free else Connection(port)
-        answer = await _timed(connection, request, due)
+    def ended(due: float, connection: Connection, answer: asyncio.Future) -> None:
+        failed = answer.cancelled() or answer.exception() is not None
+        if due >= start:
+            answers.append((0 if failed else answer.result()[0], time.perf_counter() - due))
+        under_way.discard(answer)
         free.append(connection)
-        return answer
 
-    for due in start + np.cumsum(gaps):
+    dues += time.perf_counter()
+    start = dues[lead]
+    for due in dues:
         if (early := due - time.perf_counter()) > 0:
             await asyncio.sleep(early)
-        tasks.append(asyncio.create_task(one(due)))
+        connection = free.pop() if free else Connection(port)
+        if connection.open:
+            answer = connection.send(request)
+        else:
+            answer = asyncio.ensure_future(connection.ask(request))
+        under_way.add(answer)
+        answer.add_done_callback(functools.partial(ended, due, connection))
     took = time.perf_counter() - start
-    done, late = await asyncio.wait(tasks, timeout=_GRACE)
-    for task in late:
-        task.cancel()
-    answers = [task.result() for task in done] + await asyncio.gather(*late)
+    if under_way:
+        _, late = await asyncio.wait(set(under_way), timeout=_GRACE)
+        for answer in late:
+            answer.cancel()
+        await asyncio.sleep(0)
     for connection in free:
         connection.close()
     return Load(took, answers)
