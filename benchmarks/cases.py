@@ -182,7 +182,7 @@ CASES = {
         seeds=1,
     ),
     "sst2_minilm_lora": Case(
-        "MiniLM-L6, low-rank adapters on its blocks, 3 epochs",
+        "MiniLM-L6, low-rank adapters on its blocks, 5 epochs",
         "sst2/minilm_lora.py",
         metric="validation/accuracy",
         claimed="that of all parameters",
