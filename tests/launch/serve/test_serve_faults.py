@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 import gc
+import http.client
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -357,8 +360,9 @@ def test_slips_on_the_command_line(words, told, capsys, tmp_path, monkeypatch):
     assert error.startswith("error: ") and told in error
 
 
-@pytest.mark.slow
-def test_a_real_process_drains_and_ends_with_status_0(tmp_path):
+@contextlib.contextmanager
+def real_process(tmp_path, *words):
+    """Gives a server's process and its port, once it listens."""
     script = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "tests/launch/serve")!r})
@@ -370,20 +374,50 @@ sys.exit(command.main(sys.argv[1:]))
 """
     (tmp_path / "1").mkdir()
     (tmp_path / "1/signature.json").touch()
-    words = [f"double={tmp_path}", "--no_auth", "--port=0"]
+    words = [f"double={tmp_path}", "--no_auth", "--port=0", *words]
     process = subprocess.Popen(
         [sys.executable, "-c", script, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     try:
         line = next(line for line in process.stderr if "listening at" in line)
-        port = int(json.loads(line)["message"].rpartition(":")[2])
+        yield process, int(json.loads(line)["message"].rpartition(":")[2])
+    finally:
+        process.kill()
+
+
+@pytest.mark.slow
+def test_a_real_process_drains_and_ends_with_status_0(tmp_path):
+    with real_process(tmp_path) as (process, port):
         client = socket.create_connection(("127.0.0.1", port))
         client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.1 200")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-    finally:
-        process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl, which makes certificates")
+def test_requests_come_over_tls(tmp_path):
+    key, certificate = (str(tmp_path / name) for name in ("key.pem", "cert.pem"))
+    words = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost".split()
+    words += ["-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate]
+    subprocess.run(words, check=True, capture_output=True)
+    trusted = ssl.create_default_context(cafile=certificate)
+    words = (f"--tls_cert={certificate}", f"--tls_key={key}")
+    with real_process(tmp_path, *words) as (process, port):
+        client = http.client.HTTPSConnection("localhost", port, timeout=10, context=trusted)
+
+        def ready():
+            client.request("GET", "/v2/health/ready")  # all of them on one connection
+            return json.loads(client.getresponse().read())["ready"]
+
+        until(ready)
+        client.request("POST", "/v2/models/double/infer", BODY)
+        answer = json.loads(client.getresponse().read())
+        assert answer["outputs"][0]["data"] == [2, 4, 6]
+        assert b"200" not in raw(types.SimpleNamespace(port=port), b"GET / HTTP/1.1\r\n\r\n")[:20]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
 
 
 @pytest.mark.slow
