@@ -22,6 +22,7 @@ PARENT = "LSM_SERVE_PARENT"
 """Environment variable with the id of the process that restarts this one."""
 
 _HEAD_BYTES = 64 * 1024
+_LEAVE = 1.0  # seconds
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*\r\n", re.IGNORECASE)
 
 
@@ -217,6 +218,12 @@ class _Patient(HttpToolsProtocol):
             self.transport.abort()
         else:
             super().send_400_response(msg)
+
+    def shutdown(self):
+        """Ends what is idle. TLS would wait half a minute for a client to take its leave."""
+        super().shutdown()
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(_LEAVE, self.transport.abort)
 
     def _is_idle(self) -> bool:
         answered = self.cycle is None or self.cycle.response_complete

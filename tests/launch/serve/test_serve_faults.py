@@ -399,7 +399,7 @@ def test_a_real_process_drains_and_ends_with_status_0(tmp_path):
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl, which makes certificates")
 def test_requests_come_over_tls(tmp_path):
     key, certificate = (str(tmp_path / name) for name in ("key.pem", "cert.pem"))
-    words = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost".split()
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
     words += ["-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate]
     subprocess.run(words, check=True, capture_output=True)
     trusted = ssl.create_default_context(cafile=certificate)
