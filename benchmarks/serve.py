@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def pictures(seconds: float, python: str) -> dict[str, Any]:
 def _middle(turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Returns by server each load at the turn whose rate is in the middle."""
     return {
-        name: {load: sorted((t[load] for t in of), key=_rate)[len(of) // 2] for load in of[0]}
+        name: {load: sorted((t[load] for t in of), key=_rate)[(len(of) - 1) // 2] for load in of[0]}
         for name, of in turns.items()
         if of
     }
@@ -153,22 +153,19 @@ async def _loaded(port: int, request: bytes, seconds: float) -> dict[str, Any]:
     await in_turn(port, request, 8, 2.0)  # warms up
     found = {}
     for clients in CLIENTS:
-        found[str(clients)], _ = await _figures(in_turn(port, request, clients, seconds))
+        found[str(clients)] = _figures(await in_turn(port, request, clients, seconds))
     peak = max(of["rate"] for of in found.values())
-    of, load = await _figures(at_rate(port, request, 2 * peak, seconds))
-    found["twice"] = of | {"goodput": load.rate(IN_TIME), "peak": peak}
+    load = await at_rate(port, request, 2 * peak, seconds)
+    found["twice"] = _figures(load) | {"goodput": load.rate(IN_TIME), "peak": peak}
     return found
 
 
-async def _figures(loading: Coroutine[Any, Any, Load]) -> tuple[dict[str, Any], Load]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    load = await loading
-    client = (time.process_time() - cpu) / (time.perf_counter() - wall)
+def _figures(load: Load) -> dict[str, Any]:
     refused, sent = load.count(429, 503), len(load.answers)
     failed = sent - load.count(200) - refused
     times = {f"p{q}": load.percentile(q) for q in (50, 95, 99)}
     counts = {"sent": sent, "refused": refused, "failed": failed}
-    return {"rate": load.rate(), "client": client, **counts, **times}, load
+    return {"rate": load.rate(), "client": load.cpus, **counts, **times}
 
 
 def texts(folder: Path, python: str) -> dict[str, Any]:

@@ -21,10 +21,12 @@ class Load:
     Attributes:
       seconds: from the first request to the last answer, or to when no more were sent.
       answers: status of each request (0: none came) and the seconds that it took.
+      cpus: CPU seconds a second that this client took.
     """
 
     seconds: float
     answers: Sequence[tuple[int, float]]
+    cpus: float
 
     def rate(self, within: float = np.inf) -> float:
         """Returns the good answers a second that took no longer than `within` seconds."""
@@ -119,7 +121,7 @@ async def _timed(connection: Connection, request: bytes, begun: float) -> tuple[
 
 async def in_turn(port: int, request: bytes, connections: int, seconds: float) -> Load:
     """Sends the next request on each connection when the last is answered (a closed loop)."""
-    start, answers = time.perf_counter() + _BEGINNING, []
+    begun_at, start, answers = _now(), time.perf_counter() + _BEGINNING, []
 
     async def one() -> None:
         connection = Connection(port)
@@ -130,7 +132,7 @@ async def in_turn(port: int, request: bytes, connections: int, seconds: float) -
         connection.close()
 
     await asyncio.gather(*(one() for _ in range(connections)))
-    return Load(time.perf_counter() - start, answers)
+    return Load(time.perf_counter() - start, answers, _cpus(begun_at))
 
 
 async def at_rate(port: int, request: bytes, rate: float, seconds: float) -> Load:
@@ -152,6 +154,7 @@ async def at_rate(port: int, request: bytes, rate: float, seconds: float) -> Loa
         under_way.discard(answer)
         free.append(connection)
 
+    begun_at = _now()
     dues += time.perf_counter()
     start = dues[lead]
     for due in dues:
@@ -164,12 +167,22 @@ async def at_rate(port: int, request: bytes, rate: float, seconds: float) -> Loa
             answer = asyncio.ensure_future(connection.ask(request))
         under_way.add(answer)
         answer.add_done_callback(functools.partial(ended, due, connection))
-    took = time.perf_counter() - start
+    took, cpus = time.perf_counter() - start, _cpus(begun_at)
     if under_way:
         _, late = await asyncio.wait(set(under_way), timeout=_GRACE)
         for answer in late:
             answer.cancel()
-        await asyncio.sleep(0)
+        await asyncio.gather(*late, return_exceptions=True)
+        await asyncio.sleep(0)  # for `ended`
     for connection in free:
         connection.close()
-    return Load(took, answers)
+    return Load(took, answers, cpus)
+
+
+def _now() -> np.ndarray:
+    return np.array([time.process_time(), time.perf_counter()])
+
+
+def _cpus(begun: np.ndarray) -> float:
+    cpu, wall = _now() - begun
+    return cpu / wall
