@@ -2,8 +2,9 @@
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -100,15 +101,32 @@ class KServe:
 
     async def _infer(self, request: Request, name: str, version: Version) -> Response:
         async with self.reader.body(request) as body:
-            asked, binary = _divided(body, request.headers.get(_LENGTH))
-            head = {"model_name": name, "model_version": version.number} | _id(asked)
-            deadline = _deadline(asked, request.state.deadline)
-            signature = version.servable.signature
-            wanted = tensors.requested(asked, list(signature.outputs))
-            inputs = tensors.decode(asked.get("inputs"), binary, signature, self.elements)
-            work = version.batcher.infer(inputs, deadline)
+            length = request.headers.get(_LENGTH)
+            inputs, asked = self._read(body, length, version, request.state.deadline)
+            work = version.batcher.infer(inputs, asked.deadline)
             outputs = await until_gone(request, work)
-        return _response(head, outputs, wanted)
+        head = {"model_name": name, "model_version": version.number} | asked.id
+        return _response(head, outputs, asked.wanted)
+
+    def _read(
+        self, body: bytes, length: str | None, version: Version, deadline: float
+    ) -> tuple[dict[str, np.ndarray], "_Asked"]:
+        """Returns the inputs, and what else is asked for.
+
+        The lists that a body of JSON becomes are freed here: while requests wait, the garbage
+        collector would look through all their numbers again and again.
+        """
+        asked, binary = _divided(body, length)
+        signature = version.servable.signature
+        wanted = tensors.requested(asked, list(signature.outputs))
+        rest = _Asked(_id(asked), _deadline(asked, deadline), wanted)
+        return tensors.decode(asked.get("inputs"), binary, signature, self.elements), rest
+
+
+class _Asked(NamedTuple):
+    id: dict[str, str]
+    deadline: float
+    wanted: dict[str, bool]
 
 
 def _divided(body: bytes, length: str | None) -> tuple[dict[str, Any], memoryview]:
