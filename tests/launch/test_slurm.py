@@ -365,6 +365,7 @@ else:
 def test_who_puts_a_job_back_and_when_nobody_does(cluster, tmp_path, monkeypatch, capfd):
     """A preemption that requeues does what `scontrol requeue` does; the script must not do it too."""
     (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments/__init__.py").touch()  # or lsm's own is found, where PYTHONPATH has it
     (tmp_path / "experiments/waits.py").write_text(STAND_IN)
     monkeypatch.chdir(tmp_path)
     jobs = {}
