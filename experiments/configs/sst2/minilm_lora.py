@@ -6,7 +6,8 @@ there are five epochs instead of three: adapters learn more slowly.
 
     python -m experiments.sst2 --config=experiments/configs/sst2/minilm_lora.py --data_dir=DATA
 
-Measured (sst2_minilm_lora): not run yet.
+Measured (sst2_minilm_lora): validation/accuracy 89.68 %, 1 seed, 32 min 44 s a run, 48 min 11 s of
+  CPU time, on AMD EPYC, 2 cores, at 7f06e4cec5.
 """
 
 import dataclasses
