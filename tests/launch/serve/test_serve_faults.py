@@ -163,7 +163,9 @@ def test_rubbish_behind_a_request_comes_neither_into_its_answer_nor_before_it(tm
 
 
 @pytest.mark.parametrize("pause", [0, 0.2])
-@pytest.mark.parametrize("trailer", [f"Authorization: Bearer {SECRETS['infer'][0]}", "X: y"])
+@pytest.mark.parametrize(
+    "trailer", [f"Authorization: Bearer {SECRETS['infer'][0]}", "X: y"], ids=["key", "other"]
+)  # ids, as keys differ from process to process
 def test_trailers_are_no_headers(served, trailer, pause):
     start = CHUNKED
     if trailer.startswith("Authorization"):
