@@ -21,8 +21,6 @@ class Worker:
 
     def call(self, function: Callable, *args: Any) -> asyncio.Future:
         """Returns a future of the running event loop with what `function(*args)` returns."""
-        if not self._thread.is_alive():
-            self._start()
         future = concurrent.futures.Future()
         self._calls.put((future, function, args))
         return asyncio.wrap_future(future)
@@ -32,8 +30,7 @@ class Worker:
         self._calls.put(None)
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name=self._name, daemon=True).start()
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -45,6 +42,7 @@ class Worker:
             except Exception as error:
                 future.set_exception(error)
             except BaseException as error:  # asyncio would end the server with it
+                self._start()  # before anyone hears of it: no call is left to a thread that ends
                 future.set_exception(WorkerDied(f"{type(error).__name__} in the worker"))
                 return
             else:

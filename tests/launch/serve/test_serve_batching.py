@@ -16,6 +16,7 @@ from launch.serve.batching import Batcher, Policy
 from launch.serve.joining import buckets
 from launch.serve.metrics import Metrics
 from launch.serve.refusal import Refused
+from launch.serve.worker import Worker, WorkerDied
 
 
 def run(model, act, policy=None):
@@ -368,3 +369,15 @@ def test_a_batch_waits_for_half_as_many_rows_as_the_last_had():
 
     run(model, act, Policy(wait=60.0, largest=8))
     assert model.batches == [8, 4]  # six rows and three, filled up
+
+
+def test_no_call_is_left_to_a_thread_that_is_about_to_end():
+    async def act():
+        worker = Worker("dies")
+        for _ in range(50):
+            with pytest.raises(WorkerDied, match="SystemExit"):
+                await worker.call(exec, "raise SystemExit(3)")
+            assert await asyncio.wait_for(worker.call(int), 5) == 0
+        worker.close()
+
+    asyncio.run(act())
