@@ -4,7 +4,7 @@
         --workdir=runs/airbench_wide
 
 The widths are those of airbench95, which reaches 95.01 % in 15 epochs by another optimiser (Jordan
-2024, arXiv:2404.00498). A run is five times that of airbench.py: some three hours of two cores.
+2024, arXiv:2404.00498). A run is five times that of airbench.py.
 
 Measured (cifar_airbench_wide): test/accuracy 95.00 %, 1 seed, 2 h 12 min a run, 1 h 10 min of CPU
   time, on AMD EPYC, 2 cores, at 9005024211.

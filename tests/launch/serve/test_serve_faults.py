@@ -156,8 +156,8 @@ def test_who_would_speak_another_protocol_is_answered_in_this_one(tmp_path, size
 
 def test_rubbish_behind_a_request_comes_neither_into_its_answer_nor_before_it(tmp_path):
     with serving(tmp_path) as server:
-        for sent in (head(len(BODY)), head(len(BODY)).replace(b"Connection: close\r\n", b"")):
-            answer = raw(server, sent + BODY + b"rubbish\r\n\r\n")
+        for sent in (head(len(BODY)) + BODY, KEPT):
+            answer = raw(server, sent + b"rubbish\r\n\r\n")
             assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"HTTP/1.1") == 1
         until(lambda: server.gate.in_flight == 0)
 
@@ -178,17 +178,27 @@ def test_trailers_are_no_headers(served, trailer, pause):
     assert status == (b"401" if trailer.startswith("Authorization") else b"200")
 
 
-def test_no_client_has_more_than_so_many_requests_waiting(tmp_path):
+KEPT = head(len(BODY)).replace(b"Connection: close\r\n", b"") + BODY
+"""A request after which the connection goes on."""
+
+
+@contextlib.contextmanager
+def holding(tmp_path):
+    """A server whose model, once it has been compiled, answers nobody until `hold` is set."""
     model = Double()
     with serving(tmp_path, {"double": lambda folder: model}) as server:
         until(lambda: model.batches)
         model.hold.clear()
-        one = head(len(BODY)).replace(b"Connection: close\r\n", b"") + BODY
+        yield server, model
+
+
+def test_no_client_has_more_than_so_many_requests_waiting(tmp_path):
+    with holding(tmp_path) as (server, model):
         with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
             client.settimeout(1)
             with contextlib.suppress(TimeoutError, ConnectionError):
                 for _ in range(100):
-                    client.sendall(100 * one)
+                    client.sendall(100 * KEPT)
             connections = server.server.server_state.connections
             until(lambda: any(len(one.pipeline) >= 100 for one in connections))
             time.sleep(0.2)  # all that was sent is there
@@ -198,13 +208,9 @@ def test_no_client_has_more_than_so_many_requests_waiting(tmp_path):
 
 
 def test_a_client_that_goes_frees_the_first_of_its_requests(tmp_path, caplog):
-    model = Double()
-    with serving(tmp_path, {"double": lambda folder: model}) as server:
-        until(lambda: model.batches)
-        model.hold.clear()
-        one = head(len(BODY)).replace(b"Connection: close\r\n", b"") + BODY
+    with holding(tmp_path) as (server, model):
         with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
-            client.sendall(2 * one)
+            client.sendall(2 * KEPT)
             until(lambda: server.gate.in_flight == 1)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         until(lambda: server.gate.in_flight == 0)
