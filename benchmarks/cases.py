@@ -160,7 +160,7 @@ CASES = {
         seeds=1,
     ),
     "shakespeare_small": Case(
-        "by Muon, 1800 steps of 16",
+        "by Muon, 1000 steps of 16",
         "shakespeare/gpt_gpu.py:small",
         metric="validation/loss",
         seeds=1,
