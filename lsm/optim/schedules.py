@@ -212,9 +212,9 @@ class ReduceOnPlateau(Schedule):
     """Multiplies the learning rate by `factor` whenever the training loss stops falling.
 
     The loss is averaged over `accumulation`, which makes one value; a value counts as better
-    where it is below (1 - tolerance) times the best so far. With the default accumulation, patience
-    and cooldown are in epochs, as in Keras, whose counting this follows (PyTorch waits for one
-    value more).
+    where it is below (1 - tolerance) times the best so far, which supposes losses above 0. With the
+    default accumulation, patience and cooldown are in epochs, as in Keras, whose counting this
+    follows (PyTorch waits for one value more).
 
     Attributes:
       factor: what the learning rate is multiplied by, in (0, 1).
