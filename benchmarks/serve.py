@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,17 +111,31 @@ def pictures(seconds: float, python: str) -> dict[str, Any]:
         for name in ("FastAPI", "LitServe"):
             script = Path(__file__).with_name(f"serve_{name.lower()}.py")
             servers[name] = ([python, str(script), "{}"], theirs)
-        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
-        for name, (command, request) in [*servers.items()] * TURNS:
-            port = _free_port()
-            try:
-                with (
-                    running([word.format(port) for word in command], port, request),
-                    asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-                ):
-                    turns[name].append(runner.run(_loaded(port, request, seconds)))
-            except ProcessError as error:
-                _left_out(name, error)
+
+        def measured(port: int, name: str) -> dict[str, Any]:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(_loaded(port, servers[name][1], seconds))
+
+        return _by_turns(servers, measured)
+
+
+def _by_turns(
+    servers: Mapping[str, tuple[Sequence[str], bytes]],
+    measured: Callable[[int, str], dict[str, Any]],
+) -> dict[str, Any]:
+    """Returns by server what `measured(port, name)` found, the middle one of its turns.
+
+    Each has a command, with {} for the port, and a request that it answers once it is ready; one
+    that ends before is left out.
+    """
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
+    for name, (command, request) in [*servers.items()] * TURNS:
+        port = _free_port()
+        try:
+            with running([word.format(port) for word in command], port, request):
+                turns[name].append(measured(port, name))
+        except ProcessError as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
     return _middle(turns)
 
 
@@ -182,32 +196,30 @@ def texts(folder: Path, python: str) -> dict[str, Any]:
         ours = [sys.executable, "-m", "launch.serve", f"model={made}", "--no_auth"]
         theirs = [python, "-m", "transformers.cli.transformers", "serve", str(folder)]
         theirs += ["--device=cpu", "--dtype=float32", "--port={}"]
-        servers = {
-            "lsm": ([*ours, "--audit_log=/dev/null", "--slots=16", "--port={}"], "model"),
-            "transformers": (theirs, str(folder)),
-            "transformers, continuous batching": (
-                [*theirs, "--continuous-batching"],
-                str(folder),
-            ),
+        commands = {
+            "lsm": [*ours, "--audit_log=/dev/null", "--slots=16", "--port={}"],
+            "transformers": theirs,
+            "transformers, continuous batching": [*theirs, "--continuous-batching"],
         }
-        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
-        for name, (command, model) in [*servers.items()] * TURNS:
-            port = _free_port()
-            hello = {"model": model, "messages": _asked("rain"), "max_tokens": 2}
-            request = post("/v1/chat/completions", json.dumps(hello).encode())
-            try:
-                with running([word.format(port) for word in command], port, request):
-                    asyncio.run(_streamed(port, model, 1, tokenizer))  # the client's first, as well
-                    of = {}
-                    for count in TEXTS:
-                        streamed = _streamed(port, model, count, tokenizer)
-                        of[str(count)], begun[name] = asyncio.run(streamed)
-                    turns[name].append(of)
-            except ProcessError as error:
-                _left_out(name, error)
+        models = {name: "model" if name == "lsm" else str(folder) for name in commands}
+
+        def hello(model: str) -> bytes:
+            asked = {"model": model, "messages": _asked("rain"), "max_tokens": 2}
+            return post("/v1/chat/completions", json.dumps(asked).encode())
+
+        def measured(port: int, name: str) -> dict[str, Any]:
+            asyncio.run(_streamed(port, models[name], 1, tokenizer))  # the client's first, as well
+            of = {}
+            for count in TEXTS:
+                streamed = _streamed(port, models[name], count, tokenizer)
+                of[str(count)], begun[name] = asyncio.run(streamed)
+            return of
+
+        servers = {name: (command, hello(models[name])) for name, command in commands.items()}
+        found = _by_turns(servers, measured)
     if len({text[:40] for text in begun.values()}) > 1:
         raise DataError(f"serve: the servers write different texts: {begun}.")
-    return _middle(turns)
+    return found
 
 
 def _asked(subject: str) -> list[dict[str, str]]:
@@ -245,10 +257,6 @@ def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
-
-
-def _left_out(name: str, error: Exception) -> None:
-    print(f"{name} is left out: {error}", file=sys.stderr)
 
 
 def tables(record: dict[str, Any]) -> str:
