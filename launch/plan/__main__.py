@@ -39,6 +39,8 @@ class Flags:
     def __post_init__(self):
         command.at_least("slices", self.slices, 1)
         command.at_least("price", self.price, 0)
+        if self.json and self.json == self.html:
+            raise ConfigError(f"--html: {self.html!r} given; --json writes there.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

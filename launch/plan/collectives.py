@@ -179,16 +179,17 @@ def torus_of(
 ) -> tuple[tuple[int, bool], ...]:
     """Returns (extent, closes to a ring) of a group along each physical axis that it spans.
 
-    Links close where the slice is 16 long on a chip with 4 links, a multiple of 4 on one with 6.
+    Links close where the slice is 16 long on a chip with 4 links, and on one with 6 in slices of
+    whole cubes of 4 x 4 x 4 (Google's pages on v5e, v6e; v4, v5p).
     """
     devices = [mesh.devices.flat[n] for n in group]
     if not hasattr(devices[0], "coords"):
         return ()
     inside = [d.coords for d in devices if _home(d) == _home(devices[0])]
     whole = np.max([d.coords for d in mesh.devices.flat], axis=0) + 1
-    period = 16 if chip.links == 4 else 4
+    closing = whole % 16 == 0 if chip.links == 4 else np.full(len(whole), (whole % 4 == 0).all())
     return tuple(
-        (int(span), bool(span == size and size % period == 0))
-        for span, size in zip(np.ptp(inside, axis=0) + 1, whole, strict=True)
+        (int(span), bool(span == size and closes))
+        for span, size, closes in zip(np.ptp(inside, axis=0) + 1, whole, closing, strict=True)
         if span > 1
     )

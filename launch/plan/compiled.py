@@ -88,9 +88,11 @@ def plan(request: Request, topology: Topology, quick: bool = False) -> Plan:
     base = dataclasses.replace(base, memory=memory, compile_seconds=seconds)
     entry, arguments = parse(compiled.as_text()), (program.abstract_state, program.abstract_batch)
     sent = collectives.collectives_of(entry, mesh, topology.chip)
-    hardware = hardware_flops(program.step, *arguments).total
+    hardware = hardware_flops(program.step, *arguments)
     model = training_flops(experiment.task, *arguments).total
-    return estimate.answered(base, entry, sent, hardware, model)
+    unknown = sorted(hardware.uncounted - {"while"})  # the program says how often loops turn
+    base = dataclasses.replace(base, uncounted=tuple(unknown))
+    return estimate.answered(base, entry, sent, hardware.total, model)
 
 
 def _workload(request: Request, program: Program, steps: int) -> Workload:
@@ -109,6 +111,7 @@ def _workload(request: Request, program: Program, steps: int) -> Workload:
         accumulation=experiment.train.accumulation,
         tokens_per_example=batch[column].shape[1] - given if column in batch else None,
         steps=steps,
+        buckets=len(getattr(experiment.data.source, "buckets", ())) > 0,
     )
 
 

@@ -8,7 +8,7 @@ counts every loop body once, the caller multiplies by `launch.plan.loops.execute
 import re
 from collections.abc import Iterable, Iterator
 
-from launch.plan.hlo import Array, Computation, Instruction
+from launch.plan.hlo import Array, Instruction
 from lsm.cost import Window, convolution_flops, dot_flops
 
 _KINDS = {"ragged-all-to-all": "all-to-all", "collective-broadcast": "all-gather"}
@@ -55,17 +55,12 @@ def parts_of(one: Instruction) -> list[Instruction]:
 def flops(one: Instruction) -> float:
     """Returns the FLOPs of matrix products and convolutions in an instruction."""
     if one.fused:
-        return flops_of(one.fused)
+        return sum(map(flops, one.fused.instructions.values()))
     if one.op == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.text)
         dims = [int(dim) for dim in contracted[1].split(",") if dim] if contracted else []
         return dot_flops(one.operands[0].arrays[0].dims, dims, one.arrays[0].dims)
     return _convolution(one) if one.op == "convolution" else 0.0
-
-
-def flops_of(computation: Computation) -> float:
-    """Returns the FLOPs of everything in a computation, loops within it counted once."""
-    return sum(map(flops, computation.instructions.values()))
 
 
 def _convolution(one: Instruction) -> float:

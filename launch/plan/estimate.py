@@ -119,7 +119,8 @@ def assumed_ends(roofline: Roofline, chip: Chip) -> tuple[float, float]:
 def _projection(plan: Plan, model_flops: float, ends: tuple[float, float]) -> Projection:
     """Returns speed, time and money of a plan's run, from the ends of the seconds of a step."""
     run, topology = plan.run, plan.topology
-    cost, tokens = (plan.price or 0) * topology.chips, run.tokens_per_example
+    cost = None if plan.price is None else plan.price * topology.chips
+    tokens = run.tokens_per_example
 
     def rates(amount: float) -> tuple[float, float]:
         return amount / ends[1], amount / ends[0]
@@ -131,5 +132,5 @@ def _projection(plan: Plan, model_flops: float, ends: tuple[float, float]) -> Pr
         examples_per_second=rates(run.batch_size),
         tokens_per_second=rates(run.batch_size * tokens) if tokens else None,
         hours=hours,
-        usd=tuple(cost * each for each in hours) if cost else None,
+        usd=None if cost is None else tuple(cost * each for each in hours),
     )

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from launch.plan.costs import flops_of
+from launch.plan.costs import flops
 from launch.plan.hlo import Computation, Instruction
 
 _SAME = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done")
@@ -24,9 +24,14 @@ def executed(computation: Computation, times: int = 1) -> Iterator[tuple[Instruc
             turns = trip_count(one)
             yield from executed(one.computation("body"), times * (1 if turns is None else turns))
         elif one.op == "conditional":
-            yield from executed(max(one.branches, key=flops_of), times)
+            yield from executed(max(one.branches, key=_work), times)
         elif one.op in ("call", "call-start", "async-start") and one.called:
             yield from executed(one.called, times)
+
+
+def _work(branch: Computation) -> float:
+    """Returns the FLOPs of all that a branch runs."""
+    return sum(times * flops(one) for one, times in executed(branch))
 
 
 def trip_count(loop: Instruction) -> int | None:

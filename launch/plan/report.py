@@ -141,8 +141,9 @@ class Workload:
     active_parameters: int  # of these, what a token meets; fewer where there are experts
     batch_size: int  # examples in a step over all devices
     accumulation: int  # micro-batches of a step
-    tokens_per_example: int | None  # None where the task has no tokens
+    tokens_per_example: int | None  # None where the task has no tokens; of the widest bucket
     steps: int  # length of the run
+    buckets: bool = False  # whether batches of texts differ in width: all are planned as the widest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,6 +164,7 @@ class Plan:
     collectives: tuple[Collective, ...] = ()  # slowest first
     operations: tuple[Operations, ...] = ()  # by kind, slowest first
     unknown_loops: int = 0  # loops whose length could not be read; counted as one turn
+    uncounted: tuple[str, ...] = ()  # operations whose FLOPs, and perhaps time, nobody knows
     roofline: Roofline | None = None  # the least that each part needs
     projection: Projection | None = None  # of speed, time and money
 

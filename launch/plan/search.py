@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 
+import jax
+
 from launch.plan import compiled
 from launch.plan.compiled import Request
 from launch.plan.report import Plan
@@ -16,7 +18,8 @@ from launch.plan.sections import Section, amount, duration
 from launch.plan.topology import PlanError, Topology
 from lsm.config import flags
 from lsm.errors import ConfigError, LsmError, MeshError
-from lsm.mesh import AXES, BATCH_AXES, Layout, used_axes
+from lsm.mesh import AXES, BATCH_AXES, Layout, make_mesh, used_axes
+from lsm.train import abstract_batch
 
 COMPILED = 4  # candidates compiled in full, at most
 MARGIN = 0.03  # what other axes than data and fsdp have to gain; less is within the error
@@ -95,15 +98,16 @@ def search(request: Request, topology: Topology, say: Callable[[str], None]) -> 
       MeshError: no mesh suits the model and the batch.
     """
     trials = sorted(_Search(request, topology, say).all(), key=lambda one: (one.rank, one.needed))
-    fitting = [one for one in trials if one.plan.fits]
-    for one in fitting[:COMPILED]:
+    whole = []
+    for one in [one for one in trials if one.plan.fits][:COMPILED]:
         say(f"compiling {one.name}")
         best = Trial(one.changes, compiled.plan(_changed(request, one.changes), topology))
+        whole.append(best)
         if best.plan.fits:
             now = {path: str(attrgetter(path)(request.experiment)) for path in one.changes}
             new = {path: text for path, text in one.changes.items() if text != now[path]}
             return Choice(best, tuple(trials), tuple(f"--config.{k}={v}" for k, v in new.items()))
-    raise PlanError(_nothing_fits([best] if fitting else trials, topology))
+    raise PlanError(_nothing_fits(len(trials), whole or trials, topology))
 
 
 def _changed(request: Request, changes: Mapping[str, str]) -> Request:
@@ -112,16 +116,26 @@ def _changed(request: Request, changes: Mapping[str, str]) -> Request:
     return dataclasses.replace(request, experiment=experiment, overrides=overrides)
 
 
-def _nothing_fits(trials: list[Trial], topology: Topology) -> str:
+def _nothing_fits(count: int, trials: list[Trial], topology: Topology) -> str:
     closest = min(trials, key=lambda one: one.needed)
     shown = ", ".join(f"{k}={v}" for k, v in closest.changes.items() if v != "1")
     over = f" is {shown}"
     if closest.needed < math.inf:
         over = f" ({shown}) needs {amount(closest.needed - topology.available)} more on each device"
+    several = f"{topology.slices} slices of " if topology.slices > 1 else ""
     return (
-        f"--fit: none of {len(trials)} plans fits {topology.name}; the closest{over}. More chips "
-        "would help, or mesh.offload=True, train.params=bfloat16, or a smaller train.batch_size."
+        f"--fit: none of {count} plans fits {several}{topology.name}; the closest{over}. More "
+        "chips would help, or mesh.offload=True, train.params=bfloat16, or a smaller "
+        "train.batch_size."
     )
+
+
+def _has_batch_norm(request: Request) -> bool:
+    """Whether the model keeps statistics of its batches."""
+    task = request.experiment.task
+    batch, _ = abstract_batch(request.experiment, request.data_dir)
+    _, model_state = jax.eval_shape(task.init, jax.random.key(0), batch)
+    return "batch_stats" in model_state
 
 
 class _Search:
@@ -129,8 +143,14 @@ class _Search:
 
     def __init__(self, request: Request, topology: Topology, say: Callable[[str], None]):
         self.request, self.topology, self.say = request, topology, say
-        given = {axis: request.overrides.get(f"mesh.{axis}", "-1") for axis in AXES}
-        self.fixed = {axis: int(text) for axis, text in given.items() if text != "-1"}
+        given = {axis: getattr(request.experiment.mesh, axis) for axis in AXES}
+        self.fixed = {
+            axis: ways
+            for axis, ways in given.items()
+            if f"mesh.{axis}" in request.overrides and ways != -1
+        }
+        # More micro-batches are other statistics of a batch norm, so another run.
+        self.parts_fixed = _ACCUMULATION in request.overrides or _has_batch_norm(request)
         self.trials: list[Trial] = []
         self.error: LsmError = MeshError("mesh: no mesh suits the model and the batch.")
 
@@ -142,15 +162,16 @@ class _Search:
         """
         model = self.request.experiment.task.model
         free = hasattr(model, "transformer") and _REMAT not in self.request.overrides
-        # Of data and fsdp: over all devices, a node, or one.
-        most = self.topology.size, self.topology.chip.devices_per_host, 1
+        # Of data and fsdp: over all devices, those of a slice, of a node, or one.
+        slice_size = self.topology.size // self.topology.slices
+        most = self.topology.size, slice_size, self.topology.chip.devices_per_host, 1
         plain = [*{str(mesh): mesh for mesh in (self._mesh(self.fixed, n) for n in most)}.values()]
         self._try_meshes(plain, ("none", "dots", "full") if free else (None,))
         best = min(self.trials, key=lambda one: (one.rank, one.needed), default=None)
         policy = best.changes.get(_REMAT) if best else "full" if free else None
         for axis in self._usable():
             least = best.rank if best else math.inf
-            whole = best.plan.run.mesh["fsdp"] if best else self.topology.size
+            whole = best.plan.run.mesh["fsdp"] if best else slice_size
             for ways in (2, 4, 8):
                 mesh = self._mesh({**self.fixed, axis: ways}, max(whole // ways, 1))
                 rank = self._try_meshes([mesh], (policy,))
@@ -160,6 +181,7 @@ class _Search:
         if free and not any(one.plan.fits for one in self.trials):
             self._try_meshes(plain, ("offload",))
         if not self.trials:
+            make_mesh(self.request.experiment.mesh, self.topology.devices)  # says what is wrong
             raise self.error
         return self.trials
 
@@ -208,12 +230,10 @@ class _Search:
 
         Memory grows with the rows of a micro-batch, at most in proportion.
         """
-        if _ACCUMULATION in self.request.overrides:
-            return self._try(changes)
         ways = math.prod(int(changes[f"mesh.{axis}"]) for axis in BATCH_AXES)
         rows, odd = divmod(self.request.experiment.train.batch_size, ways)
-        if odd or not rows:
-            raise MeshError(f"train.batch_size: it does not divide over {ways} devices.")
+        if self.parts_fixed or odd or not rows:  # of a batch that does not divide it is an error
+            return self._try(changes)
         most = self._try({**changes, _ACCUMULATION: str(rows)})
         if not most.fits:
             return most

@@ -142,6 +142,8 @@ def _operations(plan: Plan) -> Section:
         notes.append(f"custom calls are not in the compiler's estimate: {unseen} FLOPs")
     if plan.unknown_loops:
         notes.append(f"{plan.unknown_loops} loop(s) of unknown length are counted as one turn")
+    if plan.uncounted:
+        notes.append(f"not counted, so that a step takes longer: {', '.join(plan.uncounted)}")
     source = "the compiler's estimate" if plan.basis == "compiled" else "at the chip's peaks"
     title, columns = f"Time of a step by operation, {source}", "kind time count FLOPs HBM cycles"
     bars = _shares([one.seconds for one in plan.operations])
@@ -175,9 +177,11 @@ def _projection(plan: Plan) -> Section:
     rows = [("step", *map(duration, ends.step_seconds))]
     rows += [(name, *(format(end, form) for end in pair)) for name, pair, form in shown if pair]
     notes = []
-    if ends.usd:
+    if ends.usd is not None:
         price = f"{plan.topology.chips} x USD {plan.price:g} a chip and hour"
         notes.append(f"{price} ({plan.price_source})")
+    if run.buckets:
+        notes.append("every batch is taken to be of the widest bucket: most take less")
     return Section("Projection", ("", "all overlaps", "nothing overlaps"), rows, notes)
 
 

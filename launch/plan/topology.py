@@ -15,6 +15,8 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from launch.command import LaunchError
+from launch.slices import GENERATIONS, parse
 from lsm.cost import CHIPS, Chip
 from lsm.cpu.libtpu import ask_for_plans
 from lsm.errors import ConfigError, LsmError, nearest
@@ -24,7 +26,9 @@ EXAMPLES = ("v4:4x4x4", "v5e:4x4", "v5p:8x8x8", "v6e:16x16", "tpu7x:4x4x4")
 _CHIPS = {chip.name: chip for chip in CHIPS}
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}  # one device of two cores, as on real machines
 STAND_IN = "v5p"  # what programs for GPUs are compiled for: one device a chip, and most memory
-_SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+_SHARES = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"  # the first counts
+_DEEPEST = 1024  # length of the longest slice that libtpu makes
+_MOST = 2**17  # devices of a plan: more than anything has, and what compiles in minutes
 
 
 class PlanError(LsmError):
@@ -94,18 +98,31 @@ def load(name: str, slices: int = 1) -> Topology:
         return Topology(name, slices, chip, tpus, tpus, "tpu", available(tpus[0], chip), versions)
     gpus = tuple(Gpu(n, n // chip.devices_per_host) for n in range(sizes[0]))
     tpus = _stand_ins(len(gpus))
-    share = os.environ.get(_SHARE) or "0.75"  # what JAX takes of a GPU unless it is told
-    if not re.fullmatch(r"\d*\.?\d+", share):
-        raise ConfigError(f"{_SHARE}: {share!r} given; a number such as 0.75 is needed.")
-    room = min(int(chip.memory * float(share)), available(tpus[0], _CHIPS[STAND_IN]))
+    room = min(int(chip.memory * _share()), available(tpus[0], _CHIPS[STAND_IN]))
     return Topology(name, 1, chip, gpus, tpus, "cuda", room, versions)
 
 
+def _share() -> float:
+    """Returns what JAX takes of a GPU's memory: three quarters, unless it is told."""
+    name = next((name for name in _SHARES if os.environ.get(name)), None)
+    text = os.environ[name] if name else "0.75"
+    if not re.fullmatch(r"\d*\.?\d+", text) or not 0 < float(text) <= 1:
+        raise ConfigError(f"{name}: {text!r} given; a number above 0, at most 1, is needed.")
+    return float(text)
+
+
 def _stand_ins(count: int) -> tuple[jax.Device, ...]:
-    """Returns so many TPUs: a slice as near to a cube as can be, or a line out of one."""
+    """Returns so many TPUs: a long slice, or a line out of one."""
     side = 4 if count % 64 == 0 else 2
+    while count > _DEEPEST * side**2 and count % (2 * side) ** 2 == 0:
+        side *= 2
     line = count % side**2 != 0
     depth = count if line else count // side**2
+    if depth > _DEEPEST:
+        raise ConfigError(
+            f"--topology: {count} GPUs given; above {4 * _DEEPEST} a multiple of 64 is needed, and "
+            f"above {16 * _DEEPEST} one of 256: there is no TPU slice to compile for otherwise."
+        )
     tpus = _tpus(f"{STAND_IN}:{side}x{side}x{depth}", 1, _CHIPS[STAND_IN])
     return tuple(one for one in tpus if not line or one.coords[:2] == [0, 0])
 
@@ -133,20 +150,26 @@ def check(name: str, slices: int) -> tuple[Chip, tuple[int, ...]]:
     chip, whole = _CHIPS[kind], re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", shape)
     sizes, node = tuple(map(int, shape.split("x"))) if whole else (), chip.devices_per_host
     if chip.clock:
-        dims, form, most = (2, "4x4", 16) if chip.links == 4 else (3, "4x4x4", math.inf)
+        dims, form = (2, "4x4") if chip.links == 4 else (3, "4x4x4")
         wrong = len(sizes) != dims
         needs = f"{dims} sizes, as in {kind}:{form}; other examples: {', '.join(EXAMPLES)}"
     else:
-        wrong, most = len(sizes) != 1 or (sizes[0] > node and sizes[0] % node), math.inf
+        wrong = len(sizes) != 1 or (sizes[0] > node and sizes[0] % node)
         needs = f"a number of GPUs, 1 to {node} or whole nodes of {node}, as in {kind}:8, {kind}:64"
     if wrong:
         raise ConfigError(f"--topology: {name!r} given; {kind} needs {needs}.")
     if not chip.clock and slices > 1:
         raise ConfigError(f"--slices: {slices} given; GPUs have none: give their total number.")
-    if max(sizes) > most and kind != "v3":
+    if kind in GENERATIONS:
+        try:
+            parse(name)
+        except LaunchError as error:
+            raise ConfigError(f"{error} --slices=N joins several.") from error
+    elif chip.clock and max(sizes) > 32:
+        raise ConfigError(f"--topology: {name!r} given; a slice of {kind} is at most 32x32.")
+    if (size := math.prod(sizes) * slices) > _MOST:
         raise ConfigError(
-            f"--topology: {name!r} given; a slice of {kind} is at most {most}x{most}; "
-            "--slices=N joins several."
+            f"--topology: {size:,} chips given in {slices:,} slices; at most {_MOST:,} are planned."
         )
     return chip, sizes
 

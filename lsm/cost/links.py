@@ -28,7 +28,8 @@ def collective_seconds(
     within = group // slices
     ways = sum(2 if closed else 1 for _, closed in torus) or 1
     bandwidth = min(ways, chip.links) * chip.link_bandwidth
-    slowest = chip.dcn_bandwidth if slices > 1 else chip.link_bandwidth
+    across = chip.dcn_bandwidth / chip.devices_per_chip  # of one device: its neighbour sends too
+    slowest = across if slices > 1 else chip.link_bandwidth
     longest, closed = max(torus, default=(within, True))
     if kind == "collective-permute":
         return size / slowest
@@ -36,9 +37,9 @@ def collective_seconds(
         return size * (group - 1) / group / slowest
     if kind == "all-to-all":
         inside = size * longest / (4 if closed else 2) / (2 * chip.link_bandwidth)
-        return inside + size * (slices - 1) / slices / chip.dcn_bandwidth
+        return inside + size * (slices - 1) / slices / across
     rounds = 2 if kind == "all-reduce" else 1
     inside = rounds * size * (within - 1) / within / bandwidth
     inside = max(inside, rounds * HOP * (within > 1) * longest / (2 if closed else 1))
-    outside = rounds * size / within * (slices - 1) / slices / chip.dcn_bandwidth
+    outside = rounds * size / within * (slices - 1) / slices / across
     return inside + outside

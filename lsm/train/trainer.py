@@ -219,7 +219,8 @@ def abstract_batch(
 
     The data itself is opened only where the length is in epochs, where examples are not simply
     shuffled, or where the source knows its shapes no other way. Pictures of different sizes that
-    augmentations bring to one are taken for RGB where the data is not there.
+    augmentations bring to one are taken for RGB where the data is not there. Texts in buckets are
+    as wide as the widest.
 
     Raises:
       DataError: the data is needed and is not there, or has no one shape.
@@ -242,6 +243,8 @@ def abstract_batch(
         opened, train.batch_size, train.seed, data.augment, np.arange(1), data.sampling
     ).batch_at(0)
     spec = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in sample.items()}
+    if opened.encoder is not None and len(opened.encoder.buckets) > 1:  # the first's may be narrow
+        spec |= {name: one for name, one in opened.spec.items() if name in spec}
     _check_shapes(spec)
     experiment.task.check({name: np.zeros((1, *x.shape), x.dtype) for name, x in spec.items()})
     shapes = {

@@ -285,7 +285,12 @@ def test_several_slices_and_the_network_between_them():
         ([f"--config={DIGITS}", "--topology=h100:12"], "whole nodes of 8"),
         ([f"--config={DIGITS}", "--topology=v5e:4"], "v5e needs 2 sizes, as in v5e:4x4"),
         ([f"--config={DIGITS}", "--topology=v5p:4x4"], "v5p needs 3 sizes, as in v5p:4x4x4"),
-        ([f"--config={DIGITS}", "--topology=v5e:32x32"], "at most 16x16; --slices=N"),
+        ([f"--config={DIGITS}", "--topology=v5e:32x32"], "8x16, 16x16."),
+        ([f"--config={DIGITS}", "--topology=v5e:3x4"], "Did you mean '4x4'?"),
+        ([f"--config={DIGITS}", "--topology=v5p:400x400x400"], "at most 6144 chips in all"),
+        ([f"--config={DIGITS}", "--topology=v3:64x64"], "a slice of v3 is at most 32x32"),
+        ([f"--config={DIGITS}", "--topology=v5e:2x2", "--slices=1000000"], "at most 131,072"),
+        ([f"--config={DIGITS}", "--topology=v5e:2x2", "--json=a", "--html=a"], "--json writes"),
         ([f"--config={DIGITS}", "--topology=v5e:4x4", "--slices=0"], "1 or more is needed"),
         ([f"--config={DIGITS}", "--topology=v5e:4x4", "--price=x"], "a number is needed"),
         ([f"--config={DIGITS}", "--topologie=v5e:4x4"], "Did you mean '--topology'?"),
@@ -307,8 +312,8 @@ def test_errors_are_one_line(arguments, message, capsys, monkeypatch):
 @pytest.mark.slow
 @libtpu
 def test_a_shape_that_libtpu_refuses_is_one_line():
-    with pytest.raises(ConfigError, match=r"--topology: 'v5e:3x4': libtpu refuses it"):
-        topology.load("v5e:3x4")
+    with pytest.raises(ConfigError, match=r"--topology: 'v3:3x5': libtpu refuses it"):
+        topology.load("v3:3x5")
 
 
 def test_without_libtpu_there_is_one_line(monkeypatch):

@@ -190,10 +190,16 @@ def test_numbers_of_gpus_that_no_slice_has():
 
 
 def test_jax_takes_three_quarters_of_a_gpu(monkeypatch):
-    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
     assert topology.load("a100:8").available == 60 * 2**30
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     assert topology.load("a100:8").available == 76 * 2**30
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.5")  # the newer name
+    assert topology.load("a100:8").available == 40 * 2**30
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "75")
+    with pytest.raises(ConfigError, match="XLA_CLIENT_MEM_FRACTION: '75' given; a number above 0"):
+        topology.load("a100:8")
 
 
 @pytest.mark.parametrize(
@@ -204,6 +210,9 @@ def test_jax_takes_three_quarters_of_a_gpu(monkeypatch):
         ("h100:12", "whole nodes of 8"),
         ("h100:4x4", "needs a number of GPUs"),
         ("h101:8", "Did you mean 'h100'"),
+        ("h100:100000", "100000 GPUs given; above 4096 a multiple of 64 is needed"),
+        ("h100:999999", "whole nodes of 8"),
+        ("h100:800000", "800,000 chips given in 1 slices; at most 131,072"),
     ],
 )
 def test_names_that_are_wrong(name, message):

@@ -46,6 +46,45 @@ ENTRY %main (a: f32[8,16]) -> f32[8,16] {
 }
 """
 
+BRANCHES = """HloModule branches
+
+body (p: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %p = (s32[], f32[8,8]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[8,8] get-tuple-element(%p), index=1
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  %d = f32[8,8] dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %t = (s32[], f32[8,8]) tuple(%next, %d)
+}
+
+test (q: (s32[], f32[8,8])) -> pred[] {
+  %q = (s32[], f32[8,8]) parameter(0)
+  %j = s32[] get-tuple-element(%q), index=0
+  %k = s32[] constant(10)
+  ROOT %c = pred[] compare(%j, %k), direction=LT
+}
+
+ten (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8] parameter(0)
+  %zero = s32[] constant(0)
+  %s = (s32[], f32[8,8]) tuple(%zero, %a)
+  %w = (s32[], f32[8,8]) while(%s), condition=%test, body=%body
+  ROOT %r = f32[8,8] get-tuple-element(%w), index=1
+}
+
+once (b: f32[8,8]) -> f32[8,8] {
+  %b = f32[8,8] parameter(0)
+  ROOT %e = f32[8,8] dot(%b, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY main (m: f32[8,8], y: pred[]) -> f32[8,8] {
+  %m = f32[8,8] parameter(0)
+  %y = pred[] parameter(1)
+  ROOT %o = f32[8,8] conditional(%y, %m, %m), true_computation=%once, false_computation=%ten
+}
+"""
+
 
 def loop(begin=0, limit=5, stride=1, direction="LT", more=""):
     text = LOOP.replace("START_LIMIT", str(limit)).replace("STRIDE", str(stride))
@@ -97,6 +136,11 @@ def test_a_loop_that_cannot_be_read_counts_once_and_says_so():
     entry = loop(direction="NE")
     assert [times for one, times in executed(entry) if one.op == "dot"] == [1]
     assert estimate.operations_of(entry, (), 0.0, V5P)[1] == 1
+
+
+def test_of_a_conditional_the_branch_with_most_work_runs():
+    module = parse(BRANCHES)
+    assert sum(times * costs.flops(one) for one, times in executed(module)) == 10 * 2 * 8**3
 
 
 def test_shapes_and_memory_spaces():
@@ -277,9 +321,9 @@ def test_cycles_of_no_estimate_are_none():
     )
 
 
-def mesh_of(shape, axes, slices=1):
-    """A mesh of stand-ins for the devices of `slices` slices 4 x 4 x 4."""
-    places = [(x, y, z) for x in range(4) for y in range(4) for z in range(4)]
+def mesh_of(shape, axes, slices=1, sides=(4, 4, 4)):
+    """A mesh of stand-ins for the devices of `slices` slices of such sides."""
+    places = list(np.ndindex(sides))
     devices = [
         types.SimpleNamespace(coords=list(place), slice_index=n if slices > 1 else None)
         for n in range(slices)
@@ -304,6 +348,8 @@ def test_a_group_knows_the_links_that_it_has():
     assert collectives.torus_of((0, 1, 2, 3), mesh, V5P) == ((4, True),)
     assert collectives.torus_of((0, 1), mesh, V5P) == ((2, False),)
     assert collectives.torus_of(tuple(range(64)), mesh, V5P) == ((4, True),) * 3
+    less = mesh_of((2, 4, 4), ("data", "fsdp", "tensor"), sides=(2, 4, 4))  # no cube, no rings
+    assert collectives.torus_of((0, 1, 2, 3), less, V5P) == ((4, False),)
 
 
 def test_ring_formulas():
@@ -321,4 +367,7 @@ def test_ring_formulas():
     assert time("collective-permute", 2, ring) == size / link
     assert time("all-reduce", 2, (), slices=2) == 2 * size / 2 / V5P.dcn_bandwidth
     assert time("all-gather", 1, ()) == 0
+    seven = next(chip for chip in CHIPS if chip.name == "tpu7x")  # two devices share its network
+    across = collective_seconds("all-reduce", size, 2, 2, (), seven)
+    assert across == 2 * size / 2 / (seven.dcn_bandwidth / 2)
     assert collective_seconds("all-reduce", 4, 4, 1, ring, V5P) == 2 * 2 * HOP

@@ -15,7 +15,8 @@ from launch.plan.topology import PlanError
 from lsm import Data, Experiment, Mesh, Train
 from lsm.config import flags
 from lsm.data import Arrays, Digits
-from lsm.models import GPT, MLP, Transformer
+from lsm.errors import MeshError
+from lsm.models import CNN, GPT, MLP, Transformer
 from lsm.optim import Adam
 from lsm.tasks import Classification, LanguageModelling
 
@@ -126,6 +127,39 @@ def test_a_model_without_the_policy_has_fewer_candidates():
     found = find(mlp, gpus())
     assert all("task.model.transformer.remat" not in one.changes for one in found.tried)
     assert len(found.tried) <= 3 * 2  # data, fsdp and tensor, with most and fewest parts
+
+
+def test_over_two_slices_fsdp_is_tried_within_one():
+    mlp = experiment(Classification(model=MLP(widths=(64,))), Digits())
+    found = find(mlp, topology.load("v5e:2x2", slices=2))
+    meshes = [one.plan.run.mesh for one in found.tried]
+    assert any((mesh["data"], mesh["fsdp"]) == (2, 4) for mesh in meshes)
+
+
+def test_micro_batches_of_batch_norm_stay():
+    cnn = experiment(Classification(model=CNN(widths=(8,))), Digits())
+    found = find(cnn, gpus(), {"mesh.tensor": "1"})
+    assert {one.plan.run.accumulation for one in found.tried} == {1}
+    plain = dataclasses.replace(cnn.task.model, batch_norm=False)
+    plain = dataclasses.replace(cnn, task=Classification(model=plain))
+    found = find(plain, gpus(), {"mesh.tensor": "1"})
+    assert {one.plan.run.accumulation for one in found.tried} > {1}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"mesh.fsdp": "3"}, "does not fit 2 gpu"),
+        (
+            {"train.batch_size": "7", "mesh.tensor": "1"},
+            "7 does not divide over 2 devices; the nearest that does is 6",
+        ),
+    ],
+)
+def test_what_suits_no_mesh_is_said(overrides, message):
+    mlp = experiment(Classification(model=MLP(widths=(64,))), Digits())
+    with pytest.raises(MeshError, match=message):
+        find(mlp, gpus(), overrides)
 
 
 def test_nothing_fits_is_one_line_with_the_closest():

@@ -17,7 +17,7 @@ from lsm.models import MLP
 from lsm.models.families import gpt2
 from lsm.optim import SGD
 from lsm.tasks import LanguageModelling
-from lsm.train import predictions
+from lsm.train import abstract_batch, predictions
 from lsm.train.throughput import Throughput, training_flops
 from lsm.train.trainer import Trainer
 
@@ -187,6 +187,14 @@ def test_a_model_without_a_mask_is_told():
     batch = texts(pack=True).open("train").take(np.arange(2))
     with pytest.raises(DataError, match="takes no mask"):
         LanguageModelling(model=MLP(outputs=16)).check(batch)
+
+
+def test_a_batch_in_buckets_is_planned_as_wide_as_the_widest():
+    made = experiment(texts(buckets=(5, 9, 13)), ByLength(pool=8))
+    for seed in range(4):  # whichever width the first batch has
+        train = dataclasses.replace(made.train, seed=seed)
+        batch, _ = abstract_batch(dataclasses.replace(made, train=train))
+        assert batch["tokens"].shape == (8, 17)
 
 
 def test_flops_are_the_mean_of_the_buckets(tmp_path):
