@@ -99,5 +99,8 @@ def _use(signature: Signature) -> str:
         lines += [f"texts = model.generate([ids], max_tokens=64)  # of {signature.context} tokens"]
     made = ", ".join(f"{name} {version}" for name, version in signature.versions.items())
     code = "\n".join(["```python", *lines, "```"])
-    needs = "It needs jax, and lsm without what that needs (`pip install --no-deps lsm`):"
+    needs = (
+        "It needs jax, and lsm without what that needs "
+        "(`pip install --no-deps .` in the clone of lsm):"
+    )
     return "\n\n".join(["## Use", f"{takes}\n{gives}", needs, code, f"Made with {made}."])

@@ -1,8 +1,8 @@
-"""Makes an ONNX file of what a run has trained, in an environment that has jax2onnx.
+"""Makes an ONNX file of what a run has trained, in an environment that has jax2onnx: in the clone,
 
     python -m venv onnx
     onnx/bin/pip install jax2onnx==0.17.1 "jax<0.11" onnxruntime typeguard pillow tokenizers
-    onnx/bin/pip install --no-deps lsm
+    onnx/bin/pip install --no-deps .
     onnx/bin/python -m lsm.export.onnx --workdir=RUN --out=FILE.onnx
 
 An environment of its own, since jax2onnx wants an older Orbax and an older jax than lsm. The file

@@ -1,4 +1,4 @@
-"""The one place with `jax.jit` in lsm, but for exported models, which know no mesh."""
+"""`jax.jit` of the programs of a run, whose arrays lie on a mesh."""
 
 import functools
 from collections.abc import Callable, Sequence

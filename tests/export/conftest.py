@@ -26,7 +26,7 @@ def onnx_python(tmp_path_factory):
     words = [str(home / "bin/pip"), *shlex.split(told[1])[1:], "--quiet"]
     if subprocess.run(words).returncode:
         pytest.skip("needs jax2onnx, which cannot be installed here")
-    # As `pip install --no-deps lsm` would, without a copy.
+    # As `pip install --no-deps .` would, without a copy.
     (site,) = home.glob("lib/python*/site-packages")
     (site / "lsm.pth").write_text(f"{ROOT}\n")
     return home / "bin/python"

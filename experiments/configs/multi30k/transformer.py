@@ -3,7 +3,7 @@
 Aims at BLEU 36.5 on the test split (Flickr 2016), by sacreBLEU on raw text; published is 36.52, by
 3 + 3 layers of width 256 with 9.0 M parameters on words in lower case (bentrevett's tutorial). Here
 sizes are those found best for so few sentences: 4 + 4 layers of width 128, much dropout, a high
-learning rate (arXiv:2105.14462). It needs `pip install 'lsm[translation]'`.
+learning rate (arXiv:2105.14462). It needs `pip install -e '.[translation]'`.
 
     python -m experiments.multi30k --workdir=runs/multi30k
 
