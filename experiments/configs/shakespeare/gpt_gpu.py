@@ -9,7 +9,8 @@ four passes over the text, for which half the dropout is enough.
     python -m experiments.shakespeare --config=experiments/configs/shakespeare/gpt_gpu.py:small
 
 Measured (shakespeare_six): not run yet.
-Measured (shakespeare_small): not run yet.
+Measured (shakespeare_small): validation/loss 1.465, 1 seed, 1 h 23 min a run, 2 h 07 min of CPU
+  time, on AMD EPYC, 2 cores, at 815d9f6952.
 """
 
 from lsm import Data, Evaluation, Experiment, Train
