@@ -187,9 +187,9 @@ def torus_of(
         return ()
     inside = [d.coords for d in devices if _home(d) == _home(devices[0])]
     whole = np.max([d.coords for d in mesh.devices.flat], axis=0) + 1
-    closing = whole % 16 == 0 if chip.links == 4 else np.full(len(whole), (whole % 4 == 0).all())
+    cubes = (whole % 4 == 0).all()
     return tuple(
-        (int(span), bool(span == size and closes))
-        for span, size, closes in zip(np.ptp(inside, axis=0) + 1, whole, closing, strict=True)
+        (int(span), bool(span == size and (size % 16 == 0 if chip.links == 4 else cubes)))
+        for span, size in zip(np.ptp(inside, axis=0) + 1, whole, strict=True)
         if span > 1
     )

@@ -111,7 +111,7 @@ def _workload(request: Request, program: Program, steps: int) -> Workload:
         accumulation=experiment.train.accumulation,
         tokens_per_example=batch[column].shape[1] - given if column in batch else None,
         steps=steps,
-        buckets=len(getattr(experiment.data.source, "buckets", ())) > 0,
+        buckets=bool(getattr(experiment.data.source, "buckets", ())),
     )
 
 

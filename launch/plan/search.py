@@ -144,11 +144,8 @@ class _Search:
     def __init__(self, request: Request, topology: Topology, say: Callable[[str], None]):
         self.request, self.topology, self.say = request, topology, say
         given = {axis: getattr(request.experiment.mesh, axis) for axis in AXES}
-        self.fixed = {
-            axis: ways
-            for axis, ways in given.items()
-            if f"mesh.{axis}" in request.overrides and ways != -1
-        }
+        on_line = [axis for axis in AXES if f"mesh.{axis}" in request.overrides]
+        self.fixed = {axis: given[axis] for axis in on_line if given[axis] != -1}
         # More micro-batches are other statistics of a batch norm, so another run.
         self.parts_fixed = _ACCUMULATION in request.overrides or _has_batch_norm(request)
         self.trials: list[Trial] = []

@@ -28,7 +28,7 @@ _OPTIONS = {"v4": {"chip_config_name": "megacore"}}  # one device of two cores, 
 STAND_IN = "v5p"  # what programs for GPUs are compiled for: one device a chip, and most memory
 _SHARES = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"  # the first counts
 _DEEPEST = 1024  # length of the longest slice that libtpu makes
-_MOST = 2**17  # devices of a plan: more than anything has, and what compiles in minutes
+_MOST = 2**17  # chips of a plan: more than any machine has
 
 
 class PlanError(LsmError):
@@ -120,8 +120,9 @@ def _stand_ins(count: int) -> tuple[jax.Device, ...]:
     depth = count if line else count // side**2
     if depth > _DEEPEST:
         raise ConfigError(
-            f"--topology: {count} GPUs given; above {4 * _DEEPEST} a multiple of 64 is needed, and "
-            f"above {16 * _DEEPEST} one of 256: there is no TPU slice to compile for otherwise."
+            f"--topology: {count} GPUs given; above {4 * _DEEPEST} a multiple of 16 is needed, "
+            f"above {16 * _DEEPEST} of 64, above {64 * _DEEPEST} of 256: no TPU slice to compile "
+            "for is as long otherwise."
         )
     tpus = _tpus(f"{STAND_IN}:{side}x{side}x{depth}", 1, _CHIPS[STAND_IN])
     return tuple(one for one in tpus if not line or one.coords[:2] == [0, 0])

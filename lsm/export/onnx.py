@@ -1,4 +1,6 @@
-"""Makes an ONNX file of what a run has trained, in an environment that has jax2onnx: in the clone,
+"""Makes an ONNX file of what a run has trained, in an environment that has jax2onnx.
+
+In the clone of lsm:
 
     python -m venv onnx
     onnx/bin/pip install jax2onnx==0.17.1 "jax<0.11" onnxruntime typeguard pillow tokenizers

@@ -210,7 +210,10 @@ def test_jax_takes_three_quarters_of_a_gpu(monkeypatch):
         ("h100:12", "whole nodes of 8"),
         ("h100:4x4", "needs a number of GPUs"),
         ("h101:8", "Did you mean 'h100'"),
-        ("h100:100000", "100000 GPUs given; above 4096 a multiple of 64 is needed"),
+        (
+            "h100:100000",
+            "100000 GPUs given; above 4096 a multiple of 16 is needed, above 16384 of 64",
+        ),
         ("h100:999999", "whole nodes of 8"),
         ("h100:800000", "800,000 chips given in 1 slices; at most 131,072"),
     ],

@@ -3,7 +3,7 @@
 As published: batches of 64 times 256 characters, dropout of a fifth, 5000 steps, of which the
 evaluation with the lowest loss counts; on two cores that is most of a day. With the argument
 `small` the same network learns by Muon from batches of 16, in 1000 steps: a twentieth of the work,
-four passes over the text, for which half the dropout is enough.
+four passes over the text, with half the dropout.
 
     python -m experiments.shakespeare --config=experiments/configs/shakespeare/gpt_gpu.py
     python -m experiments.shakespeare --config=experiments/configs/shakespeare/gpt_gpu.py:small
