@@ -3,7 +3,8 @@
 sst2/minilm_imdb.py begins with what it has learnt. minilm.py:FOLDER says where MiniLM's files are;
 sst2/minilm.py says how to get them.
 
-    python -m experiments.imdb --config=experiments/configs/imdb/minilm.py --workdir=runs/imdb_minilm
+    python -m experiments.imdb --config=experiments/configs/imdb/minilm.py \\
+        --workdir=runs/imdb_minilm
 
 Measured (imdb_minilm): not run yet.
 """

@@ -5,7 +5,8 @@ its twelve evaluations counts, as in what is published of its class: GLUE keeps 
 test split to itself, so that all figures of SST-2 are of these 872 reviews, by which the last
 checkpoint or the best is chosen.
 
-    python -m experiments.imdb --config=experiments/configs/imdb/minilm.py --workdir=runs/imdb_minilm
+    python -m experiments.imdb --config=experiments/configs/imdb/minilm.py \\
+        --workdir=runs/imdb_minilm
     python -m experiments.sst2 --config=experiments/configs/sst2/minilm_imdb.py
 
 Measured (sst2_minilm_imdb): not run yet.
