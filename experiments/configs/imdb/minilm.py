@@ -1,4 +1,4 @@
-"""IMDB reviews by MiniLM-L6, fine-tuned as a whole on the last 128 tokens of each, one epoch.
+"""IMDB reviews by MiniLM-L6, fine-tuned as a whole on the last 64 tokens of each, one epoch.
 
 sst2/minilm_imdb.py begins with what it has learnt. minilm.py:FOLDER says where MiniLM's files are;
 sst2/minilm.py says how to get them.
@@ -10,7 +10,7 @@ Measured (imdb_minilm): not run yet.
 """
 
 from lsm import Data, Evaluation, Experiment, Start, Train
-from lsm.data import ByLength, Subwords, Texts, Tfds
+from lsm.data import Subwords, Texts, Tfds
 from lsm.interop import HuggingFaceBERT
 from lsm.models import Classifier
 from lsm.models.families import minilm
@@ -27,11 +27,9 @@ def get_config(folder="runs/minilm"):
                 source=Tfds("imdb_reviews"),
                 vocabulary=Subwords(path=folder),
                 columns={"tokens": "text"},
-                length=128,
+                length=64,
                 truncate="start",
-                buckets=(64, 96),
             ),
-            sampling=ByLength(),
             train="train",
             test="test",
         ),
