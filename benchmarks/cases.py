@@ -178,7 +178,11 @@ CASES = {
         "sst2/lstm.py",
         metric="validation/accuracy",
         claimed="85.21 %, 10 epochs",
-        best="sst2_minilm",
+        best="sst2_lstm_imdb",
+    ),
+    "imdb_short": Case("the LSTM of SST-2, the last 64 words, 4 epochs", "imdb/short.py", seeds=1),
+    "sst2_lstm_imdb": Case(
+        "the same LSTM, begun with its run on IMDB", "sst2/lstm_imdb.py", "validation/accuracy"
     ),
     "imdb_minilm": Case("MiniLM-L6, the last 64 tokens, 1 epoch", "imdb/minilm.py", seeds=1),
     "sst2_minilm": Case(

@@ -1,0 +1,29 @@
+"""SST-2 by the LSTM of lstm.py, begun with what it has learnt from IMDB's reviews.
+
+As lstm.py, but for the words, which are those of the reviews, and the first parameters: of a run of
+imdb/short.py, head and all.
+
+    python -m experiments.imdb --config=experiments/configs/imdb/short.py --workdir=runs/imdb_short
+    python -m experiments.sst2 --config=experiments/configs/sst2/lstm_imdb.py
+
+Measured (sst2_lstm_imdb): not run yet.
+"""
+
+import dataclasses
+
+from experiments.configs.imdb import short
+from experiments.configs.sst2 import lstm
+from lsm import Start
+from lsm.data import Subwords
+
+
+def get_config(folder="runs/imdb_short"):
+    alone = lstm.get_config()
+    source = dataclasses.replace(alone.data.source, vocabulary=Subwords(path=folder))
+    return dataclasses.replace(
+        alone,
+        name="sst2_lstm_imdb",
+        task=short.get_config().task,
+        data=dataclasses.replace(alone.data, source=source),
+        start=Start(path=folder),
+    )
