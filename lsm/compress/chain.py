@@ -12,7 +12,7 @@ from lsm.compress.measure import BATCHES, Subject, latencies
 from lsm.compress.recipe import Recipe
 from lsm.compress.rows import Row, missed
 from lsm.config import schema
-from lsm.config.origin import experiment_of, origin_of
+from lsm.config.origin import CONFIG, experiment_of, origin_of
 from lsm.errors import ConfigError, TrainingError, listed, nearest
 from lsm.export.write import export
 from lsm.files import atomic_write, exclusive, expanded, parsed_json, readable_disk_errors
@@ -93,8 +93,10 @@ class _Chain:
             name = f"{number} {type(link).__name__.lower()}"
             if number >= len(self.rows):
                 target, begun = self.folder / name.replace(" ", "_"), time.perf_counter()
+                made = (target / CONFIG).exists()  # before an interruption, and not measured
                 link.run(pathlib.Path(self.rows[-1].workdir), target, self.source, self.data_dir)
-                self._add(name, target, _seconds(target, time.perf_counter() - begun))
+                here = None if made else time.perf_counter() - begun
+                self._add(name, target, _seconds(target, here))
             told = "; ".join(missed(self.recipe, link, self.rows[0], self.rows[number]))
             if told:
                 raise TrainingError(f"link {name}: {told}. What is made stays in {self.folder}.")
@@ -147,17 +149,17 @@ class _Chain:
 
 def _saved_rows(folder: pathlib.Path, record: dict, recipe: Recipe) -> list[Row]:
     """Returns the rows that are done; raises ConfigError where they are of another chain."""
-    path = folder / STATE
+    path, asked = folder / STATE, record["recipe"]
     if not path.exists():
         return []
     try:
         saved = parsed_json(path.read_text())
         rows = [Row.from_json(row) for row in saved["rows"]]
+        # Links to come may be others now: nothing is made of them yet.
+        done = [{**r, "links": r["links"][: len(rows) - 1]} for r in (saved["recipe"], asked)]
         changes = {
             "source": schema.differences(saved["source"], record["source"]),
-            "recipe": schema.differences(
-                saved["recipe"], record["recipe"], schema.free_fields(recipe)
-            ),
+            "recipe": schema.differences(*done, schema.free_fields(recipe)),
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error}); give a new --out.") from error
@@ -170,9 +172,9 @@ def _saved_rows(folder: pathlib.Path, record: dict, recipe: Recipe) -> list[Row]
     return rows
 
 
-def _seconds(workdir: pathlib.Path, here: float) -> float:
-    """Of a training, those of all its pieces; else those of this call."""
+def _seconds(workdir: pathlib.Path, here: float | None) -> float | None:
+    """Of a training, those of all its pieces; else those of this call, where it made the run."""
     for folder in (workdir, workdir / "training"):
         if (folder / "result.json").exists():
-            return max(here, Result.load(folder).wall_time)
+            return max(here or 0.0, Result.load(folder).wall_time)
     return here

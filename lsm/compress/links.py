@@ -1,19 +1,21 @@
 """The links of a chain: by training, and by what makes a run of another in one go."""
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import shutil
 
 import flax.linen as nn
 
-from lsm.checks import require
+from lsm.checks import require, require_pattern
 from lsm.compress.quantise import quantise
 from lsm.compress.recipe import Derived, Link
 from lsm.compress.shorten import shorten
 from lsm.compress.structured import shrink
 from lsm.config import Computed, Experiment, Start, Train
 from lsm.config.origin import CONFIG, Origin, experiment_of
+from lsm.errors import ConfigError
 from lsm.models.quantised import Bits
 from lsm.models.whole_layers import Activations
 from lsm.optim import Optimizer, as_optimizer
@@ -78,6 +80,11 @@ class Distil(Tune):
     def __post_init__(self):
         super().__post_init__()
         require(self, temperature="(0, inf)", share="[0, 1]")
+        if self.start is not None and self.model is None:
+            raise ConfigError(
+                "Distil.start: is of another model, and none is given; the source's begins with "
+                "the source's weights."
+            )
 
     def run(
         self, source: pathlib.Path, out: pathlib.Path, first: pathlib.Path, data_dir: str | None
@@ -116,6 +123,11 @@ class Shorten(Derived):
 
     layers: tuple[int, ...]
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.layers or any(b <= a for a, b in itertools.pairwise((-1, *self.layers))):
+            raise ConfigError(f"Shorten.layers: {self.layers} given; rising numbers are needed.")
+
     def make(self, source: pathlib.Path, out: pathlib.Path, data_dir: str | None) -> None:
         """See `Derived.make`."""
         shorten(source, out, layers=self.layers)
@@ -135,6 +147,12 @@ class Shrink(Derived):
     heads: float = 1.0
     hidden: float = 1.0
 
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, filters="(0, 1]", heads="(0, 1]", hidden="(0, 1]")
+        if self.filters == self.heads == self.hidden == 1:
+            raise ConfigError("Shrink: nothing would go; give filters, heads or hidden, below 1.")
+
     def make(self, source: pathlib.Path, out: pathlib.Path, data_dir: str | None) -> None:
         """See `Derived.make`."""
         shrink(source, out, filters=self.filters, heads=self.heads, hidden=self.hidden)
@@ -145,14 +163,19 @@ class Quantise(Derived):
     """Kernels become whole numbers: see `lsm.compress.quantise`.
 
     Attributes:
-      weights: "int8" or "int4".
-      activations: "dynamic", "calibrated", or None for floats.
-      kept: pattern of what stays float.
+      weights: "int8" or "int4"; None is what the source was trained for, else "int8".
+      activations: "dynamic" or "calibrated"; None likewise, else floats.
+      kept: pattern of what stays float; None likewise, else none.
     """
 
-    weights: Bits = "int8"
+    weights: Bits | None = None
     activations: Activations | None = None
     kept: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kept is not None:
+            require_pattern(self, "kept")
 
     def make(self, source: pathlib.Path, out: pathlib.Path, data_dir: str | None) -> None:
         """See `Derived.make`."""

@@ -17,7 +17,7 @@ from lsm.config.origin import origin_of
 from lsm.data import Columns, TrainBatches
 from lsm.data.transforms import changed
 from lsm.errors import CheckpointError, ConfigError
-from lsm.files import atomic_write, expanded
+from lsm.files import expanded
 from lsm.mesh import batch_ways, jit
 from lsm.models import Lora, QuantisationAware, Quantised
 from lsm.models.marks import layers
@@ -94,9 +94,8 @@ def quantise(
         start=None,
     )
     params, state = _made(run, made, axes, largest)
-    write_run(workdir, target, made, run.step, params, state)
-    record = _record(run, workdir, model, calibration)
-    atomic_write(target / QUANTISED, json.dumps(record, indent=2).encode())
+    record = json.dumps(_record(run, workdir, model, calibration), indent=2).encode()
+    write_run(workdir, target, made, run.step, params, state, {QUANTISED: record})
     sizes = [sum(x.nbytes for x in jax.tree.leaves(of)) for of in (run.params, (params, state))]
     _log.info("quantise: %d arrays; %.1f MB become %.1f MB", len(axes), *(n / 1e6 for n in sizes))
     return run.step

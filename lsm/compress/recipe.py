@@ -92,6 +92,7 @@ class Recipe:
 
     def __post_init__(self):
         require(self, floor="(-inf, inf)")
+        require_choice(self, "split", "validation", "test")
         if self.better is not None:
             require_choice(self, "better", "lower", "higher")
         if not self.links:

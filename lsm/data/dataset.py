@@ -233,6 +233,12 @@ class _Rows(Derived):
         return self._dataset.column(name)[self._start : self._start + self._length]
 
 
+def _widest(ones: Sequence[jax.ShapeDtypeStruct]) -> jax.ShapeDtypeStruct:
+    """Returns what holds one example of each: texts as bytes are as wide as a split's longest."""
+    shape = tuple(map(max, zip(*(one.shape for one in ones), strict=True)))
+    return jax.ShapeDtypeStruct(shape, ones[0].dtype)
+
+
 class _Joined(Derived):
     """Datasets of one kind, splits of one source, one after the other."""
 
@@ -244,13 +250,18 @@ class _Joined(Derived):
     def __len__(self) -> int:
         return int(self._stops[-1])
 
+    @functools.cached_property
+    def spec(self) -> Spec:
+        parts = [part.spec for part in self._parts]
+        return {name: _widest([part[name] for part in parts]) for name in parts[0]}
+
     def take(self, indices: np.ndarray) -> Columns:
         batch = {
-            name: np.empty((len(indices), *one.shape), one.dtype) for name, one in self.spec.items()
+            name: np.zeros((len(indices), *one.shape), one.dtype) for name, one in self.spec.items()
         }
         for part, where, inside in self._divided(indices):
             for name, column in part.take(inside).items():
-                batch[name][where] = column
+                batch[name][(where, *map(slice, column.shape[1:]))] = column
         return batch
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:

@@ -35,6 +35,8 @@ class Inputs:
       decoded: size (height, width) of pictures before `evaluate`; None is their own.
       evaluate: what pictures of files go through, as those of an evaluation do; kept with the
         experiment, and not in JSON.
+      special: whether the name of a special token in a text that is asked is that token, as where
+        [MASK] is to be filled; else it is text as any other.
     """
 
     columns: Spec
@@ -45,6 +47,7 @@ class Inputs:
     encoder: Encoder | None = None
     decoded: tuple[int, ...] | None = None
     evaluate: tuple[Transform, ...] = ()
+    special: bool = False
 
     @classmethod
     def of(cls, dataset: Dataset, evaluate: tuple[Transform, ...] = ()) -> "Inputs":
@@ -62,7 +65,9 @@ class Inputs:
         columns = {name: [list(x.shape), str(x.dtype)] for name, x in self.columns.items()}
         fields = ("classes", "characters", "names", "joined", "decoded")
         tree = {"columns": columns} | {name: getattr(self, name) for name in fields}
-        return tree if self.encoder is None else tree | {"texts": self.encoder.to_json()}
+        if self.encoder is not None:
+            tree["texts"] = self.encoder.to_json()
+        return tree | ({"special": True} if self.special else {})
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any], tokenizer: str | None = None) -> "Inputs":
@@ -79,7 +84,8 @@ class Inputs:
         )
         decoded = tree.get("decoded") and tuple(tree["decoded"])
         encoder = tokenizer and Encoder.from_json(tree["texts"], tokenizer)
-        return cls(columns, classes, tree["characters"], names, joined, encoder, decoded)
+        known = (columns, classes, tree["characters"], names, joined, encoder, decoded)
+        return cls(*known, special=tree.get("special", False))
 
     def called(self, task: Any) -> Sequence[str] | None:
         """Returns the names of what a task predicts by number; None where they are not known.
@@ -255,7 +261,7 @@ class Inputs:
                 )
         if not texts:
             raise DataError(f"predict: no text given for column {column!r}.")
-        return self.encoder.read(column, texts)
+        return self.encoder.read(column, texts, self.special)
 
     def _texts(self, column: str, texts: Sequence[str]) -> tuple[np.ndarray, Lengths]:
         codec = CharacterCodec(self.characters)

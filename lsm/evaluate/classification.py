@@ -309,8 +309,10 @@ def _flat(batch: Arrays, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"weight: {weights.shape} given for labels {labels.shape}.")
     # (N,) to (N, 1): a weight is one for all targets of its example.
     spread = weights.reshape(weights.shape + (1,) * (labels.ndim - weights.ndim))
-    weights_M = np.broadcast_to(spread, labels.shape).reshape(-1)
-    return weights_M.astype(np.float64), labels.reshape(-1)
+    weights = np.broadcast_to(spread, labels.shape).astype(np.float64)
+    if labels.ndim > 1:  # padding, and what else `TokenClassification` does not count
+        weights = np.where(labels < 0, 0.0, weights)
+    return weights.reshape(-1), labels.reshape(-1)
 
 
 def _check_labels(labels_M: np.ndarray, field: str, classes: int | None = None) -> None:

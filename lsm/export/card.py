@@ -1,16 +1,20 @@
 """The model card of an export, in Hugging Face's form: what it is, how good, how it is used."""
 
 import json
+import math
 import pathlib
-
-import jax
 
 from lsm.config import schema
 from lsm.errors import TrainingError
 from lsm.export.artefact import PREDICT, Signature
 from lsm.export.spec import shown
+from lsm.models.around import Around
+from lsm.models.quantised import float_shape
+from lsm.models.whole_layers import SCALE
+from lsm.params import flat
 from lsm.run.result import Result
 from lsm.tasks import (
+    CONSTANTS,
     LanguageModelling,
     MaskedLanguageModelling,
     Regression,
@@ -54,15 +58,32 @@ def _metadata(run: Trained) -> str:
 
 def _what(run: Trained, signature: Signature) -> str:
     task = run.experiment.task
-    count = sum(int(x.size) for x in jax.tree.leaves(run.params))
+    model, kind = task.model, type(task.model).__name__
+    while isinstance(model, Around):
+        model = model.model
+        kind += f" {type(model).__name__}"
     return (
-        f"A {type(task.model).__name__} for {type(task).__name__} with {count:,} parameters, after "
+        f"A {kind} for {type(task).__name__} with {_parameters(run):,} parameters, after "
         f"{run.step:,} updates. Exported for {', '.join(signature.platforms)}."
     )
 
 
-def figures(workdir: pathlib.Path) -> str:
-    """Returns the figures of a run, by split; "" where it has no result."""
+def _parameters(run: Trained) -> int:
+    """How many numbers the model computes with, trained ones or not; without scales of others."""
+    held = {"params": run.params, CONSTANTS: run.model_state.get(CONSTANTS, {})}
+    arrays = flat(held)
+    return sum(
+        math.prod(float_shape(x)) if path + SCALE in arrays else x.size
+        for path, x in arrays.items()
+        if not path.endswith(SCALE)
+    )
+
+
+def figures(workdir: pathlib.Path, step: int) -> str:
+    """Returns the figures of a run, by split; "" where it has no result.
+
+    They are those of its last step, and left out where another is exported.
+    """
     try:
         result = Result.load(workdir)
     except TrainingError:
@@ -74,6 +95,8 @@ def figures(workdir: pathlib.Path) -> str:
     ]
     if not rows:
         return ""
+    if result.step != step:
+        return f"The figures of the run are those of step {result.step:,}, which this is not."
     head = f"## Figures\n\nOf the run, which took {result.step:,} steps."
     return "\n".join([head, "", "| split | metric | value |", "|---|---|---|", *rows])
 

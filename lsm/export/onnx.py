@@ -27,6 +27,7 @@ from absl import flags
 
 import lsm
 from lsm import command_line
+from lsm.data.texts.encoder import LENGTH, TYPES
 from lsm.errors import ConfigError, LsmError
 from lsm.files import atomic_write, expanded
 from lsm.train.trained import Trained
@@ -81,8 +82,8 @@ def _columns(run: Trained) -> dict[str, jax.ShapeDtypeStruct]:
     """The columns that the task's inputs are made of, of one example each."""
     known, asked = run.inputs_known, dict.fromkeys(run.columns)
     if known.encoder is not None:
-        beside = [name for name in known.encoder.beside if name in known.columns]
-        asked |= dict.fromkeys(sorted(n for n in beside if n.removesuffix("_length") in asked))
+        beside = [name + kind for name in asked for kind in (LENGTH, TYPES)]
+        asked |= dict.fromkeys(sorted(name for name in beside if name in known.columns))
     return {name: known.columns[name] for name in asked}
 
 

@@ -75,8 +75,13 @@ def page(model: bytes, runtime: bytes, box: float = 1.0, pen: float = 0.09) -> s
 
 
 def _facts(model: bytes) -> dict[str, Any]:
-    import onnx
-
+    try:
+        import onnx
+    except ImportError as error:
+        raise ConfigError(
+            "lsm.export.page: onnx is not installed; it is in the environment of lsm.export.onnx, "
+            "which `python -m lsm.export.onnx --help` says how to make."
+        ) from error
     try:
         entries = onnx.load_model_from_string(model).metadata_props
         known = json.loads(next(entry.value for entry in entries if entry.key == METADATA))

@@ -74,7 +74,7 @@ def export(
     target = _new(out)
     prepare_jax()
     run = load(workdir, step=step, devices=jax.devices()[:1])
-    told = figures(expanded(workdir, "--workdir"))
+    told = figures(expanded(workdir, "--workdir"), run.step)
     return write(run, target, platforms, context, statistics, told)
 
 
@@ -88,6 +88,8 @@ def write(
 ) -> Signature:
     """Writes a model that is loaded, on one device, as `export` does; `told` is for its card."""
     target = _new(out)
+    if not platforms:
+        raise ConfigError(f"--platforms: none given; allowed: {listed(PLATFORMS)}.")
     for name in platforms:
         if name not in PLATFORMS:
             hint = nearest(name, PLATFORMS)

@@ -30,13 +30,15 @@ def to_int8(
     Args:
       x: floats.
       axes: of those that share a scale, their largest over 127.
-      largest: float32 (1,), for all x; what is beyond is cut off. None takes x's own.
+      largest: float32 (1,), for all x; what is beyond is cut off, but NaN stays: where there is
+        one, the scale is NaN. None takes x's own.
     """
     x = x.astype(jnp.float32)
     if largest is None:
         largest = jnp.abs(x).max(axes, keepdims=True)
     else:
-        largest = largest.reshape([1] * x.ndim)
+        unknown = jnp.isnan(x).any(axes, keepdims=True)
+        largest = jnp.where(unknown, jnp.nan, largest.reshape([1] * x.ndim))
     scale = jnp.where(largest == 0, 1, largest) / 127
     return jnp.round(x / scale).clip(-127, 127).astype(jnp.int8), scale
 

@@ -49,8 +49,10 @@ class Views(nn.Module):
             return self.model(x_BxHxWxC, train=True)
         (_, h, w, _), s = x_BxHxWxC.shape, 2 * self.shift
         padded = jnp.pad(x_BxHxWxC, ((0, 0), *[(self.shift,) * 2] * 2, (0, 0)), "reflect")
+        # The picture itself first: who asks for what layers give takes their first call.
+        plain = self._seen(x_BxHxWxC)
         shifted = self._seen(padded[:, :h, :w]) + self._seen(padded[:, s:, s:])
-        return self._seen(x_BxHxWxC) / 2 + shifted / 4
+        return plain / 2 + shifted / 4
 
     def _seen(self, x_BxHxWxC: jax.Array) -> jax.Array:
         logits_BxK = self.model(x_BxHxWxC, train=False)

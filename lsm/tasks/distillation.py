@@ -174,7 +174,7 @@ class Distillation(Task):
         model_state = {**model_state, CONSTANTS: constants}
         found = jax.eval_shape(lambda: self._forwards(params, model_state, batch, {}, False, 0)[1])
         drawn = {
-            str(number): {"kernel": LECUN(jax.random.fold_in(key, number), sizes, jnp.float32)}
+            str(number): {"matrix": LECUN(jax.random.fold_in(key, number), sizes, jnp.float32)}
             for number, sizes in enumerate(map(_sizes, self.features, found))
             if sizes[0] != sizes[1]
         }
@@ -193,9 +193,9 @@ class Distillation(Task):
         if not train:
             return self.student.forward(*_own(params, model_state), batch, rngs, train, step)
         outputs, found, changed = self._forwards(params, model_state, batch, rngs, train, step)
-        kernels = params.get(PROJECTIONS, {})
+        matrices = params.get(PROJECTIONS, {})  # no kernels, which would be pruned with the model's
         features = tuple(
-            (x @ kernels[str(number)]["kernel"] if str(number) in kernels else x, theirs)
+            (x @ matrices[str(number)]["matrix"] if str(number) in matrices else x, theirs)
             for number, (x, theirs) in enumerate(found)
         )
         return Taught(*outputs, features), changed
@@ -310,18 +310,18 @@ def _own(params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
 
 
 def _layer(intermediates: Mapping[str, Any], match: Match, whose: str) -> jax.Array:
-    """Returns what a layer gave in its one call, or the last of several."""
+    """Returns what a layer gave in its one call, or the first of several."""
     found, path = intermediates, getattr(match, whose)
     for name in path.split("/"):
         found = found.get(name, {}) if isinstance(found, Mapping) else {}
     given = found.get("__call__", ()) if isinstance(found, Mapping) else found
-    if not given or not isinstance(given[-1], jax.Array):
+    if not given or not isinstance(given[0], jax.Array):
         known = sorted(_layers(intermediates))
         raise ConfigError(
             f"Match.{whose}: the {whose} has no layer {path!r} that gives an array; it has "
             f"{listed(known) or 'none'}.{nearest(path, known)}"
         )
-    return given[-1]
+    return given[0]
 
 
 def _layers(tree: Mapping[str, Any], before: str = "") -> set[str]:
@@ -330,7 +330,7 @@ def _layers(tree: Mapping[str, Any], before: str = "") -> set[str]:
     for name, inner in tree.items():
         if isinstance(inner, Mapping):
             found |= _layers(inner, f"{before}{name}/")
-        elif isinstance(inner[-1], jax.Array):
+        elif isinstance(inner[0], jax.Array):
             found.add((before if name == "__call__" else before + name).rstrip("/"))
     return found - {""}
 

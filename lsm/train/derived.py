@@ -5,6 +5,8 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax.numpy as jnp
 
@@ -21,8 +23,13 @@ from lsm.train.workdir import CHAT, DATA, INPUTS, TOKENIZER
 def new_folder(out: os.PathLike | str) -> pathlib.Path:
     """Returns the folder of `--out`; raises ConfigError where it holds a run."""
     target = expanded(out, "--out")
-    if (target / CONFIG).exists() or (target / "checkpoints").exists():
+    if (target / CONFIG).exists():
         raise ConfigError(f"--out: {target} holds a run already; give a new folder.")
+    if (target / "checkpoints").exists():
+        raise ConfigError(
+            f"--out: {target} holds a part of a run, such as an interruption leaves; remove it, or "
+            "give a new folder."
+        )
     return target
 
 
@@ -33,6 +40,7 @@ def write_run(
     step: int,
     params: Params,
     model_state: ModelState,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """Writes a workdir as a run leaves it, with one checkpoint, without an optimiser's state.
 
@@ -43,6 +51,7 @@ def write_run(
       step: updates that the source's parameters are made by.
       params: the new model's, on a mesh.
       model_state: its other collections.
+      beside: other files, by name.
 
     Raises:
       ConfigError: there is a run in `out` already.
@@ -55,6 +64,8 @@ def write_run(
     for name in (DATA, INPUTS, TOKENIZER, CHAT):
         if (folder / name).exists():
             shutil.copyfile(folder / name, target / name)
+    for name, content in beside.items():
+        atomic_write(target / name, content)
     origin = origin_of(folder)
     kept = Origin(data_dir=origin.data_dir, directory=origin.directory)
     atomic_write(target / ORIGIN, kept.to_json())

@@ -255,7 +255,8 @@ def _lines(
 ) -> Iterator[tuple[dict[str, Any], str | tuple[str, ...]]]:
     for file in files:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            # Not `splitlines`, which cuts at U+2028 and the like too, which a text may hold.
+            lines = file.read_text(encoding="utf-8").split("\n")
         except UnicodeDecodeError as error:
             raise DataError(f"text {file} cannot be read: {error}.") from error
         for number, line in enumerate(lines, 1):

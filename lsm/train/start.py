@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from lsm.config import Computed, Experiment, Start
 from lsm.data import Dataset
 from lsm.errors import CheckpointError, ConfigError, listed
+from lsm.interop import Names
 from lsm.mesh import jit
 from lsm.optim import FixedMasks, masks_of
 from lsm.params import flat, matches, require_match
@@ -68,6 +70,7 @@ def begin(
         made = start.arrays(task, dataset, here)
         taken |= {path: _place(x, here[path].sharding) for path, x in made.items()}
     else:
+        _check_heads("Start.names", start.names, task.model)
         made = task.model.given(here) if hasattr(task.model, "given") else {}
         taken |= _taken(start, here, made)
         if start.masks is not None:
@@ -84,10 +87,25 @@ def teacher(program: Program, task: Task) -> dict[str, jax.Array]:
     if not isinstance(task, Distillation):
         return {}
     given, here = task.teacher, _arrays(program)
+    _check_heads("task.teacher.names", given.names, given.task.model)
     start = Start(path=given.path, rename=((f"^{_TEACHER}", ""), *given.rename), names=given.names)
     here = {path: x for path, x in here.items() if path.startswith(_TEACHER)}
     read = _taken(start, here, {}, "task.teacher")
     return {path: x.astype(here[path].dtype) for path, x in read.items()}
+
+
+def _check_heads(field: str, names: Names | None, model: nn.Module) -> None:
+    """Raises ConfigError where names divide queries by other heads than the model has.
+
+    Every shape would fit, and every head would have parts of others.
+    """
+    blocks = getattr(getattr(model, "encoder", model), "transformer", None)
+    for kind, has in (("heads", "heads"), ("key_heads", "kv_heads")):
+        given, own = getattr(names, kind, None), getattr(blocks, has, None)
+        if given is not None and own is not None and given != own:
+            raise ConfigError(
+                f"{field}.{kind}: {given} given; allowed: {own}, as {type(model).__name__} has."
+            )
 
 
 def _arrays(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
@@ -103,8 +121,9 @@ def _taken(
     start: Start, here: Spec, made: Mapping[str, tuple], field: str = "start"
 ) -> dict[str, jax.Array]:
     """Returns what a start takes, by path here; `made` is what the model has made of some."""
-    asked = _asked(here, made)
     with open_weights(start.path, f"{field}.path") as weights:
+        made = {path: how for path, how in made.items() if not _held(path, *how, weights, here)}
+        asked = _asked(here, made)
         if start.names is not None:
             weights = _named(weights, start, asked)
         names = match(start, asked, weights, field)
@@ -126,6 +145,15 @@ def _asked(here: Spec, made: Mapping[str, tuple[jax.ShapeDtypeStruct, Callable]]
     results = {path for spec, make in made.values() for path in jax.eval_shape(make, spec)}
     kept = {path: leaf for path, leaf in here.items() if path not in results}
     return kept | {path: spec for path, (spec, _) in made.items()}
+
+
+def _held(
+    path: str, spec: jax.ShapeDtypeStruct, make: Callable, weights: Weights, here: Spec
+) -> bool:
+    """Says whether an array is there as it is here, such as in whole numbers: it is taken so."""
+    del make
+    kind = there.dtype if (there := weights.spec.get(path)) is not None else spec.dtype
+    return kind != spec.dtype and path in here and kind == here[path].dtype
 
 
 def _made(

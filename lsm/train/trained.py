@@ -25,7 +25,7 @@ from lsm.mesh import Mesh, batch_sharding, batch_ways, jit, local_rows, make_mes
 from lsm.models import Lora
 from lsm.params import flat, nested
 from lsm.run.weights import open_run
-from lsm.tasks import Batch, LanguageModelling, ModelState, Params
+from lsm.tasks import Batch, LanguageModelling, MaskedLanguageModelling, ModelState, Params
 from lsm.tasks.base import CONSTANTS
 from lsm.train.program import make_predict, shardings_of
 from lsm.train.trainer import prepare_jax
@@ -317,7 +317,8 @@ def load(
         arrays = nested({**weights.read(shardings), **{path: {} for path in weights.empties}})
     params, inputs = arrays.pop("params", {}), inputs_of(folder)
     if inputs is not None:
-        inputs = dataclasses.replace(inputs, evaluate=experiment.data.evaluate)
+        special = isinstance(experiment.task, MaskedLanguageModelling)  # which fills [MASK]
+        inputs = dataclasses.replace(inputs, evaluate=experiment.data.evaluate, special=special)
     return Trained(experiment, found, params, arrays, laid_out, inputs)
 
 

@@ -512,3 +512,19 @@ def test_settings_that_are_wrong():
         Files("a.csv", "a")
     with pytest.raises(ConfigError, match="Files.path: is empty"):
         Files("")
+
+
+def test_quotes_between_tabs_are_signs_as_any_other():
+    rows = [('"The film is great', 1), ("A dull film", 0), ('fine"', 1), ("it 's 5 \" long", 0)]
+    put("films.tsv", "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
+    batch = Files("films.tsv").open("train").take(np.arange(4))
+    assert list(zip(batch["text"], batch["label"], strict=True)) == rows
+
+
+def test_dates_in_lists_are_the_texts_that_they_are():
+    days = [["2020-01-01", "2021-05-06"], ["2022-12-31"]]
+    put("days.jsonl", "".join(json.dumps({"day": x[0], "days": x}) + "\n" for x in days))
+    batch = Files("days.jsonl").open("train").take(np.arange(2))
+    assert [list(x) for x in batch["days"]] == days and batch["day"].tolist() == [
+        d for d, *_ in days
+    ]

@@ -186,6 +186,13 @@ def test_a_label_for_each_token():
     assert figures((RocAuc(), F1()), rows, tokens) == pytest.approx(expected, abs=1e-12)
 
 
+def test_labels_below_0_of_tokens_do_not_count():
+    batch = {"label": np.array([[1, -1, 0], [-1, -1, -1]])}
+    said = {"label": np.array([[1, 1, 1], [0, 1, 0]])}
+    expected = sk.f1_score([1, 0], [1, 1], average="macro")
+    assert figures((F1(),), said, batch)["f1"] == pytest.approx(expected)
+
+
 def test_padding_is_dropped_before_a_metric_sees_it():
     @dataclasses.dataclass(frozen=True)
     class Seen(evaluate.Metric):

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from lsm import Data, Experiment, Start, Train
 from lsm.data import Arrays
-from lsm.errors import CheckpointError
+from lsm.errors import CheckpointError, ConfigError
 from lsm.interop import HuggingFaceBERT
 from lsm.models import Classifier, Embedder, MaskedLM, Sequences, TokenClassifier, families
 from lsm.optim import SGD
@@ -150,6 +150,12 @@ def test_the_wrong_prefix_is_told_by_what_is_missing(tmp_path):
     written(tmp_path)
     with pytest.raises(CheckpointError, match=r"missing there.*there .bert\.encoder\.layer"):
         started(SMALL, tmp_path, names=HuggingFaceBERT(heads=H))
+
+
+def test_other_heads_than_the_model_s_are_refused(tmp_path):
+    written(tmp_path)
+    with pytest.raises(ConfigError, match=rf"names.heads: {2 * H} given; allowed: {H}, as BERT"):
+        started(SMALL, tmp_path, names=HuggingFaceBERT(heads=2 * H, prefix=""))
 
 
 def test_a_file_without_the_head_names_it(tmp_path):

@@ -16,6 +16,7 @@ from lsm.errors import ConfigError, DataError
 from lsm.models import GPT, MLP, Transformer
 from lsm.optim import Adam
 from lsm.tasks import Classification, LanguageModelling, Task
+from lsm.train import predictions
 from lsm.train.trainer import Trainer
 
 
@@ -110,6 +111,13 @@ def test_lines_of_text(verse, tmp_path):
     assert lsm.predict_files(verse, [str(tmp_path / "in.txt")], tmp_path / "out.jsonl") == 2
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["line"] for row in rows] == [1, 3] and rows[0]["text"] == found["text"][0]
+
+
+def test_a_line_ends_at_its_end_alone(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("one\u2028two\nthree\x0cfour\r\n\nfive", encoding="utf-8")
+    found = [(where["line"], text) for where, text in predictions._lines([file], False)]
+    assert found == [(1, "one\u2028two"), (2, "three\x0cfour"), (4, "five")]
 
 
 def test_rubbish_leaves_nothing(digits, verse, pictures, tmp_path):

@@ -157,7 +157,7 @@ def _parsed(file: pathlib.Path, ending: str) -> Any:
         _check_separator(file, ending)
     table = _told(file, ending, {})
     # A date may be written in many ways: as text it stays what stands there.
-    dates = {field.name: "string" for field in table.schema if _is_time(field.type)}
+    dates = {x.name: text for x in table.schema if (text := _as_text(x.type)) is not None}
     table = _told(file, ending, dates) if dates else table
     for name, column in zip(table.column_names, table.columns, strict=True):
         if str(column.type) == "binary":  # what Arrow takes a text for that is not UTF-8
@@ -208,7 +208,7 @@ def _read(file: pathlib.Path, ending: str, types: Mapping[str, str]) -> Any:
     # One thread: only then errors of a CSV file name the row.
     how = {"use_threads": False, "block_size": _block(file)}
     if ending not in _SEPARATORS:
-        schema = pa.schema([(name, pa.type_for_alias(t)) for name, t in types.items()])
+        schema = pa.schema(list(types.items()))
         return lines.read_json(
             file,
             lines.ReadOptions(**how),
@@ -217,7 +217,12 @@ def _read(file: pathlib.Path, ending: str, types: Mapping[str, str]) -> Any:
     return csv.read_csv(
         file,
         csv.ReadOptions(**how),
-        csv.ParseOptions(delimiter=_SEPARATORS[ending], newlines_in_values=True),
+        # Between tabs a quote is a sign as any other, as in GLUE's files: no value holds a tab.
+        csv.ParseOptions(
+            delimiter=_SEPARATORS[ending],
+            quote_char='"' if ending == ".csv" else False,
+            newlines_in_values=ending == ".csv",
+        ),
         csv.ConvertOptions(null_values=_MISSING, column_types=dict(types)),
     )
 
@@ -229,10 +234,14 @@ def _block(file: pathlib.Path) -> int:
     return _BLOCK
 
 
-def _is_time(kind: Any) -> bool:
+def _as_text(kind: Any) -> Any | None:
+    """The type that reads dates, or lists of them, as the texts that they are; None of others."""
     import pyarrow as pa
 
-    return pa.types.is_temporal(kind)
+    if pa.types.is_list(kind):
+        inner = _as_text(kind.value_type)
+        return None if inner is None else pa.list_(inner)
+    return pa.string() if pa.types.is_temporal(kind) else None
 
 
 def _empty(schema: Any) -> Any:

@@ -63,7 +63,8 @@ class ChatTokenizer:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields of each the ids (n,) int64, and whether each is of an answer."""
         made = [self.template.answers(one.messages, one.tools) for one in conversations]
-        texts = [text for text, _ in made]
+        # JSON may hold half a pair of surrogates, which is no text.
+        texts = [text.encode(errors="replace").decode() for text, _ in made]
         found = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         for one, (_, spans), given in zip(found, made, conversations, strict=True):
             offsets_Nx2 = np.array(one.offsets, np.int64).reshape(-1, 2)

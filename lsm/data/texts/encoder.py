@@ -192,17 +192,21 @@ class Encoder:
         lengths = {name + LENGTH: jax.ShapeDtypeStruct((), np.int32) for name in self.columns}
         return spec | lengths | dict.fromkeys(self.labels, wide)
 
-    def encode(self, name: str, texts: Sequence[Any]) -> dict[str, list[np.ndarray]]:
+    def encode(
+        self, name: str, texts: Sequence[Any], special: bool = False
+    ) -> dict[str, list[np.ndarray]]:
         """Returns what `parts` says of column `name`, of each text the rows (n,), not padded.
 
         Args:
           name: one of `columns`.
           texts: str, or each the list of its words; of a column made of two, pairs of str.
+          special: whether the name of a special token in a text, such as [MASK], is that token.
 
         Raises:
           DataError: the tokenizer cannot encode a text.
         """
         tokenizer = self._tokenizers[name]
+        tokenizer.encode_special_tokens = not special
         encode = tokenizer.encode_batch if self.words else tokenizer.encode_batch_fast
         in_words = len(self.columns[name]) == 1 and not any(isinstance(x, str) for x in texts)
         texts = [self._bounded(text) for text in texts]
@@ -220,9 +224,9 @@ class Encoder:
             rows[name + WORDS] = [np.array(of, np.int64) for of in numbers]
         return rows
 
-    def read(self, name: str, texts: Sequence[Any]) -> dict[str, np.ndarray]:
+    def read(self, name: str, texts: Sequence[Any], special: bool = False) -> dict[str, np.ndarray]:
         """Returns the columns of texts as a model reads them, as wide as their bucket."""
-        return self.filled(name, self.encode(name, texts))
+        return self.filled(name, self.encode(name, texts, special))
 
     def filled(self, name: str, encoded: Mapping[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
         """Returns what `encode` gave as arrays (N, T), padded, and the lengths (N,) beside them."""

@@ -21,7 +21,8 @@ def kept(path: pathlib.Path) -> dict[str, np.ndarray] | None:
             return dict(entry)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    # The last two of an entry whose header says that it is encrypted, or packed in another way.
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
         _log.warning("cache: %s is damaged; it is made again.", path)
         return None
 
@@ -44,8 +45,7 @@ def keep(path: pathlib.Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 part.replace(path)
-            except OSError:
-                part.unlink(missing_ok=True)
-                raise
+            finally:
+                part.unlink(missing_ok=True)  # of what is not whole; else it has moved
     except OSError as error:
         cache.tell_once(error)

@@ -121,10 +121,12 @@ def unigram(texts: AllTexts, size: int, lower: bool) -> Any:
     """
     import sentencepiece
     import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
     lowered = [normalizers.Lowercase()] if lower else []
-    normalizer = normalizers.Sequence([normalizers.NFKC(), *lowered])
+    # Ends of lines are in no word, and would be unknown: spaces, as sentencepiece has them.
+    spaces = normalizers.Replace(Regex(r"\s"), " ")
+    normalizer = normalizers.Sequence([normalizers.NFKC(), spaces, *lowered])
     counted = _counted((normalizer.normalize_str(text) for text in texts()), str.split)
     special, learnt = (PAD, UNK, BOS, EOS), io.BytesIO()
     try:

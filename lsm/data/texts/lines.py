@@ -2,8 +2,8 @@
 
 import gzip
 import hashlib
-import json
 import pathlib
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from lsm.data.dataset import Columns, Dataset, Spec
 from lsm.data.files import places
 from lsm.errors import DataError, listed, nearest
+from lsm.files import parsed_json
 
 _ENDINGS = (".jsonl", ".ndjson", ".json")
 
@@ -90,13 +91,13 @@ def _content(file: pathlib.Path) -> str:
     try:
         raw = file.read_bytes()
         return (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read: {error}.") from error
 
 
 def _parsed(file: pathlib.Path, number: int, line: str) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        found = parsed_json(line)
     except ValueError as error:
         raise DataError(f"{file}: line {number:,} is no JSON: {error}.") from error
     if not isinstance(found, dict):

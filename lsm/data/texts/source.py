@@ -99,9 +99,13 @@ class Texts(CountedSource):
                     f"Texts.labels: {tokens!r} is no column of tokens made of one of words; there "
                     f"are {listed(self.columns)}.{nearest(tokens, self.columns)}"
                 )
-        if self.pack and (
-            len(self._named) > 1 or self.buckets or self.keep or self.words or self.labels
-        ):
+        if wrong := [name for name, of in self.columns.items() if not _one_or_two(of)]:
+            raise ConfigError(
+                f"Texts.columns: {self.columns[wrong[0]]!r} given for {wrong[0]!r}; the name of a "
+                "column is needed, or those of a pair."
+            )
+        several = len(self.columns) > 1 or len(self._named) > 1
+        if self.pack and (several or self.buckets or self.keep or self.words or self.labels):
             raise ConfigError(
                 "Texts.pack: takes one column of texts, without buckets, keep, words and labels."
             )
@@ -234,6 +238,11 @@ class Texts(CountedSource):
         return self._encoder("").spec()
 
 
+def _one_or_two(of: Any) -> bool:
+    names = [of] if isinstance(of, str) else list(of)
+    return len(names) in (1, 2) and all(isinstance(name, str) for name in names)
+
+
 class _Split:
     """The texts of a split, read some at a time, as often as they are asked for."""
 
@@ -305,6 +314,11 @@ class _Split:
                         small = dtype if part == name else np.int32
                         rows.setdefault(part, []).extend(x.astype(small) for x in found)
             for name in self._keep:
+                if not all(isinstance(text, str) for text in chunk[name]):
+                    raise DataError(
+                        f"Texts.keep: {self.name} has lists of words in column {name!r}; a column "
+                        "of texts is needed."
+                    )
                 kept = (np.frombuffer(text.encode(), np.uint8) for text in chunk[name])
                 rows.setdefault(name + BYTES, []).extend(kept)
         ragged = {name: Ragged.of(of, of[0].dtype) for name, of in rows.items()}

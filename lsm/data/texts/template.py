@@ -63,7 +63,7 @@ class ChatTemplate:
         config = _json(folder / CONFIG)
         source = config.get("chat_template")
         if (folder / JINJA).is_file():
-            source = (folder / JINJA).read_text(encoding="utf-8")
+            source = _text(folder / JINJA)
         if isinstance(source, list):  # several, by name
             named = {one.get("name"): one.get("template") for one in source}
             source = named.get("default")
@@ -138,14 +138,13 @@ class ChatTemplate:
         prompt: bool,
         now: datetime.datetime = DATE,
     ) -> str:
-        import jinja2
-
         given = [_plain(message) for message in messages]
         options = {"tools": tools or None, "documents": None, "strftime_now": now.strftime}
         options |= self.tokens
+        template = self._compiled
         try:
-            return self._compiled.render(messages=given, add_generation_prompt=prompt, **options)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            return template.render(messages=given, add_generation_prompt=prompt, **options)
+        except Exception as error:  # a template is a program: anything may go wrong in it
             reason = " ".join(str(error).split())
             raise DataError(f"the chat template cannot take a conversation: {reason}") from error
 
@@ -223,12 +222,25 @@ def check_messages(messages: Any) -> None:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             told = listed(message) if isinstance(message, dict) else type(message).__name__
             raise DataError(f"a message of {told} given; 'role' and 'content' are needed.")
+        content = message.get("content")
+        # A template writes nothing for what is not there, and anything else as Python shows it.
+        if content is None and not message.get("tool_calls"):
+            raise DataError(f"a message of {listed(message)} given; 'content' is needed, a text.")
+        if not isinstance(content, str | None):
+            raise DataError(f"'content' of {type(content).__name__} given; a text is needed.")
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return dict(parsed_json(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (OSError, ValueError, TypeError) as error:
+        return dict(parsed_json(_text(path))) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}).") from error
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged ({error}).") from error
 
 

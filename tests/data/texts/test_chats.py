@@ -167,14 +167,25 @@ def test_preferences_hold_both_answers_to_one_prompt(model, tmp_path):
         ({"messages": "hello"}, "line 1: field 'messages': str given; a list of messages"),
         ({"messages": []}, "line 1: field 'messages': list given; a list of messages"),
         ({"messages": [{"from": "human", "value": "x"}]}, "a message of from, value given; 'role'"),
-        ({"messages": [{"role": "user"}]}, "line 1: the chat template cannot take"),
+        ({"messages": [{"role": "user"}]}, "line 1: .*a message of role given; 'content' is need"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "'content' of list given",
+        ),
     ],
-    ids=["field", "text", "empty", "names", "content"],
+    ids=["field", "text", "empty", "names", "content", "parts"],
 )
 def test_bad_conversations_are_one_line(model, tmp_path, row, line):
     with pytest.raises(DataError, match=line) as error:
         Chats(written(tmp_path / "a.jsonl", [row]), str(model), length=64).open("train")
     assert "\n" not in str(error.value)
+
+
+def test_half_a_pair_of_surrogates_is_a_question_mark(model, tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "a\ud83d"}, *CHATS[0][1:]]}]
+    batch = Chats(written(tmp_path / "a.jsonl", rows), str(model), length=64).open("train")
+    codec = ChatTokenizer(model)
+    assert "a?" in codec._tokenizer.decode(batch.take(np.arange(1))["tokens"][0])
 
 
 def test_a_template_that_refuses_is_told_with_the_line(tmp_path):
@@ -206,6 +217,12 @@ def test_where_templates_are_found(tmp_path):
     (made / "chat_template.jinja").write_text("of its own {{ eos_token }}")
     (made / "special_tokens_map.json").write_text(json.dumps({"eos_token": "</s>"}))
     assert ChatTemplate.of(made).render(CHATS[0]) == "of its own </s>"
+    (made / "chat_template.jinja").write_text("{{ 1 // 0 }}")
+    with pytest.raises(DataError, match="cannot take a conversation: integer division"):
+        ChatTemplate.of(made).render(CHATS[0])
+    (made / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(DataError, match="chat_template.jinja is damaged"):
+        ChatTemplate.of(made)
     (made / "chat_template.jinja").unlink()
     (made / "tokenizer_config.json").write_text("{")
     with pytest.raises(DataError, match=r"tokenizer_config.json is damaged"):

@@ -81,6 +81,11 @@ def test_texts_come_back(kind):
         assert made.decode(made.encode(text).ids) == text
 
 
+def test_an_end_of_a_line_is_a_space_to_unigram():
+    made = learnt("unigram")
+    assert made.decode(made.encode("the cat\tsat\n").ids) == "the cat sat "
+
+
 def test_wordpiece_knows_what_it_has_learnt():
     made = learnt("wordpiece", lower=True)
     assert made.decode(made.encode("THE CAT 猫").ids) == "the cat 猫"

@@ -139,6 +139,27 @@ def test_a_model_is_asked_for_texts_and_pairs():
             back.asked("tokens", given)
 
 
+def test_a_mask_in_a_text_is_one_where_masks_are_filled(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(BERT))
+    source_ = Texts(source(), Subwords(path=str(tmp_path)), {"tokens": "text"}, 12)
+    plain = Inputs.of(source_.open("train"))
+    filling = Inputs.from_json(
+        dataclasses.replace(plain, special=True).to_json(), plain.encoder.tokenizer
+    )
+    for inputs, ids in ((plain, [2, 5, 1, 1, 1, 3]), (filling, [2, 5, 4, 3]), (plain, None)):
+        found = inputs.asked("tokens", ["the [MASK]"])[0]["tokens"][0]
+        assert ids is None or found[: len(ids)].tolist() == ids
+
+
+def test_the_text_of_joined_splits_is_as_wide_as_the_longest():
+    parts = {name: {"text": column(of)} for name, of in (("train", ["ab", ""]), ("test", ["猫é"]))}
+    made = Texts(Arrays(**parts), Characters(), {"tokens": "text"}, 8, keep=("text",))
+    joined = made.open("train+test")
+    kept = joined.take(np.array([2, 0]))["text_bytes"]
+    assert joined.spec["text_bytes"].shape == (5,) and kept.dtype == np.uint8
+    assert [bytes(row).rstrip(b"\0").decode() for row in kept] == ["猫é", "ab"]
+
+
 def test_begin_and_end_and_the_text_itself():
     of = source(["ab", "猫é"])
     columns = {"source": "text", "target": "text"}
@@ -224,7 +245,9 @@ def test_the_cache_gives_the_same_and_notices_other_texts(caplog, tmp_path):
     assert first.identity == again.identity
     assert first.identity["texts"] != other.identity["texts"]
     for path in (tmp_path / "cache").rglob("*.*"):
-        path.write_bytes(b"damaged")
+        whole = path.read_bytes()
+        # As if packed in another way, in the header of the first array.
+        path.write_bytes(whole[:6] + b"\1\0\77\0" + whole[10:] if path.suffix == ".npz" else b"dam")
     mended = words(source=source()).open("train").take(everyone)
     np.testing.assert_array_equal(mended["tokens"], first.take(everyone)["tokens"])
 
@@ -265,6 +288,8 @@ def test_a_config_of_texts_is_checked_and_saved_as_json():
         ({"columns": {}}, "Texts.columns"),
         ({"begin_end": ("token",)}, "'tokens'"),
         ({"pack": True, "buckets": (4,)}, "Texts.pack"),
+        ({"pack": True, "columns": {"a": "text", "b": "text"}}, "Texts.pack"),
+        ({"columns": {"tokens": ()}}, r"\(\) given for 'tokens'; the name of a column"),
     ],
 )
 def test_bad_fields_are_told(change, told):
@@ -283,6 +308,10 @@ def test_bad_fields_are_told(change, told):
         ({"vocabulary": Subwords(kind="wordpiece", size=100), "length": 2}, "2 special tokens"),
         ({"vocabulary": Subwords(kind="wordpiece", size=16)}, "Subwords.size"),
         ({"keep": ("nothing",)}, "Texts.keep"),
+        (
+            {"source": source([["a", "b"], ["c"]]), "keep": ("text",)},
+            "lists of words in column 'te",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told_in_a_line(change, told):
