@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import lsm
-from lsm.compress import Derived, Distil, Recipe, Tune, compress
+from lsm import Start
+from lsm.compress import Derived, Distil, Quantise, Recipe, Shorten, Shrink, Tune, compress
 from lsm.compress import __main__ as command
 from lsm.compress.measure import Latency, Size, content, size_of
 from lsm.compress.rows import Row, lost, missed
@@ -138,6 +139,37 @@ def test_a_chain_that_is_done_is_read_and_held_to_new_bounds(chain, base):
     line = r"link 1 rounded: share of the bytes: 1.000, allowed: 0.1 at the most. What is made sta"
     with pytest.raises(TrainingError, match=line):
         compress(base, dataclasses.replace(made, links=links), out)
+
+
+def test_links_to_come_may_be_others_than_were_said(chain, base, tmp_path):
+    out, made, rows, _ = chain
+    shutil.copytree(out, tmp_path / "out")
+    more = dataclasses.replace(made, links=(*made.links, Rounded(below=0.1)))
+    found = compress(base, more, tmp_path / "out")
+    assert [row.name for row in found] == ["0 source", "1 rounded", "2 rounded"]
+    assert found[1].seconds == rows[1].seconds and found[2].size.nonzero < found[1].size.nonzero
+
+
+def test_a_link_that_was_made_before_an_interruption_took_nobody_knows_how_long(base, tmp_path):
+    made = recipe(Rounded(below=0.05))
+    made.links[0].run(base, tmp_path / "1_rounded", base, None)
+    assert [row.seconds for row in compress(base, made, tmp_path)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("link", "line"),
+    [
+        (lambda: Shrink(hidden=1.5), "Shrink.hidden: 1.5 given"),
+        (lambda: Shrink(), "Shrink: nothing would go"),
+        (lambda: Shorten(layers=(3, 1)), r"Shorten.layers: \(3, 1\) given; rising numbers"),
+        (lambda: Quantise(kept="("), "Quantise.kept: '.' is not a regular"),
+        (lambda: Distil(start=Start(path="x"), optimizer=ADAM, train=lsm.Train(steps=1)), "Distil.start: is of ano"),
+        (lambda: Recipe(links=(Rounded(below=1.0),), split="trian"), "Recipe.split: 'trian' given"),
+    ],
+)  # fmt: skip
+def test_a_slip_in_a_link_is_told_before_any_is_made(link, line):
+    with pytest.raises(ConfigError, match=line):
+        link()
 
 
 def test_another_recipe_or_source_is_told(chain, base, tmp_path):

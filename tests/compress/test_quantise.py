@@ -10,10 +10,11 @@ import pytest
 import lsm
 from experiments.configs.digits import cnn
 from lsm import Data, Experiment, Mesh, Start, Train
-from lsm.compress import quantise
+from lsm.compress import Quantise, quantise
 from lsm.compress.quantise import QUANTISED
 from lsm.data import Arrays
 from lsm.errors import CheckpointError, ConfigError, MeshError
+from lsm.export import card
 from lsm.generate import GREEDY, Draws
 from lsm.models import GPT, MLP, Lora, QuantisationAware, Quantised, Transformer
 from lsm.optim import SGD, AdamW
@@ -127,9 +128,13 @@ def test_a_run_trained_for_it_becomes_what_it_was(base, tmp_path):
     trained = of(case, aware, start=Start(path=str(workdir)))
     lsm.fit(trained, tmp_path / "run")
     quantise(tmp_path / "run", tmp_path / "out", experiment=trained)
+    assert Quantise().weights is None  # so does a link
     out = of(case, Quantised(MLP_, weights="int4"))
     given = {"image": PICTURES["image"]}
-    found = lsm.load(tmp_path / "out", experiment=out).predict(given)
+    loaded = lsm.load(tmp_path / "out", experiment=out)
+    found = loaded.predict(given)
+    floats = lsm.load(workdir, experiment=case).params
+    assert card._parameters(loaded) == sum(x.size for x in jax.tree.leaves(floats))
     expected = lsm.load(tmp_path / "run", experiment=trained).predict(given)
     np.testing.assert_allclose(found["probability"], expected["probability"], rtol=1e-4, atol=1e-6)
 
@@ -148,6 +153,9 @@ def test_what_is_not_to_be_quantised_is_refused_in_a_line(base, tmp_path):
             quantise(place, tmp_path / "other", experiment=of_it, **options)
     with pytest.raises(ConfigError, match="holds a run already; give a new folder"):
         quantise(workdir, out, experiment=case)
+    (out / "config.json").unlink()  # which is written last
+    with pytest.raises(ConfigError, match="a part of a run, such as an interruption leaves; remov"):
+        quantise(workdir, out, experiment=case)
 
 
 @pytest.mark.slow
@@ -164,6 +172,11 @@ def test_a_start_gives_floats_and_whole_numbers_are_made_of_them(weights, base, 
     jax.tree.map(np.testing.assert_array_equal, found.model_state, expected.model_state)
     for path, x in flat(expected.params).items():
         assert path.endswith("bias") and not np.array_equal(flat(found.params)[path], x)
+    # Of a run that has whole numbers already they are taken as they are.
+    again = of(begun, begun.task.model, start=Start(path=str(tmp_path / "run")))
+    lsm.fit(again, tmp_path / "again")
+    found = lsm.load(tmp_path / "again", experiment=again)
+    jax.tree.map(np.testing.assert_array_equal, found.model_state, expected.model_state)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from lsm import Data, Experiment, Train
 from lsm.data import Arrays, Digits, Texts, Words, images
 from lsm.data.inputs import Inputs
 from lsm.export import __main__ as command
-from lsm.export import load, statistics
+from lsm.export import card, load, statistics
 from lsm.export.write import write
 from lsm.models import MLP
 from lsm.optim import SGD
@@ -47,6 +47,9 @@ def test_a_run_is_exported_with_its_figures(exported):
     assert (
         f"| validation | accuracy | {figures['accuracy']:.4g} |" in (out / "README.md").read_text()
     )
+    step = json.loads((run / "result.json").read_text())["step"]
+    told = card.figures(run, step - 1)
+    assert told == f"The figures of the run are those of step {step}, which this is not."
 
 
 def test_statistics_are_those_of_the_split(exported):

@@ -224,6 +224,8 @@ def test_nothing_is_left_of_an_export_that_fails(small, tmp_path, monkeypatch):
         ConfigError, match="'cud' given; allowed: cpu, cuda, tpu. Did you mean 'cuda'"
     ):
         write(run, tmp_path / "out", platforms=("cud",))
+    with pytest.raises(ConfigError, match="--platforms: none given; allowed: cpu, cuda, tpu"):
+        write(run, tmp_path / "out", platforms=())
     with pytest.raises(ConfigError, match="--context: given, but the model writes no texts"):
         write(run, tmp_path / "out", context=8)
     monkeypatch.setattr("lsm.export.write.card", lambda *args: 1 / 0)

@@ -1,5 +1,6 @@
 """ONNX files against the runs that they were made of, by onnxruntime."""
 
+import json
 import sys
 import types
 
@@ -9,8 +10,9 @@ import pytest
 
 import lsm
 from lsm import Data, Experiment, Train
-from lsm.data import Digits, Files, Texts, Words
-from lsm.export import onnx
+from lsm.data import Digits, Files, Subwords, Texts, Words
+from lsm.errors import ConfigError
+from lsm.export import onnx, page
 from lsm.models import Classifier, ResNet, families
 from lsm.optim import AdamW
 from lsm.tasks import Classification, TextClassification
@@ -87,6 +89,23 @@ def test_a_model_that_cannot_be_converted_is_named_and_nothing_is_left(convert, 
 def test_without_jax2onnx_the_environment_is_told_of(digits, tmp_path, capsys):
     assert onnx.main([f"--workdir={digits}", f"--out={tmp_path / 'one.onnx'}"]) == 1
     assert "jax2onnx is not installed" in capsys.readouterr().err
+
+
+def test_of_a_pair_of_texts_the_types_are_a_column_too(tmp_path):
+    rows = [{"a": "a good", "b": "film", "label": k % 2} for k in range(8)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "film"]))
+    words = Subwords(path=str(tmp_path))
+    source = Texts(Files(str(tmp_path / "a.jsonl")), words, {"tokens": ("a", "b")}, 8)
+    model = Classifier(families.bert_base(vocabulary=8, context=8, **BLOCKS))
+    run = trained((TextClassification(model=model), Data(source=source, test=None)), tmp_path / "r")
+    assert [*onnx.facts(run)["columns"]] == ["tokens", "tokens_length", "tokens_types"]
+
+
+def test_without_onnx_the_environment_is_told_of(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ConfigError, match="onnx is not installed; it is in the environment of"):
+        page._facts(b"")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from lsm.models import (
     ViT,
 )
 from lsm.models.families import minilm
-from lsm.models.rounding import integer_conv, integer_dot, to_int8
+from lsm.models.rounding import fake, integer_conv, integer_dot, to_int8
 from lsm.params import flat
 
 SLOW = pytest.mark.slow
@@ -100,6 +100,13 @@ def test_inputs_and_kernels_of_int8_say_what_qwix_s_model_says(model, x):
     error = np.abs(np.asarray(expected) - plain).max()
     assert 0 < error < 0.05 and np.abs(np.asarray(found) - plain).max() < 3 * error
     assert np.abs(np.asarray(found) - expected).max() < 3 * error
+
+
+def test_what_is_no_number_stays_none_where_inputs_are_calibrated():
+    x = jnp.array([[jnp.nan, 1.0], [3.0, 1.0]])
+    found = fake(x, (1,), jnp.array([2.0]))
+    assert np.isnan(found[0]).all()
+    np.testing.assert_allclose(found[1], [2.0, 1.0], atol=0.01)
 
 
 def test_products_by_qwix_are_those_of_rounded_floats():

@@ -9,8 +9,9 @@ import pytest
 
 from lsm import losses
 from lsm.errors import ConfigError, DataError
-from lsm.models import CNN, GPT, MLP, Transformer
+from lsm.models import CNN, GPT, MLP, Transformer, Views
 from lsm.models.bert import BERT, BLOCKS, Classifier
+from lsm.optim import Magnitude
 from lsm.params import flat
 from lsm.tasks import (
     CONSTANTS,
@@ -136,9 +137,10 @@ def test_the_loss_of_pictures_is_its_parts(pictures):
     own = mean(-(smooth * log_softmax(np.asarray(logits, np.float64))).sum(-1))
     soft = mean(divergence(logits, theirs, 2.0))
     # The second has 6 filters for 8 of the teacher's, so that a matrix is between them.
-    kernels = params["distillation_projections"]
-    assert {name: x["kernel"].shape for name, x in kernels.items()} == {"1": (6, 8)}
-    layers[1] = layers[1] @ kernels["1"]["kernel"]
+    between = params["distillation_projections"]
+    assert {name: x["matrix"].shape for name, x in between.items()} == {"1": (6, 8)}
+    assert not any(Magnitude(sparsity=0.5).prunes(path, (6, 8)) for path in flat(between))
+    layers[1] = layers[1] @ between["1"]["matrix"]
     errors = [
         mean(np.square(np.asarray(a) - b).mean((1, 2, 3)))
         for a, b in zip(layers, their_layers, strict=True)
@@ -150,6 +152,26 @@ def test_the_loss_of_pictures_is_its_parts(pictures):
     whole = 0.3 * own + 0.7 * soft + 0.5 * errors[0] + 0.25 * errors[1]
     assert found["loss"] == pytest.approx(whole, rel=1e-4)
     assert output.metrics["loss"].weight == weights.sum()
+
+
+def test_a_teacher_of_several_views_is_matched_at_the_picture_itself():
+    model = CNNS[0]
+    plain, seen = (
+        dataclasses.replace(
+            PICTURE_TASK,
+            student=Classification(model=model),
+            teacher=Teacher(task=Classification(model=of), path="runs/teacher"),
+            features=(Match("Conv_0", "Conv_0"),),
+        )
+        for of in (model, Views(model))
+    )
+    params, state = initialised(plain, PICTURES)
+    found = [
+        task.loss(params, state, PICTURES, {})[1].metrics["feature_loss/0"].mean
+        for task in (plain, seen)
+    ]
+    # Both are drawn with one key: the student is its teacher.
+    assert found[0] == 0 and found[1] == pytest.approx(0, abs=1e-6)
 
 
 def test_the_student_has_gradients_and_the_teacher_none(pictures):
