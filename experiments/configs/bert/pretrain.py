@@ -34,15 +34,15 @@ def get_config(size="small"):
                 length=encoder.context,
                 words=True,
             ),
-            validation="test",
+            validation="test[:10%]",
             test=None,
         ),
         optimizer=AdamW(
             learning_rate=1e-4 if base else 5e-4,
             weight_decay=0.01,
             clip_norm=1.0,
-            schedule=WarmUp("1%", then=Linear()),
+            schedule=WarmUp("1%" if base else "10%", then=Linear()),
         ),
-        train=Train(steps=1_000_000 if base else 4000, batch_size=256 if base else 64),
+        train=Train(steps=1_000_000 if base else 1000, batch_size=256 if base else 64),
         evaluation=Evaluation(every="10%"),
     )
