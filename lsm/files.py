@@ -6,8 +6,10 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from lsm.errors import ConfigError, LsmError, TrainingError, nearest, shortened
 
 _held: set[Path] = set()
 _holding = threading.Lock()
+_DAY = 86_400.0  # seconds
 
 
 @contextlib.contextmanager
@@ -183,3 +186,15 @@ def silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def remove_old(folder: Path, pattern: str) -> None:
+    """Removes what processes that were killed have left unfinished in a folder: a day old, or more.
+
+    Younger ones may be in work elsewhere, on another machine too.
+    """
+    for left in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # another process has removed it
+            newest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
+            if time.time() - newest > _DAY:
+                shutil.rmtree(left, ignore_errors=True)

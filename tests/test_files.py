@@ -1,13 +1,26 @@
 """Paths as they are given on a command line."""
 
+import os
 import pathlib
+import time
 
 import pytest
 
 from lsm.data import cache
 from lsm.data.tokenize import Packing
 from lsm.errors import ConfigError
-from lsm.files import expanded
+from lsm.files import expanded, remove_old
+
+
+def test_what_was_left_a_day_ago_goes_and_what_is_in_work_stays(tmp_path):
+    for name, age in ((".writing-a", 2), (".writing-b", 2), ("entry", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("x")
+        for path in (tmp_path / name / "x", tmp_path / name):
+            os.utime(path, times=(time.time() - age * 86_400,) * 2)
+    (tmp_path / ".writing-b" / "y").write_text("y")  # now
+    remove_old(tmp_path, ".writing-*")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".writing-b", "entry"]
 
 
 def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):

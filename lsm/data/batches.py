@@ -53,7 +53,9 @@ class Data:
 
     def __post_init__(self):
         require(self, workers=f"[1, {THREADS}]")
-        for transform in self.evaluate:
+        # Of another type than its own it is told of with all other fields, later.
+        given = self.evaluate if isinstance(self.evaluate, tuple | list) else ()
+        for transform in (x for x in given if isinstance(x, Transform)):
             if transform.draw(np.random.default_rng(0), 1):
                 raise ConfigError(
                     f"Data.evaluate: {type(transform).__name__} draws random numbers; evaluation "

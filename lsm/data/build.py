@@ -18,6 +18,7 @@ from typing import Any
 
 from lsm.data import folder, images, raw
 from lsm.errors import DataError, LsmError, listed
+from lsm.files import remove_old
 
 _TREE_BYTES = 1000 * 2**20  # TFDS sorts a split in memory up to here, beyond it by TensorFlow
 _TREE_VERSION = "1.0.0"
@@ -237,6 +238,7 @@ def staging(data_dir: pathlib.Path) -> Iterator[pathlib.Path]:
     missing = [path for path in (data_dir, *data_dir.parents) if not path.exists()]
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
+        remove_old(data_dir, ".lsm-*")
         # In data_dir, because a folder is renamed in one move only within a file system.
         temporary = pathlib.Path(tempfile.mkdtemp(prefix=".lsm-", dir=data_dir))
     except OSError as error:

@@ -25,7 +25,7 @@ import numpy as np
 from lsm.data import decode
 from lsm.data.dataset import ArrayDataset, Columns, Dataset, Derived, Read, Spec
 from lsm.errors import DataError
-from lsm.files import expanded, parsed_json
+from lsm.files import expanded, parsed_json, remove_old
 
 MAX_BYTES = 2 * 2**30
 """Above this decoded size a split is read example by example instead: it would crowd the page
@@ -189,6 +189,7 @@ def _checksum(file: pathlib.Path) -> int:
 def _write(entry: pathlib.Path, spec: Spec, rows: int, chunks: Iterator[Columns]) -> None:
     """Writes an entry by plain writes: these fail on a full disk, where a memory map crashes."""
     entry.parent.mkdir(parents=True, exist_ok=True)
+    remove_old(entry.parent, ".writing-*")
     # Beside the entry: a rename is one move only within a file system.
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=".writing-", dir=entry.parent))
     try:

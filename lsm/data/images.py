@@ -164,7 +164,7 @@ def as_size(size: int | tuple[int, int] | None, field: str) -> tuple[int, int] |
     """
     if size is None:
         return None
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = (size, size) if isinstance(size, int) else size if isinstance(size, tuple | list) else ()
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise ConfigError(f"{field}: {size!r} is not a size; give N or (height, width), above 0.")
-    return pair
+    return tuple(pair)

@@ -15,6 +15,7 @@ from lsm.data.files.columns import class_name, one_hot
 from lsm.data.texts.codec import CharacterCodec
 from lsm.data.texts.encoder import LENGTH, Encoder
 from lsm.data.transforms import IMAGE, Transform, changed
+from lsm.data.transforms.base import image_of
 from lsm.errors import DataError, listed, nearest, shortened
 
 Lengths = np.ndarray
@@ -54,7 +55,7 @@ class Inputs:
         """Returns what the examples of a dataset are, after the changes that evaluation makes."""
         columns, decoded = dict(dataset.spec), None
         if evaluate:
-            decoded = columns[IMAGE].shape[:2] or None
+            decoded = image_of(evaluate[0], columns).shape[:2] or None
             made = changed(dataset.by_example().take(np.arange(1)), evaluate)[IMAGE]
             columns[IMAGE] = jax.ShapeDtypeStruct(made.shape[1:], made.dtype)
         known = (dataset.classes, dataset.characters, dataset.names, dict(dataset.joined))

@@ -268,8 +268,10 @@ def _members(raw: pathlib.Path, wanted: Iterable[str]) -> dict[str, bytes] | Non
     """Contents of the files called `wanted`, from a folder or a tarball in it; None if not all."""
     wanted = set(wanted)
     if raw.is_dir():
-        files = {file.name: file for file in raw.rglob("*") if file.name in wanted}
+        found = [file for file in raw.rglob("*") if file.name in wanted]
+        files = {file.name: file for file in found}
         if set(files) == wanted:
+            _check_one_folder(raw, found)
             return {name: _bytes(file) for name, file in files.items()}
         tarballs = sorted(raw.glob("*.tar.gz")) + sorted(raw.glob("*.tgz"))
     elif raw.is_file():
@@ -297,11 +299,19 @@ def _untar(tarball: pathlib.Path, wanted: set[str]) -> dict[str, bytes]:
 
 
 def _one_of(raw: pathlib.Path, names: tuple[str, ...]) -> pathlib.Path:
-    for name in names:
-        found = sorted(raw.rglob(name))
-        if found:
-            return found[0]
-    raise DataError(f"{raw} holds no {' or '.join(names)}; --raw is the folder of the IDX files.")
+    found = [file for name in names for file in sorted(raw.rglob(name))]
+    if not found:
+        what = " or ".join(names)
+        raise DataError(f"{raw} holds no {what}; --raw is the folder of the IDX files.")
+    _check_one_folder(raw, found)
+    return found[0]
+
+
+def _check_one_folder(raw: pathlib.Path, files: Iterable[pathlib.Path]) -> None:
+    """Raises DataError for files of one name in several folders: MNIST's relatives all have its."""
+    folders = sorted({str(file.parent) for file in files})
+    if len(folders) > 1:
+        raise DataError(f"--raw: {raw} has them in {listed(folders)}; give the folder of one.")
 
 
 def _bytes(path: pathlib.Path) -> bytes:

@@ -1,6 +1,7 @@
 """Datasets of TensorFlow Datasets, read without TensorFlow."""
 
 import contextlib
+import copy
 import dataclasses
 import pathlib
 from collections.abc import Iterator
@@ -144,8 +145,8 @@ class _Records(Dataset):
         self.features = _features(builder, columns)
         self._shards = info.splits[split].filepaths
         self.files = [pathlib.Path(path) for path in self._shards]
-        pair = images.as_size(size, "Tfds.size")
-        self._parser = Parser(self.features, pair)
+        self._size = images.as_size(size, "Tfds.size")
+        self._parser = Parser(self.features, self._size)
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         with _readable(self.name, self.files):
             self._records = builder.as_data_source(split=split, deserialize_method=raw)
@@ -174,6 +175,14 @@ class _Records(Dataset):
             # TFDS's own paths, which may lead into a bucket.
             shards = [(path.name, path.stat().length) for path in self._shards]
         return super().identity | {"name": self.name, "shards": digest(shards)}
+
+    def column(self, name: str) -> np.ndarray:
+        if name not in self.features:
+            return super().column(name)
+        alone = copy.copy(self)  # so that no picture is decoded for a label
+        alone.features = {name: self.features[name]}
+        alone._parser = Parser(alone.features, self._size)
+        return Dataset.column(alone, name)
 
     def take(self, indices: np.ndarray) -> Columns:
         wanted = np.asarray(indices).tolist()

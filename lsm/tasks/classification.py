@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsm.errors import ConfigError
+from lsm.errors import ConfigError, DataError
 from lsm.tasks.base import Batch, Rngs
 from lsm.tasks.columns import check_numeric, column
 from lsm.tasks.labels import Labelled
@@ -85,5 +85,13 @@ class Classification(Labelled):
 
     def check(self, batch: Batch) -> None:
         """Raises DataError for missing columns or labels outside the model's outputs."""
-        check_numeric(column(batch, self.input, "task.input"), "task.input")
+        x = column(batch, self.input, "task.input")
+        check_numeric(x, "task.input")
+        for name in ("mean", "std"):  # three on grey pictures would make three channels of one
+            given = np.size(getattr(self, name))
+            if given not in (1, *x.shape[1:][-1:]):
+                raise DataError(
+                    f"task.{name}: {given} numbers given for {self.input!r} of shape "
+                    f"{x.shape[1:]}; one is needed, or one a channel."
+                )
         super().check(batch)

@@ -9,7 +9,7 @@ from lsm import losses
 from lsm.errors import DataError
 from lsm.metrics import Weighted, weigh
 from lsm.tasks.base import Batch, Task
-from lsm.tasks.columns import column
+from lsm.tasks.columns import check_numeric, column
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,6 @@ class Regression(Task):
         return {"prediction": outputs}
 
     def check(self, batch: Batch) -> None:
-        """Raises DataError for missing columns."""
-        column(batch, self.input, "task.input")
-        column(batch, self.target, "task.target")
+        """Raises DataError for missing columns, or ones of several shapes."""
+        check_numeric(column(batch, self.input, "task.input"), "task.input")
+        check_numeric(column(batch, self.target, "task.target"), "task.target")

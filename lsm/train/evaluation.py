@@ -88,7 +88,8 @@ def _dispatched(
     """Yields what `function` gives for each batch, on the host, a few batches late."""
     batches, pending = trainer.evaluation[split], []
     held, step = evaluated(state), jax.device_get(state.step)
-    with Prefetcher(batches.batch_at, range(len(batches))) as prefetcher:
+    workers = trainer.experiment.data.workers
+    with Prefetcher(batches.batch_at, range(len(batches)), workers) as prefetcher:
         for number, batch in enumerate(prefetcher):
             batch = place(batch, trainer.program.batch)
             with clock("evaluation" if number else "compile"):

@@ -99,7 +99,10 @@ def _check_heads(field: str, names: Names | None, model: nn.Module) -> None:
 
     Every shape would fit, and every head would have parts of others.
     """
-    blocks = getattr(getattr(model, "encoder", model), "transformer", None)
+    inner = model
+    while isinstance(getattr(inner, "model", None), nn.Module):  # such as `Views`
+        inner = inner.model
+    blocks = getattr(getattr(inner, "encoder", inner), "transformer", None)
     for kind, has in (("heads", "heads"), ("key_heads", "kv_heads")):
         given, own = getattr(names, kind, None), getattr(blocks, has, None)
         if given is not None and own is not None and given != own:

@@ -18,6 +18,7 @@ from lsm.data import (
     Columns,
     Dataset,
     EvalBatches,
+    Poisson,
     Shuffled,
     TrainBatches,
     cache,
@@ -84,6 +85,12 @@ class Trainer:
         _check_input(experiment, batches.dataset)
         _check_shapes({name: jax.ShapeDtypeStruct((), x.dtype) for name, x in sample.items()})
         program = build(experiment, horizon, sample)
+        state = program.abstract_state.model_state
+        if isinstance(data.sampling, Poisson) and "batch_stats" in state:
+            raise ConfigError(
+                "data.sampling: Poisson given, whose batches are filled up with copies that do not "
+                "count, and batch norm would count them; a model without it is needed."
+            )
         evaluation = _evaluation_batches(experiment, program, data_dir)
         metrics, final = _told(experiment, classes)
         _check_monitor(experiment, metrics, final, program)

@@ -5,6 +5,7 @@ import http.server
 import io
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -261,6 +262,12 @@ def refused(name: str, raw_dir: pathlib.Path, data_dir: pathlib.Path, said: str)
 
 def test_idx_errors(raw_dir, data_dir):
     refused("mnist", raw_dir, data_dir, "holds no train-images-idx3-ubyte.gz or")
+    for name in ("FashionMNIST", "MNIST"):  # as torchvision puts them, all with one name
+        (raw_dir / name).mkdir()
+        write_mnist(raw_dir / name)
+    refused("mnist", raw_dir, data_dir, r"has them in \S+FashionMNIST, \S+MNIST; give the folder")
+    for name in ("FashionMNIST", "MNIST"):
+        shutil.rmtree(raw_dir / name)
     write_mnist(raw_dir)
     images, labels = (raw_dir / f"train-{k}-ubyte.gz" for k in ("images-idx3", "labels-idx1"))
     good = images.read_bytes()

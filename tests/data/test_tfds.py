@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from lsm.data import Tfds, cache, download
+from lsm.data import Tfds, cache, download, images
 from lsm.data.dataset import Dataset
 from lsm.data.features import Parser
 from lsm.errors import ConfigError, DataError
@@ -402,3 +402,13 @@ def test_fingerprint_changes_with_files_and_facts(tmp_path):
     assert first != cache.fingerprint([file], "another")
     file.write_text("12345")
     assert first != cache.fingerprint([file], "fact")
+
+
+def test_labels_are_read_without_the_pictures(tfds_dir, monkeypatch):
+    monkeypatch.setattr(cache, "fits", lambda *_: False)
+    records = Tfds("cifar10").open_split("test", tfds_dir)
+    expected = records.take(np.arange(100))["label"]
+    monkeypatch.setattr(images, "decode", None)
+    np.testing.assert_array_equal(records.column("label")[:100], expected)
+    with pytest.raises(DataError, match="no column 'lable'.*mean 'label'"):
+        records.column("lable")

@@ -71,6 +71,13 @@ def test_rows_of_a_draw_are_rows_of_the_batch(transform):
     np.testing.assert_array_equal(whole[4:], half)
 
 
+@pytest.mark.parametrize("transform", [*ALL, RandAugment(), RandomResizedCrop(4)], ids=repr)
+def test_data_without_pictures_is_told(transform):
+    line = rf"^{type(transform).__name__}: the data has no column 'image'; it has x\.$"
+    with pytest.raises(DataError, match=line):
+        transform({"x": np.zeros((2, 3))}, np.random.default_rng(0))
+
+
 @pytest.mark.parametrize("transform", ALL, ids=repr)
 def test_pictures_of_another_form_are_told(transform):
     ragged = np.empty(2, object)
@@ -289,6 +296,9 @@ def test_scale_one_changes_nothing():
         (lambda: RandomResizedCrop(None), "RandomResizedCrop.size: None"),
         (lambda: RandomResizedCrop(8, scale=(0.5, 0.2)), "RandomResizedCrop.scale: "),
         (lambda: RandomErasing(ratio=(0.0, 1.0)), "RandomErasing.ratio: "),
+        (lambda: RandomErasing(ratio=0.3), r"RandomErasing.ratio: 0.3 given; allowed: a pair"),
+        (lambda: RandomResizedCrop(8, scale=(0.5, 1.1)), "RandomResizedCrop.scale: .* <= 1"),
+        (lambda: RandomResizedCrop(224.0), "RandomResizedCrop.size: 224.0 is not a size"),
     ],
 )
 def test_settings_out_of_range_are_errors(make, said):

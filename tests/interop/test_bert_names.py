@@ -14,12 +14,20 @@ from safetensors.numpy import load_file, save_file
 from lsm import Data, Experiment, Start, Train
 from lsm.data import Arrays
 from lsm.errors import CheckpointError, ConfigError
-from lsm.interop import HuggingFaceBERT
-from lsm.models import Classifier, Embedder, MaskedLM, Sequences, TokenClassifier, families
+from lsm.interop import HuggingFaceBERT, TimmViT
+from lsm.models import (
+    Classifier,
+    Embedder,
+    MaskedLM,
+    Sequences,
+    TokenClassifier,
+    Views,
+    families,
+)
 from lsm.optim import SGD
 from lsm.tasks import Function
 from lsm.train import build
-from lsm.train.start import begin
+from lsm.train.start import _check_heads, begin
 
 B, T, V, D, H, L = 3, 7, 37, 24, 4, 2
 SMALL = families.bert_base(
@@ -156,6 +164,8 @@ def test_other_heads_than_the_model_s_are_refused(tmp_path):
     written(tmp_path)
     with pytest.raises(ConfigError, match=rf"names.heads: {2 * H} given; allowed: {H}, as BERT"):
         started(SMALL, tmp_path, names=HuggingFaceBERT(heads=2 * H, prefix=""))
+    with pytest.raises(ConfigError, match="names.heads: 12 given; allowed: 3, as Views has"):
+        _check_heads("names", TimmViT(heads=12), Views(families.vit_ti()))
 
 
 def test_a_file_without_the_head_names_it(tmp_path):

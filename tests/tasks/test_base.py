@@ -365,3 +365,16 @@ def test_a_model_need_not_take_train():
             np.testing.assert_allclose(trained, ratio * plain, rtol=1e-6)
         else:
             assert not np.allclose(trained, 2 * plain)
+
+
+def test_three_means_on_grey_pictures_and_pictures_of_several_sizes_are_told():
+    grey = {"image": np.zeros((2, 8, 8, 1), np.uint8), "label": np.zeros(2, np.int32)}
+    task = Classification(model=MLP(widths=(5,), outputs=2), mean=(0.485, 0.456, 0.406))
+    with pytest.raises(DataError, match=r"task.mean: 3 numbers given for 'image' of shape \(8, 8,"):
+        task.check(grey)
+    task.check(grey | {"image": np.zeros((2, 8, 8, 3), np.uint8)})
+    several = np.empty(2, object)
+    several[:] = [np.zeros((8, 8, 3), np.uint8), np.zeros((9, 8, 3), np.uint8)]
+    regression = Regression(model=MLP(widths=(5,), outputs=2), input="image", target="label")
+    with pytest.raises(DataError, match="task.input: the examples are arrays of different shapes"):
+        regression.check(grey | {"image": several})

@@ -13,10 +13,19 @@ from lsm import Data, EarlyStopping, Evaluation, Experiment, Mesh, Train
 from lsm.cli import _closing_line
 from lsm.config import schema
 from lsm.config.origin import Origin
-from lsm.data import ArrayDataset, Arrays, Digits, Source, TrainBatches, Transform
+from lsm.data import (
+    ArrayDataset,
+    Arrays,
+    CenterCrop,
+    Digits,
+    Poisson,
+    Source,
+    TrainBatches,
+    Transform,
+)
 from lsm.errors import CheckpointError, ConfigError, DataError, MeshError, TrainingError
 from lsm.mesh import Fsdp, Rule, make_mesh, shard
-from lsm.models import MLP
+from lsm.models import CNN, MLP
 from lsm.optim import SGD, Adam
 from lsm.run.checkpoint import Checkpoints
 from lsm.run.result import Result, fingerprint
@@ -24,6 +33,7 @@ from lsm.run.saved import checksums
 from lsm.tasks import Classification
 from lsm.train.profile import Profile
 from lsm.train.progress import Progress
+from lsm.train.trainer import Trainer
 from lsm.writers import Jsonl
 
 
@@ -641,3 +651,22 @@ def test_profile_of_a_run_that_goes_on(tmp_path, monkeypatch, caplog):
     for first, last in ((21, 100), (1, 9)):
         Profile("10:20", tmp_path).expect(first, last)
         assert "none of the steps 10 to 20 is still to come" in caplog.messages.pop()
+
+
+def test_batch_norm_would_count_what_fills_poisson_batches():
+    model = CNN(widths=(4,), batch_norm=True, outputs=10)
+    given = experiment(
+        task=Classification(model=model),
+        data=Data(source=Digits(), sampling=Poisson(expected=4)),
+        train=Train(steps=2, batch_size=32),
+    )
+    with pytest.raises(
+        ConfigError, match="data.sampling: Poisson given, .* batch norm would count"
+    ):
+        Trainer.of(given, None)
+
+
+def test_a_transform_for_evaluation_that_is_no_tuple_is_one_line():
+    given = experiment(data=Data(source=Digits(), evaluate=CenterCrop(8)))
+    with pytest.raises(ConfigError, match="data.evaluate: CenterCrop.* given"):
+        Trainer.of(given, None)

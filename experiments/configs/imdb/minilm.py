@@ -6,7 +6,8 @@ sst2/minilm.py says how to get them.
     python -m experiments.imdb --config=experiments/configs/imdb/minilm.py \\
         --workdir=runs/imdb_minilm
 
-Measured (imdb_minilm): not run yet.
+Measured (imdb_minilm): test/accuracy 86.76 %, 1 seed, 30 min 36 s a run, 46 min 13 s of CPU time,
+  on AMD EPYC, 2 cores, at dcb01b30cf.
 """
 
 from lsm import Data, Evaluation, Experiment, Start, Train

@@ -34,7 +34,7 @@ def get_recipe(arg=None):
                     clip_norm=1.0,
                     schedule=WarmUp("6%", then=Linear()),
                 ),
-                train=Train(epochs=5, batch_size=64),
+                train=Train(epochs=4, batch_size=64),
                 loses_at_most=0.5,
                 latency_at_most=0.5,
             ),

@@ -9,7 +9,8 @@ checkpoint or the best is chosen.
         --workdir=runs/imdb_minilm
     python -m experiments.sst2 --config=experiments/configs/sst2/minilm_imdb.py
 
-Measured (sst2_minilm_imdb): not run yet.
+Measured (sst2_minilm_imdb): validation/accuracy 90.71 %, 1 seed, 51 min 06 s a run, 1 h 24 min of
+  CPU time, on AMD EPYC, 2 cores, at dcb01b30cf.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lsm.data.dataset import Columns
-from lsm.errors import DataError
+from lsm.errors import DataError, listed
 
 IMAGE = "image"
 """The column that transforms of pictures change, (B, H, W, C)."""
@@ -54,9 +54,18 @@ class Transform(abc.ABC):
         return self.apply(batch, self.draw(rng, len(next(iter(batch.values())))))
 
 
+def image_of(transform: Transform, batch: Columns) -> np.ndarray:
+    """Returns column `image`, of pictures of any sizes; raises DataError where there is none."""
+    if IMAGE not in batch:
+        raise DataError(
+            f"{type(transform).__name__}: the data has no column {IMAGE!r}; it has {listed(batch)}."
+        )
+    return batch[IMAGE]
+
+
 def pictures(transform: Transform, batch: Columns) -> np.ndarray:
     """Returns column `image`; raises DataError where it is not one array (B, H, W, C)."""
-    image = batch[IMAGE]
+    image = image_of(transform, batch)
     if image.dtype == object or image.ndim != 4:
         raise DataError(
             f"{type(transform).__name__}: pictures are {image.dtype} {image.shape}; (B, H, W, C) "

@@ -11,7 +11,7 @@ import numpy as np
 
 from lsm.data import images
 from lsm.data.dataset import Columns
-from lsm.data.transforms.base import IMAGE
+from lsm.data.transforms.base import IMAGE, image_of
 from lsm.errors import DataError
 
 Picture = Any
@@ -38,7 +38,7 @@ def each(
     from PIL import Image
 
     changed = []
-    for pixels, *values in zip(batch[IMAGE], *arguments, strict=True):
+    for pixels, *values in zip(image_of(transform, batch), *arguments, strict=True):
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (1, 3):
             raise DataError(
                 f"{type(transform).__name__}: pictures are {pixels.dtype} {pixels.shape}; uint8 "

@@ -8,7 +8,7 @@ from lsm.checks import require
 from lsm.data import images
 from lsm.data.dataset import Columns
 from lsm.data.transforms import operations
-from lsm.data.transforms.base import IMAGE, Transform, pictures
+from lsm.data.transforms.base import IMAGE, Transform, image_of, pictures
 from lsm.errors import ConfigError, DataError
 
 _TRIES = 10  # drawn for each picture: the size of a picture is known when it is there
@@ -44,7 +44,8 @@ class RandomResizedCrop(Transform):
 
     def apply(self, batch: Columns, drawn: Columns) -> Columns:
         """See `Transform.apply`."""
-        sides_Bx2 = np.array([picture.shape[:2] for picture in batch[IMAGE]]).reshape(-1, 2)
+        sides = [picture.shape[:2] for picture in image_of(self, batch)]
+        sides_Bx2 = np.array(sides).reshape(-1, 2)
         size = images.as_size(self.size, "RandomResizedCrop.size")
         window_Bx4, fits_B = _windows(sides_Bx2, drawn)
         window_Bx4 = np.where(fits_B[:, None], window_Bx4, _middle(sides_Bx2, self.ratio))
@@ -191,11 +192,19 @@ def _check_value(transform: Cutout | RandomErasing, image: np.ndarray) -> None:
 
 
 def _check_ranges(transform: RandomResizedCrop | RandomErasing) -> None:
-    name, (low, high), (flat, wide) = type(transform).__name__, transform.scale, transform.ratio
-    if not 0 < low <= high <= 1:
-        raise ConfigError(f"{name}.scale: {transform.scale} given; allowed: 0 < low <= high <= 1.")
-    if not 0 < flat <= wide < np.inf:
-        raise ConfigError(f"{name}.ratio: {transform.ratio} given; allowed: 0 < low <= high.")
+    for field, most in (("scale", 1.0), ("ratio", np.finfo(float).max)):
+        given = getattr(transform, field)
+        try:
+            low, high = given
+            fits = 0 < low <= high <= most
+        except (TypeError, ValueError):  # no pair, or not of numbers
+            fits = False
+        if not fits:
+            told = "0 < low <= high" + (" <= 1" if most == 1 else "")
+            kind = type(transform).__name__
+            raise ConfigError(
+                f"{kind}.{field}: {given} given; allowed: a pair (low, high), {told}."
+            )
 
 
 def _draw(
