@@ -233,12 +233,6 @@ class _Rows(Derived):
         return self._dataset.column(name)[self._start : self._start + self._length]
 
 
-def _widest(ones: Sequence[jax.ShapeDtypeStruct]) -> jax.ShapeDtypeStruct:
-    """Returns what holds one example of each: texts as bytes are as wide as a split's longest."""
-    shape = tuple(map(max, zip(*(one.shape for one in ones), strict=True)))
-    return jax.ShapeDtypeStruct(shape, ones[0].dtype)
-
-
 class _Joined(Derived):
     """Datasets of one kind, splits of one source, one after the other."""
 
@@ -252,8 +246,11 @@ class _Joined(Derived):
 
     @functools.cached_property
     def spec(self) -> Spec:
-        parts = [part.spec for part in self._parts]
-        return {name: _widest([part[name] for part in parts]) for name in parts[0]}
+        # Texts as bytes are as wide as the longest of a split; here, as the longest of all.
+        specs = [part.spec for part in self._parts]
+        shapes = {name: zip(*(x[name].shape for x in specs), strict=True) for name in specs[0]}
+        widest = {name: tuple(map(max, sides)) for name, sides in shapes.items()}
+        return {n: jax.ShapeDtypeStruct(widest[n], one.dtype) for n, one in specs[0].items()}
 
     def take(self, indices: np.ndarray) -> Columns:
         batch = {
