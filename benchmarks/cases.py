@@ -180,13 +180,17 @@ CASES = {
         claimed="85.21 %, 10 epochs",
         best="sst2_lstm_imdb",
     ),
-    "imdb_short": Case("the LSTM of SST-2, the last 64 words, 4 epochs", "imdb/short.py", seeds=1),
+    "imdb_short": Case(
+        "IMDB reviews, the LSTM of SST-2, the last 64 words, 4 epochs", "imdb/short.py", seeds=1
+    ),
     "sst2_lstm_imdb": Case(
         "the same LSTM, begun with its run on IMDB", "sst2/lstm_imdb.py", "validation/accuracy"
     ),
-    "imdb_minilm": Case("MiniLM-L6, the last 64 tokens, 1 epoch", "imdb/minilm.py", seeds=1),
+    "imdb_minilm": Case(
+        "IMDB reviews, MiniLM-L6, the last 64 tokens, 1 epoch", "imdb/minilm.py", seeds=1
+    ),
     "sst2_minilm": Case(
-        "MiniLM-L6, fine-tuned, 3 epochs",
+        "SST-2, MiniLM-L6, fine-tuned, 3 epochs",
         "sst2/minilm.py",
         metric="validation/accuracy",
         claimed="91-92 % (MiniLM-L6 class)",
@@ -200,7 +204,7 @@ CASES = {
         seeds=1,
     ),
     "sst2_minilm_lora": Case(
-        "MiniLM-L6, low-rank adapters on its blocks, 5 epochs",
+        "SST-2, MiniLM-L6, low-rank adapters on its blocks, 5 epochs",
         "sst2/minilm_lora.py",
         metric="validation/accuracy",
         claimed="that of all parameters",
