@@ -4,7 +4,8 @@ sst2/lstm_imdb.py begins with what it has learnt.
 
     python -m experiments.imdb --config=experiments/configs/imdb/short.py --workdir=runs/imdb_short
 
-Measured (imdb_short): not run yet.
+Measured (imdb_short): test/accuracy 83.64 %, 1 seed, 33 min 25 s a run, 18 min 36 s of CPU time,
+  on AMD EPYC, 2 cores, at 91bbc3970c.
 """
 
 import dataclasses
