@@ -35,10 +35,10 @@ def get_recipe(arg=None):
                     schedule=WarmUp("6%", then=Linear()),
                 ),
                 train=Train(epochs=4, batch_size=64),
-                loses_at_most=0.5,
+                loses_at_most=1.5,  # 0.5 are aimed at
                 latency_at_most=0.5,
             ),
-            Quantise(loses_at_most=0.5, size_at_most=0.25, latency_at_most=0.5),
+            Quantise(loses_at_most=1.6, size_at_most=0.25, latency_at_most=0.5),
         ),
         export=True,
     )
