@@ -125,7 +125,7 @@ def _taken(
 ) -> dict[str, jax.Array]:
     """Returns what a start takes, by path here; `made` is what the model has made of some."""
     with open_weights(start.path, f"{field}.path") as weights:
-        made = {path: how for path, how in made.items() if not _held(path, *how, weights, here)}
+        made = {path: how for path, how in made.items() if not _held(path, how[0], weights, here)}
         asked = _asked(here, made)
         if start.names is not None:
             weights = _named(weights, start, asked)
@@ -150,11 +150,8 @@ def _asked(here: Spec, made: Mapping[str, tuple[jax.ShapeDtypeStruct, Callable]]
     return kept | {path: spec for path, (spec, _) in made.items()}
 
 
-def _held(
-    path: str, spec: jax.ShapeDtypeStruct, make: Callable, weights: Weights, here: Spec
-) -> bool:
+def _held(path: str, spec: jax.ShapeDtypeStruct, weights: Weights, here: Spec) -> bool:
     """Says whether an array is there as it is here, such as in whole numbers: it is taken so."""
-    del make
     kind = there.dtype if (there := weights.spec.get(path)) is not None else spec.dtype
     return kind != spec.dtype and path in here and kind == here[path].dtype
 
