@@ -5,7 +5,9 @@ of the hidden units of their MLPs five eighths; what they give is to become what
 gave in the teacher, beside the teacher's logits (DistilBERT, arXiv:1910.01108; TinyBERT,
 arXiv:1909.10351).
 
-    python -m lsm.compress --workdir=RUN_OF_MINILM_IMDB --out=runs/sst2_small \\
+    python -m experiments.sst2 --config=experiments/configs/sst2/minilm_imdb.py \\
+        --workdir=runs/sst2
+    python -m lsm.compress --workdir=runs/sst2 --out=runs/sst2_small \\
         --recipe=experiments/configs/sst2/compress.py
 """
 
