@@ -98,6 +98,9 @@ CASES = {
         "CIFAR-10 CNN, 10 epochs", "cifar/cnn.py", claimed="91.80 %", best="cifar_airbench_wide"
     ),
     "cifar_modern": Case("CIFAR-10 CNN with batch norm, augmentation", "cifar/modern.py"),
+    "cifar_resnet": Case(
+        "CIFAR-10, a ResNet of three blocks, 12 epochs", "cifar/resnet.py", seeds=1
+    ),
     "cifar_airbench": Case(
         "CIFAR-10, airbench94 with Muon, 8 epochs",
         "cifar/airbench.py",
