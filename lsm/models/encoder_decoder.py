@@ -80,12 +80,22 @@ class EncoderDecoder(nn.Module):
         self.encoding = _Side(self.encoder, self.context, self.positions)
         self.decoding = _Side(self.decoder, self.context, self.positions)
 
-    def __call__(self, texts: tuple[Sequences, jax.Array], train: bool = False) -> jax.Array:
-        """Maps (source, target tokens (B, T)) to float32 logits (B, T, V) of what comes next."""
+    def __call__(
+        self,
+        texts: tuple[Sequences, jax.Array],
+        train: bool = False,
+        target_mask: Mask = CAUSAL,
+    ) -> jax.Array:
+        """Maps (source, target tokens (B, T)) to float32 logits (B, T, V) of what comes next.
+
+        What a target's padding is, which experts are not to be given, only `target_mask` can say.
+        """
         source, target_BxT = texts
-        memory_BxSxD = self.encode(source, train)
-        mask = Mask(keys_BxS=source.real_BxT)
-        return self._write(target_BxT, train, memory_BxSxD=memory_BxSxD, memory_mask=mask)[0]
+        memory = {
+            "memory_BxSxD": self.encode(source, train),
+            "memory_mask": Mask(keys_BxS=source.real_BxT),
+        }
+        return self._write(target_BxT, target_mask, train, **memory)[0]
 
     def encode(self, source: Sequences, train: bool = False) -> jax.Array:
         """Maps source texts (B, S) to what the decoder reads, the memory (B, S, D)."""
@@ -117,9 +127,8 @@ class EncoderDecoder(nn.Module):
         The first call has the memory, whose keys and values are in the cache from then on. After
         `cache.branched` there are N rows of tokens for each of memory and mask.
         """
-        y, out = self._write(
-            tokens_BxT, cache=cache, memory_BxSxD=memory_BxSxD, memory_mask=memory_mask
-        )
+        memory = {"memory_BxSxD": memory_BxSxD, "memory_mask": memory_mask}
+        y, out = self._write(tokens_BxT, CAUSAL, cache=cache, **memory)
         return y, out.cache
 
     def attention(self, texts: tuple[Sequences, jax.Array]) -> jax.Array:
@@ -130,14 +139,14 @@ class EncoderDecoder(nn.Module):
         source, target_BxT = texts
         mask = Mask(keys_BxS=source.real_BxT)
         options = {"memory_BxSxD": self.encode(source), "memory_mask": mask, "maps": True}
-        return self._write(target_BxT, **options)[1].cross_maps_BxHxTxS[-1]
+        return self._write(target_BxT, CAUSAL, **options)[1].cross_maps_BxHxTxS[-1]
 
     def _write(
-        self, tokens_BxT: jax.Array, train: bool = False, **options
+        self, tokens_BxT: jax.Array, mask: Mask, train: bool = False, **options
     ) -> tuple[jax.Array, BlockOutput]:
         """Returns the logits, and what else the decoder's blocks give."""
         table = self.tokens if self.tied else self.target
-        x_BxTxD, y = self.decoding(table.table()[tokens_BxT], CAUSAL, train, **options)
+        x_BxTxD, y = self.decoding(table.table()[tokens_BxT], mask, train, **options)
         self._balance(y, self.decoder)
         logits = table.logits(x_BxTxD) if self.tied else self.head(x_BxTxD)
         return logits.astype(jnp.float32), y

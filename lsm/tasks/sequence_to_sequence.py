@@ -16,6 +16,7 @@ from lsm.errors import ConfigError, DataError
 from lsm.generate import Beam, beam_search
 from lsm.metrics import Weighted, accuracy, weigh
 from lsm.models import Mask
+from lsm.models.experts import mixtures
 from lsm.models.sequences import Sequences
 from lsm.tasks.base import Batch, ModelState, Params, Rngs, Task
 from lsm.tasks.language import with_perplexity
@@ -62,6 +63,23 @@ class SequenceToSequence(Task):
         target_BxT = batch.get(self.target)
         source = sequences(batch, self.source, "task.source")
         return source, None if target_BxT is None else target_BxT[:, :-1]
+
+    def forward(
+        self,
+        params: Params,
+        model_state: ModelState,
+        batch: Batch,
+        rngs: Rngs,
+        train: bool,
+        step: jax.Array,
+    ) -> tuple[jax.Array, ModelState]:
+        """As `Task.forward`."""
+        options = {}
+        if mixtures(self.model):  # which padding would balance, and fill
+            target = sequences(batch, self.target, "task.target")
+            mask = Mask(causal=True, keys_BxS=target.real_BxT[:, :-1])
+            options["target_mask"] = mask
+        return self.apply(params, model_state, self.inputs(batch), rngs, train, **options)
 
     def weights(self, batch: Batch, train: bool) -> jax.Array:
         """Returns the weights (B, T - 1) float32 of the targets: 0 behind a text's end."""

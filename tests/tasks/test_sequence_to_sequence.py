@@ -17,6 +17,7 @@ from lsm.errors import ConfigError, DataError
 from lsm.evaluate import Bleu, Metric
 from lsm.generate import Beam
 from lsm.models import MLP, EncoderDecoder, Transformer
+from lsm.models.experts import Experts
 from lsm.optim import SGD, Adam
 from lsm.tasks import Classification, SequenceToSequence
 from lsm.train import init_state, make_step
@@ -55,6 +56,24 @@ def texts(count, seed=0):
 @functools.cache
 def parameters():
     return jax.jit(lambda: TASK.init(jax.random.key(0), texts(4))[0])()
+
+
+def test_padding_balances_no_experts():
+    blocks = dataclasses.replace(BLOCKS, experts=Experts(count=4, top_k=1, balance=1.0))
+    task = dataclasses.replace(
+        TASK, model=dataclasses.replace(MODEL, encoder=blocks, decoder=blocks)
+    )
+    batch = texts(4)
+    params, state = task.init(jax.random.key(0), batch)
+    behind = np.arange(ROOM) >= batch["target_length"][:, None]
+    assert behind.any()
+
+    @jax.jit
+    def loss(batch):
+        return task.loss(params, state, batch, {})[0]
+
+    other = batch | {"target": np.where(behind, 7, batch["target"])}
+    assert loss(other) == loss(batch)
 
 
 def weighted(batch):
