@@ -70,7 +70,8 @@ def keep(record: Path, made: Any) -> None:
 def machine(hardware: Mapping[str, Any]) -> str:
     """Returns what `lsm.run.result.hardware` tells, in words."""
     if hardware["platform"] == "cpu":
-        return f"{hardware['cpu']}, {hardware['cores']} cores"
+        cores = hardware["cores"]
+        return f"{hardware['cpu']}, {cores} core{'s' if cores > 1 else ''}"
     return f"{hardware['device_count']} x {hardware['device_kind']}"
 
 

@@ -1,12 +1,14 @@
 """SST-2 by the LSTM of lstm.py, begun with what it has learnt from IMDB's reviews.
 
 As lstm.py, but for the words, which are those of the reviews, and the first parameters: of a run of
-imdb/short.py, head and all. The best of 24 evaluations counts, as in minilm_imdb.py.
+imdb/short.py, head and all. The best of 24 evaluations counts, as in minilm_imdb.py; the
+last ones had 85.44 % in the mean.
 
     python -m experiments.imdb --config=experiments/configs/imdb/short.py --workdir=runs/imdb_short
     python -m experiments.sst2 --config=experiments/configs/sst2/lstm_imdb.py
 
-Measured (sst2_lstm_imdb): not run yet.
+Measured (sst2_lstm_imdb): validation/accuracy 85.63 % ± 0.35 (85.32 to 86.01), 3 seeds, 23 min 41
+  s a run, 22 min 28 s of CPU time, on AMD EPYC, 1 core, at a13e14dcc4.
 """
 
 import dataclasses
