@@ -217,7 +217,7 @@ CASES = {
         seeds=1,
     ),
     "bert_pretrain": Case(
-        "IMDB reviews, a small BERT, 1000 steps",
+        "IMDB reviews, a small BERT, 600 steps",
         "bert/pretrain.py",
         metric="validation/loss",
         seeds=1,

@@ -43,6 +43,6 @@ def get_config(size="small"):
             clip_norm=1.0,
             schedule=WarmUp("1%" if base else "10%", then=Linear()),
         ),
-        train=Train(steps=1_000_000 if base else 1000, batch_size=256 if base else 64),
-        evaluation=Evaluation(every="10%"),
+        train=Train(steps=1_000_000 if base else 600, batch_size=256 if base else 64),
+        evaluation=Evaluation(every="20%"),
     )
