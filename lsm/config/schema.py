@@ -331,7 +331,8 @@ def differences(old: Any, new: Any, free: tuple[str, ...] = ()) -> list[str]:
     lines = []
     for path in dict.fromkeys([*old, *new]):
         was, now = old.get(path, absent), new.get(path, absent)
-        if was == now or any(path == f or path.startswith(f + ".") for f in free):
+        same = was == now or (was != was and now != now)  # NaN, which equals nothing
+        if same or any(path == f or path.startswith(f + ".") for f in free):
             continue
         if _same_function(str(was), str(now)):
             continue

@@ -246,11 +246,13 @@ class _Joined(Derived):
 
     @functools.cached_property
     def spec(self) -> Spec:
-        # Texts as bytes are as wide as the longest of a split; here, as the longest of all.
+        # Texts as bytes are as wide as the longest of a split; here, as the longest of all. And
+        # whole numbers in one may be fractions in another.
         specs = [part.spec for part in self._parts]
         shapes = {name: zip(*(x[name].shape for x in specs), strict=True) for name in specs[0]}
         widest = {name: tuple(map(max, sides)) for name, sides in shapes.items()}
-        return {n: jax.ShapeDtypeStruct(widest[n], one.dtype) for n, one in specs[0].items()}
+        dtypes = {name: np.result_type(*(x[name].dtype for x in specs)) for name in specs[0]}
+        return {name: jax.ShapeDtypeStruct(widest[name], dtypes[name]) for name in specs[0]}
 
     def take(self, indices: np.ndarray) -> Columns:
         batch = {

@@ -260,12 +260,15 @@ class Chosen(Derived):
         if whole is None:
             return None
         columns, read = whole
+        own = _CHOSEN
+        while own in columns:  # of those that are chosen there
+            own += " of the chosen"
 
         def chosen(held: Mapping[str, jax.Array], indices: Any) -> dict[str, jax.Array]:
-            numbers = jnp.take(held[_CHOSEN], indices, mode="clip")
-            return read({name: x for name, x in held.items() if name != _CHOSEN}, numbers)
+            numbers = jnp.take(held[own], indices, mode="clip")
+            return read({name: x for name, x in held.items() if name != own}, numbers)
 
-        return {**columns, _CHOSEN: self._numbers.astype(np.int32)}, chosen
+        return {**columns, own: self._numbers.astype(np.int32)}, chosen
 
     def by_example(self) -> Dataset:
         """See `Dataset.by_example`."""

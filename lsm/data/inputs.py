@@ -224,7 +224,9 @@ class Inputs:
                 f"predict: an array of shape {found.shape} given for column {column!r}; "
                 f"(N, {', '.join(map(str, one.shape))}) is needed.".replace(", )", ",)")
             )
-        return found
+        whole = np.issubdtype(found.dtype, np.integer) and np.issubdtype(one.dtype, np.floating)
+        # A classifier would take whole numbers for pixels, and divide them by 255.
+        return found.astype(one.dtype) if whole else found
 
     def _numbered(self, column: str, values: Sequence[str]) -> np.ndarray:
         numbers = {name: number for number, name in enumerate(self.names[column])}

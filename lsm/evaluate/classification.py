@@ -267,6 +267,8 @@ def confused(
     weights_M, labels_M = _flat(batch, labels)
     predicted_M = take(predictions, prediction, f"{field}.prediction").reshape(-1)
     kept_M = weights_M != 0
+    if labels.ndim > 1:  # what `TokenClassification` says of padding, whatever its label is
+        kept_M &= predicted_M >= 0
     weights_M, labels_M, predicted_M = weights_M[kept_M], labels_M[kept_M], predicted_M[kept_M]
     _check_labels(labels_M, f"{field}.label", classes)
     _check_labels(predicted_M, f"{field}.prediction", classes)

@@ -21,7 +21,7 @@ class EntityF1(Metric):
     Attributes:
       tags: the name of each label, such as ("O", "B-PER", "I-PER").
       label: column with int labels (N, T); those below 0 are no tag, and passed over.
-      prediction: predicted int labels (N, T).
+      prediction: predicted int labels (N, T); likewise, which `TokenClassification` has at padding.
     """
 
     tags: tuple[str, ...]
@@ -51,7 +51,8 @@ class EntityF1(Metric):
         if max(labels_NxT.max(initial=0), said_NxT.max(initial=0)) >= len(self.tags):
             raise DataError(f"EntityF1.tags: {len(self.tags)} given; the labels have more.")
         for labels_T, said_T in zip(labels_NxT, said_NxT, strict=True):
-            true, found = (self._entities(x[labels_T >= 0]) for x in (labels_T, said_T))
+            counted_T = (labels_T >= 0) & (said_T >= 0)
+            true, found = (self._entities(x[counted_T]) for x in (labels_T, said_T))
             counts = len(true & found), len(found), len(true)
             accumulator = tuple(map(sum, zip(accumulator, counts, strict=True)))
         return accumulator

@@ -213,8 +213,8 @@ class ReduceOnPlateau(Schedule):
 
     The loss is averaged over `accumulation`, which makes one value; a value counts as better
     where it is below (1 - tolerance) times the best so far, which supposes losses above 0. With the
-    default accumulation, patience and cooldown are in epochs, as in Keras, whose counting this
-    follows (PyTorch waits for one value more).
+    default accumulation, patience and cooldown are in epochs, as in Keras, whose patience this is
+    (PyTorch waits for one value more); its cooldown leaves out one value fewer.
 
     Attributes:
       factor: what the learning rate is multiplied by, in (0, 1).

@@ -27,13 +27,14 @@ from lsm.data import (
 from lsm.data.inputs import Inputs
 from lsm.data.transforms import IMAGE, changed
 from lsm.durations import Horizon
-from lsm.errors import ConfigError, DataError, LsmError, MeshError, listed, nearest
+from lsm.errors import ConfigError, DataError, LsmError, listed, nearest
 from lsm.evaluate import Metric, columns, init, names, update
-from lsm.mesh import batch_ways, local_rows
+from lsm.mesh import local_rows
 from lsm.metrics import Weighted
 from lsm.rng import streams
-from lsm.tasks import Classification, Labelled, column
+from lsm.tasks import Labelled, column
 from lsm.train.program import Program, build, make_predict
+from lsm.train.splits import evaluation_batches, reads_pixels
 
 _log = logging.getLogger("lsm.train")
 
@@ -83,6 +84,8 @@ class Trainer:
         classes = Inputs.of(batches.dataset).called(experiment.task.plain)
         _check_outputs(experiment, classes)
         _check_input(experiment, batches.dataset)
+        if (sample.get("weight", np.zeros(1)) < 0).any():
+            raise DataError("data: column 'weight' weighs the examples, and one is below 0.")
         _check_shapes({name: jax.ShapeDtypeStruct((), x.dtype) for name, x in sample.items()})
         program = build(experiment, horizon, sample)
         state = program.abstract_state.model_state
@@ -91,7 +94,7 @@ class Trainer:
                 "data.sampling: Poisson given, whose batches are filled up with copies that do not "
                 "count, and batch norm would count them; a model without it is needed."
             )
-        evaluation = _evaluation_batches(experiment, program, data_dir)
+        evaluation = evaluation_batches(experiment, program, sample, batches.dataset, data_dir)
         metrics, final = _told(experiment, classes)
         _check_monitor(experiment, metrics, final, program)
         rows = local_rows(program.batch, batches.batch_size)
@@ -178,27 +181,6 @@ def _check_texts(dataset: Dataset, sample: Columns) -> None:
                 f"data: {told}; mend it, leave the column out of data.source.columns, or, where "
                 "its values are classes, name it in data.source.labels."
             )
-
-
-def _evaluation_batches(
-    experiment: Experiment, program: Program, data_dir: os.PathLike | str | None
-) -> dict[str, EvalBatches]:
-    """Opens and checks the splits that are evaluated, validation first."""
-    data, size = experiment.data, experiment.evaluation.batch_size or experiment.train.batch_size
-    ways = batch_ways(program.mesh)
-    if size % ways:
-        raise MeshError(f"evaluation.batch_size: {size} does not divide over {ways} devices.")
-    rows = local_rows(program.batch, size)
-    evaluation = {
-        split: EvalBatches(data.source.open(spec, data_dir), size, rows, data.evaluate)
-        for split, spec in (("validation", data.validation), ("test", data.test))
-        if spec
-    }
-    for batches in evaluation.values():
-        experiment.task.check(
-            dataclasses.replace(batches, dataset=batches.dataset.by_example()).batch_at(0)
-        )
-    return evaluation
 
 
 def _augmented(batches: TrainBatches) -> Columns:
@@ -325,10 +307,17 @@ def _check_outputs(experiment: Experiment, classes: Sequence[str] | None) -> Non
 
 
 def _check_input(experiment: Experiment, dataset: Dataset) -> None:
-    """Raises DataError where a classifier would read numbers that stand for names as pixels."""
+    """Raises DataError where a task would read what is not meant for it."""
     task = experiment.task.plain
-    as_pixels = getattr(type(task), "inputs", None) is Classification.inputs
-    if as_pixels and task.input in dataset.names:
+    for field in dataclasses.fields(task):
+        given = getattr(task, field.name)
+        several = given if isinstance(given, tuple) else (given,)
+        if any(isinstance(one, str) and one == "weight" for one in several):
+            raise DataError(
+                f"task.{field.name}: column 'weight' weighs the examples, and is no other; call "
+                "it something else, as data.source.columns can of files."
+            )
+    if reads_pixels(task) and task.input in dataset.names:
         raise DataError(
             f"task.input: column {task.input!r} holds numbers of names, such as "
             f"{dataset.names[task.input][0]!r}, which would be divided by 255 as pixels are; join "

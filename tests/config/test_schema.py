@@ -358,3 +358,8 @@ def test_a_module_that_raises_is_one_line(tmp_path, monkeypatch):
 def test_public_names_of_jax():
     assert schema.dotted(nn.initializers.zeros) == "jax.nn.initializers.zeros"
     assert schema.dotted(jax.lax.add) == "jax.lax.add"
+
+
+def test_nan_is_no_difference():
+    assert schema.differences({"fill": math.nan}, {"fill": math.nan}) == []
+    assert schema.differences({"fill": math.nan}, {"fill": 0.0}) == ["fill: nan -> 0.0"]

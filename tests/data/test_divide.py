@@ -149,3 +149,12 @@ def test_errors():
         Split(some, {"train": 0.9, "test": 0.1}).open("train")
     with pytest.raises(DataError, match="column 'x' holds '0.5', '1.5'; names of splits are"):
         SplitBy(Arrays({"x": np.array([0.5, 1.5])}), "x").open("a")
+
+
+def test_a_division_of_a_division_is_resident():
+    once = Split(source(np.arange(50) % 3), {"train": 0.8, "test": 0.2})
+    twice = Split(once, {"train": 0.5, "validation": 0.5}).open("train")
+    columns, read = twice.resident()
+    on_device = jax.jit(read)(columns, np.arange(len(twice)))
+    for name, column in twice.take(np.arange(len(twice))).items():
+        np.testing.assert_array_equal(on_device[name], column)

@@ -40,6 +40,12 @@ def test_names_are_the_numbers_of_the_run():
     assert NAMED.read("colour", np.array([1, 0]))[0].tolist() == [1, 0]
 
 
+def test_whole_numbers_are_floats_where_the_run_had_such():
+    # A classifier would divide them by 255.
+    assert NUMBERS.read("x", [[1, 2]])[0].dtype == np.float32
+    assert PICTURES.read("label", np.array([1]))[0].dtype.kind == "i"
+
+
 def test_rows_of_classes_and_numbers_are_one_hot_as_in_the_run():
     expected = np.float32([[2.5, 0, 1, 0, 1], [7, 1, 0, 1, 0]])
     rows = [[2.5, "red", 10], [7, "blue", 9]]

@@ -332,3 +332,11 @@ def test_classes_that_nobody_knows_are_asked_for():
         with pytest.raises(DataError, match="a label of 3; labels must be 0 to 2"):
             figures((kinds,), predictions, batch)
     assert F1().told(()) == F1()
+
+
+def test_padding_that_is_predicted_as_none_does_not_count():
+    labels, said = {"label": np.array([[1, 0, 0, 0]])}, {"label": np.array([[1, 1, -1, -1]])}
+    metric = F1(prediction="label")
+    found = metric.compute(metric.update(metric.init(), said, labels))
+    alone = {"label": labels["label"][:, :2]}, {"label": said["label"][:, :2]}
+    assert found == metric.compute(metric.update(metric.init(), alone[1], alone[0]))

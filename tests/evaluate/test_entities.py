@@ -52,3 +52,9 @@ def test_as_seqeval():
 def test_tags_of_another_scheme():
     with pytest.raises(ConfigError, match=r"EntityF1\.tags: \['S-PER'\] given"):
         EntityF1(tags=("O", "S-PER"))
+
+
+def test_padding_that_is_predicted_as_none_is_passed_over():
+    # Padded by 0, which is a tag where the tags begin with one.
+    metric = EntityF1(tags=("B-PER", "O"))
+    assert figures([0, 1, 0, 0], [0, 1, -1, -1], metric)["entity_recall"] == 1
