@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lsm.checks import require
 from lsm.mesh import BATCH_AXES, constrain, ways
@@ -31,9 +32,9 @@ class Experts:
       capacity: None drops no token: they are sorted by expert (MegaBlocks, arXiv:2211.15841), or,
         on a mesh with other axes than "data" and "fsdp", and for a single row, every expert has
         room for all; docs/scale.md says what either costs. Else the places of an expert in a
-        sequence, as a multiple of T x top_k / count (GShard, arXiv:2006.16668), which tokens take
-        in the order of their positions, so that no token depends on later ones; who finds none is
-        dropped.
+        sequence of T tokens that are no padding, as a multiple of T x top_k / count (GShard,
+        arXiv:2006.16668), which tokens take in the order of their positions, so that no token
+        depends on later ones; who finds none is dropped.
       balance: weight of the load-balancing loss (Switch, arXiv:2101.03961), taken by sequence.
     """
 
@@ -202,14 +203,18 @@ def places(
     b, t, k = choice_BxTxK.shape
     e, p = experts.count, experts.places(t)
     chosen_BxTxKxE = jax.nn.one_hot(choice_BxTxK, e, dtype=jnp.int32)
+    own_Bx1x1 = p
     if real_BxT is not None:
         chosen_BxTxKxE *= real_BxT[..., None, None]
+        # A row has the places of its own tokens, whatever it is padded to.
+        of_length = np.array([experts.places(length) for length in range(t + 1)])
+        own_Bx1x1 = jnp.asarray(of_length)[real_BxT.sum(1)][:, None, None]
     # By positions, then choices: later tokens never take the place of earlier ones.
     queue_BxQxE = chosen_BxTxKxE.reshape(b, t * k, e)
     # How many before it in the queue chose the same expert; -1 of padding.
     place_BxQ = (jnp.cumsum(queue_BxQxE, axis=1) * queue_BxQxE).sum(-1) - 1
     place_BxTxK = place_BxQ.reshape(b, t, k)
-    free = (place_BxTxK >= 0) & (place_BxTxK < p)
+    free = (place_BxTxK >= 0) & (place_BxTxK < own_Bx1x1)
     # Out of range where there is no place left: `dispatch` and `combine` pass over such slots.
     return jnp.where(free, choice_BxTxK * p + place_BxTxK, e * p)
 

@@ -103,6 +103,14 @@ def test_places_go_by_position_and_then_by_choice():
     np.testing.assert_array_equal(places(choice, experts, real)[0], [[3, 3], [2, 0], [3, 1]])
 
 
+def test_padding_makes_no_places():
+    experts = Experts(count=E, top_k=1, capacity=1.0)
+    choice = jnp.zeros((1, T, 1), jnp.int32)  # all want the first expert
+    for n in range(T + 1):
+        found = places(choice, experts, jnp.arange(T)[None] < n)
+        assert (found < E * experts.places(T)).sum() == experts.places(n)
+
+
 def test_padding_has_no_part_in_the_balance():
     logits_BxTxE, _ = logits_and_tokens()
     real = jnp.arange(T) < jnp.array([T, 5, 0])[:, None]
