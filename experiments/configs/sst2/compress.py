@@ -1,9 +1,8 @@
-"""SST-2 by four of MiniLM's six blocks, taught by the whole.
+"""SST-2 by half of MiniLM's blocks, begun with every other one and taught by the whole.
 
-The source is a run of sst2/minilm_imdb.py. Of its blocks those four stay that do best without
-training, of all with the last one among them: 88.65 %, where others have 79.82 to 87.61. Of the
-hidden units of their MLPs seven sixteenths stay. What the blocks give is to become what the same
-ones gave in the teacher, beside the teacher's logits (DistilBERT, arXiv:1910.01108; TinyBERT,
+The source is a run of sst2/minilm_imdb.py. Of its six blocks the second, fourth and sixth stay, and
+of the hidden units of their MLPs five eighths; what they give is to become what the same blocks
+gave in the teacher, beside the teacher's logits (DistilBERT, arXiv:1910.01108; TinyBERT,
 arXiv:1909.10351).
 
     python -m experiments.sst2 --config=experiments/configs/sst2/minilm_imdb.py \\
@@ -21,16 +20,15 @@ from lsm.tasks import Match
 def get_recipe(arg=None):
     return Recipe(
         links=(
-            Shorten(layers=(0, 2, 3, 5)),
-            Shrink(hidden=0.4375),
+            Shorten(layers=(1, 3, 5)),
+            Shrink(hidden=0.625),
             Distil(
                 temperature=2.0,
                 share=0.9,
                 features=(
-                    Match("block_0", "block_0"),
-                    Match("block_1", "block_2"),
-                    Match("block_2", "block_3"),
-                    Match("block_3", "block_5"),
+                    Match("block_0", "block_1"),
+                    Match("block_1", "block_3"),
+                    Match("block_2", "block_5"),
                 ),
                 optimizer=AdamW(
                     learning_rate=1e-4,
@@ -38,8 +36,9 @@ def get_recipe(arg=None):
                     clip_norm=1.0,
                     schedule=WarmUp("6%", then=Linear()),
                 ),
-                train=Train(epochs=2, batch_size=64),
+                train=Train(epochs=4, batch_size=64),
                 loses_at_most=1.5,  # 0.5 are aimed at
+                latency_at_most=0.5,
             ),
             Quantise(loses_at_most=1.6, size_at_most=0.25, latency_at_most=0.5),
         ),
