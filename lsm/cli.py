@@ -106,7 +106,7 @@ def _run(default: str | os.PathLike | None, overrides: Mapping[str, str]) -> Non
         if flag.value and not (_MODE.value == "predict" and _INPUT.value):
             raise ConfigError(f"--{flag.name}: it is for --mode=predict with --input.")
     for flag in (_PROMPT, _CHAT, *_SAMPLE.values()):
-        if flag.value not in (None, False) and _MODE.value != "sample":
+        if flag.value is not None and flag.value is not False and _MODE.value != "sample":
             raise ConfigError(f"--{flag.name}: it is for --mode=sample.")
     # Before `_found`, which may go elsewhere.
     given = [expanded(name, "--input").absolute() for name in _INPUT.value or ()]

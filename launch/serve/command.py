@@ -27,6 +27,7 @@ from lsm import command_line
 from lsm.errors import shortened
 from lsm.files import expanded
 
+_FILES = ("keys", "tls_cert", "tls_key", "audit_log")
 _PACKAGES = ("starlette", "uvicorn", "uvloop", "httptools", "prometheus_client", "orjson")
 
 
@@ -42,6 +43,7 @@ def _serve(argv: Sequence[str]) -> None:
         cls(**{field.name: given[field.name].value for field in dataclasses.fields(cls)})
         for cls in (Serve, deploy.Deploy)
     )
+    flags = _at_home(flags)
     if deployed.dry_run:
         plain = {name: str(folder) for name, folder in _models(words).items()}
         perform(deploy.plan(deployed, flags, plain), dry_run=True)
@@ -69,8 +71,8 @@ async def _run(flags: Serve, folders: dict[str, pathlib.Path], listener: socket.
     from launch.serve.writers import Room, is_run, load_writer
 
     logs.to_stderr()
-    keys = Keys(expanded(flags.keys, "--keys")) if flags.keys else None
-    audit = logs.Audit(expanded(flags.audit_log, "--audit_log") if flags.audit_log else None)
+    keys = Keys(pathlib.Path(flags.keys)) if flags.keys else None
+    audit = logs.Audit(pathlib.Path(flags.audit_log) if flags.audit_log else None)
     metrics = Metrics()
     wait = flags.batch_wait_ms / 1000
     policy = Policy(flags.batch_rows, wait, flags.queue, flags.model_timeout)
@@ -124,6 +126,14 @@ async def _settle(repository) -> None:
     # Python looks for garbage in cycles among old objects once those that came since the last full
     # search are a quarter of what was left by it: without this one, of all that is frozen now.
     gc.collect()
+
+
+def _at_home(flags: Serve) -> Serve:
+    """Returns flags whose files have "~" replaced: a shell leaves that of --keys=~/k as it is."""
+    given = {name: getattr(flags, name) for name in _FILES}
+    files = {name: file for name, file in given.items() if file is not None}
+    found = {name: str(expanded(file, f"--{name}")) for name, file in files.items()}
+    return dataclasses.replace(flags, **found)
 
 
 def _warn(flags: Serve, listener: socket.socket, log) -> None:

@@ -90,7 +90,7 @@ def _of_writer(name: str, writer: Writer) -> dict[str, Any]:
         chat = False
     else:
         chat = True
-    return {"name": name, "kind": "text", "chat": chat}
+    return {"name": name, "kind": "text", "chat": chat, "room": writer.length}
 
 
 def _of_pictures(servable: Servable) -> dict[str, Any] | None:

@@ -110,7 +110,7 @@ def _asked(serve: Serve, path: str, where: str) -> str:
 
 def _dockerfile(serve: Serve) -> str:
     test = json.dumps(["python", "-c", _asked(serve, _READY, "127.0.0.1:8000")])
-    extras = "serve,traces" if serve.traces else "serve"
+    extras = "serve,text,traces" if serve.traces else "serve,text"
     return f"""\
 FROM python:3.12-slim
 WORKDIR /lsm

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from launch.command import LaunchError
+from launch.command import LaunchError, require_installed
 from lsm.data.texts.encoder import CHARACTERS, Encoder
 from lsm.errors import DataError, listed
 from lsm.files import nothing_at
@@ -141,7 +141,10 @@ def load(folder: pathlib.Path) -> Servable:
     from lsm import export
 
     try:
-        return Exported(export.load(folder))
+        model = Exported(export.load(folder))
+        if model.embeds:  # else each request for embeddings would find that it is missing
+            require_installed("text", ("tokenizers",))
+        return model
     except LaunchError as error:
         raise LaunchError(f"{folder}: {error}") from error
 

@@ -164,11 +164,16 @@ class Repository:
         return computes and all(writer.ready for writer in self.writers.values())
 
     def model(self, name: str) -> Served:
-        """Returns the model `name`. Raises Refused (404), with the nearest name."""
-        if name not in self.models:
-            known = f"there are {listed(self.models)}.{nearest(name[:100], self.models)}"
-            raise Refused(404, "not_found", f"{shortened(name)!r} is no model here; {known}")
-        return self.models[name]
+        """Returns the model `name`. Raises Refused (404) where none is, or it writes texts."""
+        if name in self.models:
+            return self.models[name]
+        if name in self.writers:
+            line = f"{name} writes texts: it has no versions, and is asked under /v1."
+        else:
+            known = [*self.models, *self.writers]
+            hint = nearest(name[:100], known)
+            line = f"{shortened(name)!r} is no model here; there are {listed(known)}.{hint}"
+        raise Refused(404, "not_found", line)
 
     async def start(self) -> None:
         """Compiles what was read; a version that fails is UNAVAILABLE, and says why."""

@@ -17,6 +17,7 @@ import orjson
 from launch.command import LaunchError
 from launch.serve.models import Range, Signature, Tensor
 from launch.serve.refusal import Refused, malformed
+from lsm.data.texts.encoder import LENGTH
 from lsm.errors import listed, nearest, shortened
 
 _DTYPES = {
@@ -104,7 +105,20 @@ def decode(
         raise malformed(f"{len(binary)} bytes of binary data belong to no input.")
     if missing := [name for name in signature.inputs if name not in arrays]:
         raise malformed(f"inputs: {listed(missing)} missing.")
+    _check_lengths(arrays)
     return {name: arrays[name] for name in signature.inputs}
+
+
+def _check_lengths(arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuses a NAME_length beyond its NAME (B, T): padding would be read as text."""
+    for name, array in arrays.items():
+        lengths = arrays.get(name + LENGTH)
+        if array.ndim < 2 or lengths is None or lengths.dtype.kind not in "iu":
+            continue
+        wrong = lengths[(lengths < 0) | (lengths > array.shape[1])]
+        if wrong.size:
+            most = array.shape[1]
+            raise malformed(f"{name}{LENGTH}: {wrong[0]} given; 0 to {most} is allowed.")
 
 
 def _expected(name: Any, taken: Mapping, signature: Signature) -> tuple[str, Tensor]:

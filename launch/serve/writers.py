@@ -1,6 +1,7 @@
 """Decoders that write texts: an engine in a thread, and the requests of an event loop."""
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -9,10 +10,11 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from launch.command import LaunchError
+from launch.command import LaunchError, require_installed
 from launch.serve import traces
 from launch.serve.metrics import Metrics
 from launch.serve.refusal import Refused, malformed
+from lsm.data.texts.codec import Codec, TokenCodec
 from lsm.errors import ConfigError, LsmError, shortened
 from lsm.generate import (
     ClosedError,
@@ -27,6 +29,7 @@ from lsm.generate import (
 from lsm.train.trained import Trained, load
 
 _log = logging.getLogger("launch.serve")
+_LOOK = 0.5  # seconds without a piece, after which to look why
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Writer:
             raise Refused(503, "not_ready", line, retry_after=1)
         if len(requests) > self.room.queue:
             raise malformed(f"{len(requests)} texts asked for; {self.room.queue} may wait.")
-        return Texts(self._engine, requests, self._first_token)
+        return Texts(self._engine, requests, self._first_token, self.room.timeout)
 
     def _first_token(self, seconds: float) -> None:
         self._metrics.first_token.labels(self.name).observe(seconds)
@@ -121,15 +124,25 @@ class Writer:
 class Texts:
     """Texts that an engine writes, piece by piece; `close` gives up those that go on."""
 
-    def __init__(self, engine: Engine, requests: Sequence[Request], first: Callable):
-        """Submits the requests; `first` is told the seconds to the first token of each.
+    def __init__(
+        self, engine: Engine, requests: Sequence[Request], first: Callable, timeout: float
+    ):
+        """Submits the requests.
+
+        Args:
+          engine: what writes them.
+          requests: each with its `seconds`.
+          first: is told the seconds to the first token of each.
+          timeout: seconds after which a step of the model counts as stuck.
 
         Raises:
           Refused: one is not taken; the others are given up.
         """
+        self._engine, self._timeout = engine, timeout
         self._loop, self._came = asyncio.get_running_loop(), asyncio.Queue()
         self._tickets: list[Ticket] = []
         self._since, self._first_token = time.monotonic(), first
+        self._deadline = self._since + min(request.seconds for request in requests)
         self._left = set(range(len(requests)))
         try:
             for number, request in enumerate(requests):
@@ -153,11 +166,11 @@ class Texts:
         """Yields pieces with the numbers of their requests, until all have ended.
 
         Raises:
-          Refused: one has ended in another way; the others are given up.
+          Refused: one has ended in another way, or the model is stuck; the others are given up.
         """
         started: set[int] = set()
         while self._left:
-            number, given = await self._came.get()
+            number, given = await self._next()
             if isinstance(given, LsmError):
                 self._left.discard(number)
                 self.close()
@@ -171,6 +184,20 @@ class Texts:
                 self._left.discard(number)
             yield number, given
 
+    async def _next(self) -> tuple[int, Piece | LsmError]:
+        """Returns what comes; an engine whose step never ends tells nobody, so that this looks."""
+        while self._came.empty():  # else no clock is needed, at thousands of pieces a second
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK):
+                    return await self._came.get()
+            if self._engine.stepping >= self._timeout:
+                self.close()
+                raise Refused(503, "stuck", "the model does not answer.", retry_after=10)
+            if time.monotonic() >= self._deadline:
+                self.close()
+                raise _late()
+        return self._came.get_nowait()
+
 
 def _refused(error: LsmError) -> Refused:
     line = str(error).removeprefix("generate: ")
@@ -179,10 +206,14 @@ def _refused(error: LsmError) -> Refused:
     if isinstance(error, ClosedError):
         return Refused(503, "draining", line, retry_after=5)
     if isinstance(error, DeadlineError):
-        return Refused(504, "deadline", "the text was not done within the time that was left.")
+        return _late()
     if isinstance(error, ConfigError):  # of what was asked for
         return malformed(line)
     return Refused(500, "model", "the model failed on this request; the server's log says why.")
+
+
+def _late() -> Refused:
+    return Refused(504, "deadline", "the text was not done within the time that was left.")
 
 
 def load_writer(name: str, folder: pathlib.Path, room: Room, metrics: Metrics) -> Writer:
@@ -197,9 +228,17 @@ def load_writer(name: str, folder: pathlib.Path, room: Room, metrics: Metrics) -
         line = "it writes no texts; what predicts is exported first: python -m lsm.export."
         raise LaunchError(f"{name}={folder}: {line}") from error
     try:
+        _require_libraries(run.codec)
         return Writer(name, run, room, metrics)
     except LsmError as error:
         raise LaunchError(f"{name}={folder}: {error}") from error
+
+
+def _require_libraries(codec: Codec) -> None:
+    """Raises LaunchError where one is missing, which the first request would find else."""
+    if isinstance(codec, TokenCodec):
+        template = ("jinja2",) if codec.encoder.chat else ()
+        require_installed("text", ("tokenizers", *template))
 
 
 def is_run(folder: pathlib.Path) -> bool:

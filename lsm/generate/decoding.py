@@ -78,7 +78,12 @@ class Decoder:
         return getattr(self.model, "context", None)
 
     def start(
-        self, prompts: Sequence[np.ndarray], longest: int, draws: Draws, number: int = 0
+        self,
+        prompts: Sequence[np.ndarray],
+        longest: int,
+        draws: Draws,
+        number: int = 0,
+        forgotten: Sequence[Sequence[int]] = (),
     ) -> tuple[State, Drawn]:
         """Returns the state after prompts (n,) int of any lengths, and the first token of each.
 
@@ -87,6 +92,7 @@ class Decoder:
           longest: tokens that will be drawn at the most.
           draws: how, of each row.
           number: how many tokens were drawn before, of texts that go on.
+          forgotten: ids of each before its prompt, which are not read, but were seen.
 
         Raises:
           ConfigError: the longest text would be longer than `context`.
@@ -108,6 +114,11 @@ class Decoder:
         for row, given in enumerate(rows):
             tokens_BxT[row, : lengths[row]] = prompts[given]
         state = self.empty(room)(draws, np.int32(number))
+        if any(forgotten):
+            seen_BxV = np.zeros(state.seen_BxV.shape, bool)
+            for row, given in enumerate(rows):
+                seen_BxV[row, forgotten[given]] = True
+            state = dataclasses.replace(state, seen_BxV=jax.device_put(seen_BxV, self._rows))
         last_BxD = None
         for begin, chunk_BxT in _chunks(tokens_BxT, room):
             given = (state, last_BxD, chunk_BxT, lengths, np.int32(begin))

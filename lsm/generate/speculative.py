@@ -64,7 +64,12 @@ class Speculative:
         return min(known) - self.ahead if known else None
 
     def start(
-        self, prompts: Sequence[np.ndarray], longest: int, draws: Draws, number: int = 0
+        self,
+        prompts: Sequence[np.ndarray],
+        longest: int,
+        draws: Draws,
+        number: int = 0,
+        forgotten: Sequence[Sequence[int]] = (),
     ) -> tuple[_Ahead, Drawn]:
         """As `Decoder.start`.
 
@@ -73,7 +78,7 @@ class Speculative:
         """
         if len(prompts) != 1:
             raise ConfigError(f"Speculative: {len(prompts)} texts given; one at a time is written.")
-        given = prompts, longest + self.ahead, draws, number
+        given = prompts, longest + self.ahead, draws, number, forgotten
         target, first = self.target.start(*given)
         draft, _ = self.draft.start(*given)
         return _Ahead(target, draft, first.token_B, []), first

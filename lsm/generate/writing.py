@@ -1,6 +1,7 @@
 """Texts from a decoder: tokens to text as they come, where it stops, and what came of it."""
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Literal
 
@@ -129,12 +130,21 @@ def _pieces(decoder, prompts, text, stop: Stop, draws: Draws) -> Iterator[Piece]
 def _tokens(decoder: Decoder, prompts, longest: int, draws: Draws) -> Iterator[Drawn]:
     """Yields the tokens of all rows; the device is at work on the next ones by then."""
     texts, number, context = [list(prompt) for prompt in prompts], 0, decoder.context
+    begins = [0] * len(texts)  # of what is still read
     while number < longest:
         turns = longest - number
         if context is not None:
-            texts = [ids if len(ids) < context else ids[-(context // 2) :] for ids in texts]
-            turns = min(turns, context - max(map(len, texts)))
-        state, drawn = decoder.start([np.array(ids) for ids in texts], turns, draws, number)
+            ends = [len(ids) for ids in texts]
+            begins = [
+                begin if end - begin < context else end - context // 2
+                for begin, end in zip(begins, ends, strict=True)
+            ]
+            turns = min(turns, context - max(map(operator.sub, ends, begins)))
+        forgotten, read = zip(
+            *((ids[:at], np.array(ids[at:])) for ids, at in zip(texts, begins, strict=True)),
+            strict=True,
+        )
+        state, drawn = decoder.start(read, turns, draws, number, forgotten)
         for turn in range(1, turns + 1):
             found = drawn
             if turn < turns:
@@ -188,11 +198,13 @@ class Writing:
         self.number += 1
         ends = token in self._stop.tokens
         new = "" if ends else self._stream.add(token)
-        finish = "stop" if ends or self._stream.stopped else None
-        finish = finish or ("length" if self.number == self._stop.longest else None)
+        last = self.number == self._stop.longest
+        if ends or self._stream.stopped or last:
+            new += self._stream.rest()  # in which a stop string may be found
+        finish = "stop" if ends or self._stream.stopped else "length" if last else None
         return Piece(
             row=self._row,
-            text=new + self._stream.rest() if finish else new,
+            text=new,
             token=token,
             log_probability=log_probability,
             finish=finish,

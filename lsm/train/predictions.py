@@ -20,6 +20,7 @@ import numpy as np
 from lsm import processes
 from lsm.config import Experiment
 from lsm.data import Dataset, Files, doubts, images
+from lsm.data.files import places
 from lsm.data.files.columns import class_name
 from lsm.data.files.parts import objects
 from lsm.data.inputs import Inputs
@@ -235,7 +236,11 @@ def _rows_of(
     for columns in predictions:
         columns = {**columns, **(task.named(columns, names) if names else {})}
         for row in zip(*columns.values(), strict=True):
-            yield {name: x.tolist() for name, x in zip(columns, row, strict=True)}
+            # Texts are plain already.
+            yield {
+                name: x.tolist() if hasattr(x, "tolist") else x
+                for name, x in zip(columns, row, strict=True)
+            }
 
 
 def _of_tokens(
@@ -254,12 +259,18 @@ def _lines(
     files: Iterable[pathlib.Path], pairs: bool
 ) -> Iterator[tuple[dict[str, Any], str | tuple[str, ...]]]:
     for file in files:
+        if places.kind(file) not in (None, ".txt"):  # its lines are rows, of several columns
+            raise DataError(
+                f"--input: {file} is no file of texts, which are read a line each; write them to "
+                "one that ends in .txt."
+            )
         try:
-            # Not `splitlines`, which cuts at U+2028 and the like too, which a text may hold.
-            lines = file.read_text(encoding="utf-8").split("\n")
+            # Not `splitlines`, which cuts at U+2028 and the like too, which a text may hold; nor
+            # `read_text`, to which a lone "\r" is the end of a line.
+            lines = file.read_bytes().decode("utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise DataError(f"text {file} cannot be read: {error}.") from error
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate((line.removesuffix("\r") for line in lines), 1):
             if line:
                 yield (
                     {"file": str(file), "line": number},

@@ -127,13 +127,18 @@ class Trained:
           seed: of all that is drawn.
 
         Raises:
-          ConfigError: the model writes no texts, a prompt is as long as its context, or the seed is
-            negative.
+          ConfigError: the model writes no texts, a prompt is as long as its context, the seed is
+            negative, or there are no samples.
           DataError: a prompt has characters that the run does not know, or is a conversation and
             there is no template.
         """
-        one = isinstance(prompts, str) or isinstance(next(iter(prompts), None), Mapping)
-        given = [prompts] if one else list(prompts)
+        if samples < 1:
+            raise ConfigError(f"samples: {samples} given; allowed: 1 or more.")
+        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        if given and isinstance(given[0], Mapping):  # one conversation
+            given = [given]
+        if not given:
+            return []
         pieces = self._pieces(given, max_tokens, sampling, samples, stop, seed)
         return collected(pieces, len(given) * samples)
 

@@ -16,6 +16,7 @@ from lsm.generate import (
     collected,
     write,
 )
+from lsm.generate.writing import Writing
 from lsm.models import GPT, Transformer
 
 BYTES = "día 日本 🙂!".encode()
@@ -97,7 +98,7 @@ class Counting:
     def __init__(self, context=None):
         self.context, self.starts = context, []
 
-    def start(self, prompts, longest, draws, number=0):
+    def start(self, prompts, longest, draws, number=0, forgotten=()):
         self.starts.append(([len(prompt) for prompt in prompts], longest, number))
         assert self.context is None or max(map(len, prompts)) + longest <= self.context
         return None, self._after(np.array([prompt[-1] for prompt in prompts]))
@@ -128,6 +129,25 @@ def test_a_text_that_fills_the_context_goes_on_from_its_second_half():
     assert [text.tokens for text in texts] == [tuple(range(3, 12)), tuple(range(6, 15))]
     # The row that is not full yet keeps all that it has.
     assert decoder.starts == [([3, 6], 2, 0), ([5, 4], 3, 2), ([4, 7], 1, 5), ([5, 4], 3, 6)]
+
+
+def test_a_stop_string_in_what_was_held_back_stops():
+    # The last token begins a character, so that "END" is not released before the text ends.
+    text = Writing(
+        lambda ids: b"".join(ids).decode("utf-8", "replace"), Stop(longest=2, strings=("END",))
+    )
+    text.add(b"Hi ", 0.0)
+    last = text.add(b"END\xe2", 0.0)
+    assert (last.text, last.finish) == ("", "stop")
+
+
+def test_what_is_forgotten_was_seen():
+    model = GPT(vocabulary=40, context=16, transformer=Transformer(layers=1, heads=2, width=8))
+    decoder = Decoder(model, model.init(jax.random.key(0), jnp.zeros((1, 4), int)))
+    ways = [Sampling(temperature=0, repetition_penalty=1e6)]
+    given = ([np.array([1, 2])], lambda ids: "".join(map(chr, ids)))
+    (text,) = collected(write(decoder, *given, Stop(longest=38), ways), 1)
+    assert {1, 2, *text.tokens} == set(range(40))
 
 
 def test_a_real_model_writes_past_its_context():

@@ -75,6 +75,13 @@ def test_samples_are_a_function_of_the_seed(run):
     assert trained.generate("jump", **hot | {"samples": 1}, seed=1)[0].text == texts[0].text
 
 
+def test_prompts_may_come_one_by_one(run):
+    trained, _ = run
+    given, options = ["jump", "fox. j"], {"max_tokens": 3, "sampling": GREEDY}
+    assert trained.generate(iter(given), **options) == trained.generate(given, **options)
+    assert trained.generate([]) == []
+
+
 def test_log_probabilities_are_those_that_it_predicts(run):
     """The same run, asked for its next tokens in the other way."""
     trained, _ = run
@@ -93,6 +100,8 @@ def test_what_cannot_be_written_is_one_line(run):
         trained.generate("")
     with pytest.raises(ConfigError, match="24 tokens; the model's context is 24, and allowed is"):
         trained.generate("x" * 24)
+    with pytest.raises(ConfigError, match="samples: 0 given; allowed: 1 or more"):
+        trained.generate("x", samples=0)
 
 
 def test_a_task_that_writes_nothing_says_so(run):

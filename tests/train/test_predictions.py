@@ -115,9 +115,26 @@ def test_lines_of_text(verse, tmp_path):
 
 def test_a_line_ends_at_its_end_alone(tmp_path):
     file = tmp_path / "a.txt"
-    file.write_text("one\u2028two\nthree\x0cfour\r\n\nfive", encoding="utf-8")
+    file.write_bytes("\ufeffone\u2028two\nthree\x0cfour\r\n\nfi\rve".encode())
     found = [(where["line"], text) for where, text in predictions._lines([file], False)]
-    assert found == [(1, "one\u2028two"), (2, "three\x0cfour"), (4, "five")]
+    assert found == [(1, "one\u2028two"), (2, "three\x0cfour"), (4, "fi\rve")]
+
+
+def test_rows_of_a_table_are_no_texts(verse, tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\nto be,1\n")
+    with pytest.raises(DataError, match=r"--input: \S+a\.csv is no file of texts, .* in \.txt"):
+        lsm.predict_files(verse, [str(tmp_path / "a.csv")], tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_texts_that_a_task_names_are_plain():
+    class Named:
+        def named(self, predictions, names):
+            return {"text": np.array([names[k] for k in predictions["token"]], object)}
+
+    found = [{"token": np.array([1, 0])}]
+    rows = [*predictions._rows_of(Named(), found, ("a", "b"))]
+    assert rows == [{"token": 1, "text": "b"}, {"token": 0, "text": "a"}]
 
 
 def test_rubbish_leaves_nothing(digits, verse, pictures, tmp_path):

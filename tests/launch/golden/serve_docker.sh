@@ -5,7 +5,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY lsm lsm
 COPY launch launch
 COPY experiments experiments
-RUN pip install --no-cache-dir '.[serve]'
+RUN pip install --no-cache-dir '.[serve,text]'
 WORKDIR /
 ENV HOME=/tmp PYTHONUNBUFFERED=1
 USER 10001:10001

@@ -343,6 +343,20 @@ def test_texts_of_other_lengths_are_padded_to_a_bucket_and_cut_again():
     assert sorted(model.shapes) == [(1, 40), (2, 32), (4, 16)]
 
 
+def test_over_http_a_length_beyond_its_text_is_refused(tmp_path):
+    def ask(length):
+        text = {"name": "text", "datatype": "INT32", "shape": [2, 3], "data": [1, 2, 3, 4, 5, 6]}
+        told = {"name": "text_length", "datatype": "INT32", "shape": [2], "data": [0, length]}
+        return server.json("POST", "/v2/models/texts/infer", {"inputs": [text, told]})
+
+    with serving(tmp_path, {"texts": lambda folder: Texts()}) as server:
+        status, answer = ask(3)
+        assert (status, answer["outputs"][0]["data"]) == (200, [0, 15])
+        for length in (4, 16, -1):
+            wrong = f"text_length: {length} given; 0 to 3 is allowed."
+            assert ask(length) == (400, {"error": wrong})
+
+
 def test_a_request_that_comes_alone_does_not_wait_for_others():
     model = Double()
 

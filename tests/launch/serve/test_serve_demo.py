@@ -1,5 +1,6 @@
 """The page to try models: its policy, what it can try, and all of it in a real browser."""
 
+import dataclasses
 import re
 import shutil
 
@@ -48,8 +49,10 @@ def served(tmp_path_factory, halves):
     path = tmp_path_factory.mktemp("demo")
     loads = {"halves": lambda folder: halves, "double": lambda folder: Double()}
     model, room = run(path / "tokenizer", sharp=0.5), Room(slots=2, tokens=CONTEXT)
-    more = [demo.declare]
-    with serving(path, loads, runs={"chain": model}, room=room, more=more) as server:
+    encoder = dataclasses.replace(model.inputs.encoder, chat=None)
+    untold = dataclasses.replace(model, inputs=dataclasses.replace(model.inputs, encoder=encoder))
+    runs, more = {"chain": model, "untold": untold}, [demo.declare]
+    with serving(path, loads, runs=runs, room=room, more=more) as server:
         yield server
 
 
@@ -67,10 +70,18 @@ def test_the_page_is_open_and_nothing_else_is(served):
 
 def test_what_can_be_tried(served):
     told = {one.pop("name"): one for one in served.json("GET", "/demo/models")[1]["models"]}
-    assert told.keys() == {"chain", "halves"}
-    assert told["chain"] == {"kind": "text", "chat": True}
+    assert told.keys() == {"chain", "untold", "halves"}
+    assert told["chain"] == {"kind": "text", "chat": True, "room": CONTEXT}
+    assert told["untold"] == {"kind": "text", "chat": False, "room": CONTEXT}
     assert told["halves"]["shape"] == [SIDE, SIDE, 1]
     assert told["halves"]["labels"] == ["left", "right"]
+
+
+def test_the_page_asks_for_no_more_than_there_is_room_for(served):
+    [most] = re.findall(r"max_tokens: (\w+)", demo.PAGE)
+    assert f"const {most} = Math.min(256, model.room >> 1);" in demo.PAGE
+    asked = {"model": "untold", "prompt": "go", "max_tokens": min(256, CONTEXT >> 1)}
+    assert served.json("POST", "/v1/completions", asked)[0] == 200
 
 
 def test_it_is_off_unless_asked_for(tmp_path):
@@ -112,6 +123,10 @@ def test_in_a_browser(served, halves, tab, tmp_path):
     tab.get_by_role("button", name="Write").click()
     expect(tab.locator("#answer")).to_have_text(ANSWER)
     expect(tab.locator("#stop")).to_be_disabled()
+    tab.locator("#model").select_option("untold")
+    tab.locator("#prompt").fill("go")
+    tab.get_by_role("button", name="Write").click()
+    expect(tab.locator("#answer")).to_contain_text(ANSWER)  # nothing tells it where that ends
 
     tab.locator("#model").select_option("halves")
     Image.fromarray(np.repeat([[0, 0, 200, 200]], 4, 0).astype(np.uint8)).save(tmp_path / "a.png")

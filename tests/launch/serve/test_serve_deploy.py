@@ -155,3 +155,14 @@ def test_of_the_command_line(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert {"--dry_run: string", "--keys: string"} <= set(capsys.readouterr().out.splitlines())
+
+
+@pytest.mark.parametrize("target", ["docker", "systemd", "kubernetes"])
+def test_files_at_home_are_found_by_the_script(target, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["digits=digits", "--keys=~/k.json", "--tls_cert=~/c.pem", "--tls_key=~/t.pem"]
+    claim = ["--claim=models"] if target == "kubernetes" else []
+    assert main([*words, *claim, f"--dry_run={target}"]) == 0
+    text = capsys.readouterr().out
+    assert "~" not in text
+    assert all(f"/home/me/{file}" in text for file in ("k.json", "c.pem", "t.pem"))

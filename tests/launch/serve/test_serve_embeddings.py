@@ -2,6 +2,7 @@
 """Embeddings by OpenAI's client: those of the run."""
 
 import base64
+import sys
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ pytest.importorskip("tokenizers", reason="the model's tokenizer")
 
 from serving import SECRETS, Policy, serving
 
+from launch.command import LaunchError
 from launch.serve import models
 from lsm import Data, Experiment, Mesh, Train
 from lsm.data import Arrays
@@ -138,6 +140,13 @@ def test_what_is_wrong_is_told_by_its_field(served, changes, param, line):
     status, answer = served.json("POST", "/v1/embeddings", body)
     assert (status, answer["error"]["param"]) == (400, param)
     assert line in answer["error"]["message"]
+
+
+def test_a_library_that_is_missing_is_told_of_at_the_start(served, monkeypatch):
+    folder = served.repository.models["small"].folder / "1"
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(LaunchError, match=r"small/1: tokenizers is not installed.*lsm\[text\]"):
+        models.load(folder)
 
 
 def test_a_model_that_only_embeds_writes_no_texts(client):

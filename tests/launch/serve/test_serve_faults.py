@@ -414,6 +414,10 @@ def test_a_signal_is_passed_on_and_its_status_comes_back(tmp_path):
         (["--keys=/nowhere", "a=.", "--port=0"], "/nowhere: cannot be read"),
         (["--no_auth", "a=.", "--tls_cert=x"], "both are needed"),
         (["--no_auth", "a=.", "--tls_cert=/no", "--tls_key=/no"], "cannot be used"),
+        (
+            ["--no_auth", "a=.", "--tls_cert=~no-one/x", "--tls_key=y"],
+            "--tls_cert: '~no-one/x' is no",
+        ),
         (["--no_auth", "a=.", "--batch_rows=0"], "--batch_rows: 0 given"),
         (["--no_auth", "a=.", "--prt=1"], "Did you mean '--port'?"),
     ],
