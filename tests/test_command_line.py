@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 
 from benchmarks import plans, results
 from launch import local, tpu_vm
@@ -418,6 +419,15 @@ def test_without_a_config_those_nearby_are_named(tmp_path, monkeypatch):
     (tmp_path / "other.py").write_text("x = 1")
     with pytest.raises(ConfigError, match=r", as w holds no run: .* such as mine\.py\.$"):
         cli._no_config(pathlib.Path("w"))
+
+
+@pytest.mark.parametrize("flag", ["temperature=0", "sample_seed=0", "temperature=0.5"])
+def test_a_flag_of_another_mode_is_told_whatever_its_value(flag):
+    """Also 0, which equals False."""
+    with flagsaver.flagsaver():
+        flags.FLAGS(["lsm", "--mode=predict", f"--{flag}"])
+        with pytest.raises(ConfigError, match=f"^--{flag.split('=')[0]}: it is for --mode=sample"):
+            cli._run(None, {})
 
 
 EXPERIMENT = '''"""An experiment with a flag of its own."""

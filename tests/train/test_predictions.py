@@ -13,9 +13,9 @@ import lsm
 from lsm import Data, Experiment, Train
 from lsm.data import ArrayDataset, CharText, Digits, Files, Split, SplitSource
 from lsm.errors import ConfigError, DataError
-from lsm.models import GPT, MLP, Transformer
+from lsm.models import GPT, MLP, EncoderDecoder, Transformer
 from lsm.optim import Adam
-from lsm.tasks import Classification, LanguageModelling, Task
+from lsm.tasks import Classification, LanguageModelling, SequenceToSequence, Task
 from lsm.train import predictions
 from lsm.train.trainer import Trainer
 
@@ -127,14 +127,22 @@ def test_rows_of_a_table_are_no_texts(verse, tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_texts_that_a_task_names_are_plain():
-    class Named:
-        def named(self, predictions, names):
-            return {"text": np.array([names[k] for k in predictions["token"]], object)}
+class Letters(tuple):
+    """Names of tokens that make a text."""
 
-    found = [{"token": np.array([1, 0])}]
-    rows = [*predictions._rows_of(Named(), found, ("a", "b"))]
-    assert rows == [{"token": 1, "text": "b"}, {"token": 0, "text": "a"}]
+    def text(self, ids):
+        return "".join(self[int(i)] for i in ids)
+
+
+def test_texts_that_a_task_names_are_plain(tmp_path):
+    """A translation's are an array of objects, whose items are str already."""
+    blocks = Transformer(layers=1, heads=2, width=8, hidden=8)
+    model = EncoderDecoder(vocabulary=5, encoder=blocks, decoder=blocks, context=65)
+    found = [{"tokens": np.array([[1, 4], [2, 3]]), "length": np.array([2, 1])}]
+    rows = predictions._rows_of(SequenceToSequence(model=model), found, Letters("abcde"))
+    assert predictions._write(tmp_path / "rows.jsonl", rows) == 2
+    told = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert told[0] == {"tokens": [1, 4], "length": 2, "text": "be"} and told[1]["text"] == "c"
 
 
 def test_rubbish_leaves_nothing(digits, verse, pictures, tmp_path):
