@@ -4,6 +4,7 @@ import collections
 import contextlib
 import csv
 import dataclasses
+import functools
 import glob
 import itertools
 import json
@@ -19,12 +20,12 @@ import numpy as np
 
 from lsm import processes
 from lsm.config import Experiment
-from lsm.data import Dataset, Files, doubts, images
+from lsm.data import CharText, Dataset, Files, doubts, images
 from lsm.data.files import places
 from lsm.data.files.columns import class_name
 from lsm.data.files.parts import objects
 from lsm.data.inputs import Inputs
-from lsm.data.values import not_finite
+from lsm.data.values import as_text, not_finite
 from lsm.errors import CheckpointError, ConfigError, DataError
 from lsm.files import expanded, nothing_at, plain_json, readable_disk_errors
 from lsm.mesh import jit, replicated
@@ -34,7 +35,7 @@ from lsm.tasks import LanguageModelling, Task
 from lsm.train.evaluation import evaluate_all, predict
 from lsm.train.goodput import Clock
 from lsm.train.state import TrainState
-from lsm.train.trained import Trained, cut, load
+from lsm.train.trained import Trained, cut, load, source_of, stored
 from lsm.train.trainer import Trainer, prepare_jax
 from lsm.train.workdir import say_other_data
 
@@ -92,8 +93,9 @@ def predict_files(
 
     Pictures and texts (a line of a file each, of pairs with a tab between the two) where the model
     reads such; else tables, arrays or records, with the columns that the run's own `lsm.data.Files`
-    have, or that the model reads. A row has "file", of texts "line" and of others "row", counted
-    from 1, and what `Trained.predict` gives. Columns of `Files.labels` are numbered as in the run.
+    have, or that the model reads. Of those, texts are the columns that the run's own are made of.
+    A row has "file", of lines "line" and of others "row", counted from 1, and what
+    `Trained.predict` gives. Columns of `Files.labels` are numbered as in the run.
     A row that is not finite is predicted, and warned of: it may be one of many, and a model may
     have learnt to take NaN.
 
@@ -120,7 +122,7 @@ def predict_files(
             pictures = _files(given, images.SUFFIXES)
             parts = _parts(({"file": str(file)}, str(file)) for file in pictures)
         case ["texts"]:
-            parts = _parts(_lines(_files(given), run.inputs_known.is_pair(run.column)))
+            parts = _parts(_texts(run, _files(given)))
         case _:
             parts = _examples(run, _files(given))
     return _write(output, _answers(run, parts))
@@ -181,18 +183,10 @@ def _examples(
     run: Trained, files: Iterable[pathlib.Path]
 ) -> Iterator[tuple[Sequence[dict], dict[str, np.ndarray]]]:
     """Yields rows of tables and the like, with the input columns that the run's files have."""
-    source = run.experiment.data.source
-    while not isinstance(source, Files) and hasattr(source, "source"):  # a split of them, say
-        source = source.source
-    own = source.columns if isinstance(source, Files) else None
-    labels = source.labels if isinstance(source, Files) else ()
-    inputs = run.inputs_known
+    own, inputs = source_of(run.experiment, Files), run.inputs_known
+    labels = own.labels if own else ()
     joined = {name: inputs.joined[name] for name in run.columns if name in inputs.joined}
-    columns = {
-        name: own[name] if isinstance(own, Mapping) else name
-        for name in run.columns
-        if name not in joined
-    }
+    columns = stored(run.experiment, [name for name in run.columns if name not in joined])
     for file in files:
         # Of columns with classes in them the parts, which `inputs` puts together as in the run.
         parts = {name: Files(str(file), of).open("train") for name, of in joined.items()}
@@ -200,8 +194,7 @@ def _examples(
         for dataset in alone:
             _check_kinds(inputs, dataset, labels)
         length = len([*alone, *parts.values()][0])
-        for rows in np.array_split(np.arange(length), -(-length // _AT_A_TIME)):
-            told = [{"file": str(file), "row": int(r) + 1} for r in rows]
+        for told, rows in _rows_in(file, length):
             batch = alone[0].take(rows) if alone else {}
             for name, dataset in parts.items():
                 taken = dataset.take(rows)
@@ -213,6 +206,11 @@ def _examples(
                 with _naming(inputs, name, told, values):
                     batch[name], _ = inputs.read(name, values)
             yield told, batch
+
+
+def _rows_in(file: pathlib.Path, length: int) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
+    for rows in np.array_split(np.arange(length), -(-length // _AT_A_TIME)):
+        yield [{"file": str(file), "row": int(r) + 1} for r in rows], rows
 
 
 def _check_kinds(inputs: Inputs, dataset: Dataset, labels: Sequence[str]) -> None:
@@ -255,27 +253,38 @@ def _of_tokens(
         yield {name: cut(x, lengths) for name, x in columns.items()} if padded else columns
 
 
-def _lines(
-    files: Iterable[pathlib.Path], pairs: bool
+def _texts(
+    run: Trained, files: Iterable[pathlib.Path]
 ) -> Iterator[tuple[dict[str, Any], str | tuple[str, ...]]]:
+    """Yields lines of texts; of tables and the like what the columns of the run's texts hold."""
+    encoder, windows = run.inputs_known.encoder, source_of(run.experiment, CharText)
+    own = (windows.column if windows else run.column,)
+    names = encoder.columns[run.column] if encoder else own
     for file in files:
-        if places.kind(file) not in (None, ".txt"):  # its lines are rows, of several columns
-            raise DataError(
-                f"--input: {file} is no file of texts, which are read a line each; write them to "
-                "one that ends in .txt."
-            )
-        try:
-            # Not `splitlines`, which cuts at U+2028 and the like too, which a text may hold; nor
-            # `read_text`, to which a lone "\r" is the end of a line.
-            lines = file.read_bytes().decode("utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            raise DataError(f"text {file} cannot be read: {error}.") from error
-        for number, line in enumerate((line.removesuffix("\r") for line in lines), 1):
-            if line:
-                yield (
-                    {"file": str(file), "line": number},
-                    tuple(line.split("\t")) if pairs else line,
-                )
+        if places.kind(file) in (None, ".txt"):
+            yield from _lines(file, len(names) == 2)
+            continue
+        dataset = Files(str(file), stored(run.experiment, names)).open("train")
+        for told, rows in _rows_in(file, len(dataset)):
+            taken = dataset.take(rows)
+            for where, *values in zip(told, *(taken[name] for name in names), strict=True):
+                texts = tuple(as_text(x, functools.partial(_place, where)) for x in values)
+                yield where, texts if len(names) == 2 else texts[0]
+
+
+def _lines(
+    file: pathlib.Path, pairs: bool
+) -> Iterator[tuple[dict[str, Any], str | tuple[str, ...]]]:
+    try:
+        # Not `splitlines`, which cuts at U+2028 and the like too, which a text may hold; nor
+        # `read_text`, to which a lone "\r" is the end of a line.
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"text {file} cannot be read: {error}.") from error
+    for number, line in enumerate((line.removesuffix("\r") for line in lines), 1):
+        if line:
+            where = {"file": str(file), "line": number}
+            yield where, tuple(line.split("\t")) if pairs else line
 
 
 def _files(given: Sequence[str], suffixes: Sequence[str] = ("",)) -> list[pathlib.Path]:

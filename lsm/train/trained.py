@@ -14,6 +14,7 @@ import numpy as np
 
 from lsm.config import Experiment, schema
 from lsm.config.origin import CONFIG, experiment_of, saved_config
+from lsm.data import Files
 from lsm.data.inputs import Inputs, Lengths
 from lsm.data.texts.codec import Codec, codec_of
 from lsm.data.texts.template import Message
@@ -160,7 +161,7 @@ class Trained:
             raise ConfigError(f"seed: {seed} given; allowed: 0 or more.")
         codec = self.codec
         ids = [codec.encode(p) if isinstance(p, str) else codec.chat(p) for p in prompts]
-        ends = Stop(longest=max_tokens, tokens=codec.ends, strings=tuple(stop))
+        ends = Stop(longest=max_tokens, tokens=codec.ends, strings=stop if isinstance(stop, str) else tuple(stop))
         seeds = [
             int(np.random.SeedSequence((seed, number, sample)).generate_state(1)[0])
             for number in range(len(prompts))
@@ -279,6 +280,21 @@ def _rows(batch: Mapping[str, np.ndarray]) -> int:
             f"predict: columns of lengths {lengths} given; one length above 0 is needed."
         )
     return next(iter(lengths.values()))
+
+
+def source_of(experiment: Experiment, kind: type) -> Any:
+    """Returns the source of a kind that the data is made of, a split of it, say; or None."""
+    source = experiment.data.source
+    while not isinstance(source, kind) and hasattr(source, "source"):
+        source = source.source
+    return source if isinstance(source, kind) else None
+
+
+def stored(experiment: Experiment, names: Sequence[str]) -> dict[str, Any]:
+    """Returns by name the columns of a file, as the run's own files have them, else so called."""
+    own = source_of(experiment, Files)
+    known = own.columns if own and isinstance(own.columns, Mapping) else {}
+    return {name: known.get(name, name) for name in names}
 
 
 def load(

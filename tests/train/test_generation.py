@@ -100,6 +100,8 @@ def test_what_cannot_be_written_is_one_line(run):
         trained.generate("")
     with pytest.raises(ConfigError, match="24 tokens; the model's context is 24, and allowed is"):
         trained.generate("x" * 24)
+    with pytest.raises(ConfigError, match="stop: 'END' given; strings"):
+        trained.generate("x", stop="END")
     with pytest.raises(ConfigError, match="samples: 0 given; allowed: 1 or more"):
         trained.generate("x", samples=0)
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import flax.linen as nn
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 import lsm
 from lsm import Data, Experiment, Train
-from lsm.data import ArrayDataset, CharText, Digits, Files, Split, SplitSource
+from lsm.data import ArrayDataset, CharText, Digits, Files, Split, SplitSource, Texts, Words
 from lsm.errors import ConfigError, DataError
 from lsm.models import GPT, MLP, EncoderDecoder, Transformer
 from lsm.optim import Adam
@@ -116,15 +117,39 @@ def test_lines_of_text(verse, tmp_path):
 def test_a_line_ends_at_its_end_alone(tmp_path):
     file = tmp_path / "a.txt"
     file.write_bytes("\ufeffone\u2028two\nthree\x0cfour\r\n\nfi\rve".encode())
-    found = [(where["line"], text) for where, text in predictions._lines([file], False)]
+    found = [(where["line"], text) for where, text in predictions._lines(file, False)]
     assert found == [(1, "one\u2028two"), (2, "three\x0cfour"), (4, "fi\rve")]
 
 
-def test_rows_of_a_table_are_no_texts(verse, tmp_path):
-    (tmp_path / "a.csv").write_text("text,label\nto be,1\n")
-    with pytest.raises(DataError, match=r"--input: \S+a\.csv is no file of texts, .* in \.txt"):
-        lsm.predict_files(verse, [str(tmp_path / "a.csv")], tmp_path / "out.jsonl")
-    assert not (tmp_path / "out.jsonl").exists()
+def test_texts_of_a_table_are_in_the_run_s_column(verse, tmp_path):
+    table, out = tmp_path / "a.csv", tmp_path / "out.jsonl"
+    table.write_text("label,text\n1,to be\n0,be or\n")
+    assert lsm.predict_files(verse, [str(table)], out) == 2
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["file"], row["row"]) for row in rows] == [(str(table), 1), (str(table), 2)]
+    assert [row["text"] for row in rows] == list(
+        lsm.load(verse).predict(["to be", "be or"])["text"]
+    )
+    table.write_text("label,text\n1,to be\n0,to be or not to be\n")
+    with pytest.raises(DataError, match=r"a.csv row 2: predict: a text of 18 characters"):
+        lsm.predict_files(verse, [str(table)], out)
+    table.write_text("label\n1\n")
+    with pytest.raises(DataError, match=r"a.csv has no column 'text'; it has label"):
+        lsm.predict_files(verse, [str(table)], out)
+
+
+def test_pairs_of_a_table_are_in_the_columns_that_the_run_s_files_have(tmp_path):
+    files = Files("own.csv", {"first": "q", "second": "a"})
+    source = Split(Texts(files, Words(9), {"tokens": ("first", "second")}, 8), {"train": 1.0})
+    run = SimpleNamespace(
+        column="tokens",
+        inputs_known=SimpleNamespace(encoder=SimpleNamespace(columns=source.source.columns)),
+        experiment=SimpleNamespace(data=SimpleNamespace(source=source)),
+    )
+    (tmp_path / "a.jsonl").write_text('{"a": "She.", "q": "Who?"}\n')
+    (tmp_path / "b.txt").write_text("When?\tNow.\n")
+    found = [text for _, text in predictions._texts(run, sorted(tmp_path.iterdir()))]
+    assert found == [("Who?", "She."), ("When?", "Now.")]
 
 
 class Letters(tuple):
