@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,6 +57,13 @@ def evaluation_batches(
     return evaluation
 
 
+def abstract_means(experiment: Experiment, program: Program, batch: Mapping[str, Any]) -> Any:
+    """Returns the shapes of what an evaluation gives for a batch, which is not computed."""
+    task, state = experiment.task, program.abstract_state
+    rngs = jax.eval_shape(lambda: streams(task.streams, experiment.train.seed, 0))
+    return jax.eval_shape(task.evaluate, state.params, state.model_state, batch, rngs, state.step)
+
+
 def reads_pixels(task: Task) -> bool:
     """Says whether a task divides whole numbers by 255."""
     return getattr(type(task), "inputs", None) is Classification.inputs
@@ -89,11 +97,8 @@ def _check_shapes(
     # Of texts each batch is as wide as its bucket.
     if not other or batches.dataset.encoder is not None:
         return
-    task, state = experiment.task, program.abstract_state
-    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in first.items()}
-    rngs = jax.eval_shape(lambda: streams(task.streams, experiment.train.seed, 0))
     try:
-        jax.eval_shape(task.evaluate, state.params, state.model_state, batch, rngs, state.step)
+        abstract_means(experiment, program, first)
     except LsmError:
         raise
     except Exception as error:  # the model's own, or a library's

@@ -31,10 +31,9 @@ from lsm.errors import ConfigError, DataError, LsmError, listed, nearest
 from lsm.evaluate import Metric, columns, init, names, update
 from lsm.mesh import local_rows
 from lsm.metrics import Weighted
-from lsm.rng import streams
 from lsm.tasks import Labelled, column
 from lsm.train.program import Program, build, make_predict
-from lsm.train.splits import evaluation_batches, reads_pixels
+from lsm.train.splits import abstract_means, evaluation_batches, reads_pixels
 
 _log = logging.getLogger("lsm.train")
 
@@ -350,9 +349,8 @@ def _check_monitor(
     program: Program,
 ) -> None:
     """Raises ConfigError where the monitored metric is not one of the task's."""
-    state, batch, task = program.abstract_state, program.abstract_batch, experiment.task
-    rngs = jax.eval_shape(lambda: streams(task.streams, experiment.train.seed, 0))
-    means = jax.eval_shape(task.evaluate, state.params, state.model_state, batch, rngs, state.step)
+    batch, task = program.abstract_batch, experiment.task
+    means = abstract_means(experiment, program, batch)
     figures = task.summary({name: Weighted(1.0, 1.0) for name in means})
     for name in names(metrics + final):
         if name in figures:
