@@ -13,7 +13,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lsm.errors import ProcessError, listed
@@ -28,6 +28,10 @@ _LIMIT = 1 << 16
 
 _HELLO = 10.0
 """Seconds of silence before a hello, at the most."""
+
+_GRACE = 1.0
+"""Seconds that process 0 outlives a verdict for the others: JAX's service is in it, and who finds
+that gone says so in fifteen lines."""
 
 _STRANGERS = 256
 """Connections, beyond one of each process, that are held at a time: each has a thread."""
@@ -124,6 +128,7 @@ class Hub(socketserver.ThreadingTCPServer):
         self._steps: dict[int, dict[int, int]] = {}  # loop -> process -> step
         self._left: set[int] = set()
         self._verdict: dict[str, Any] = {}
+        self._ends = 0.0  # when process 0 is told the verdict at the latest
         threading.Thread(target=self.serve_forever, args=(_TICK,), name="hub", daemon=True).start()
 
     def server_bind(self) -> None:
@@ -159,6 +164,7 @@ class Hub(socketserver.ThreadingTCPServer):
             self._places.release()
         with self._lock:
             if process is not None and len(self._left) < self._count:
+                del self._connections[process]
                 self._stop(process, f"process {process} of {self._count} {ended}; {AGAIN}")
 
     def service_actions(self) -> None:
@@ -170,6 +176,8 @@ class Hub(socketserver.ThreadingTCPServer):
                 who = f"{listed(map(str, absent))} of {self._count}"
                 missing = f"process {who} is" if len(absent) == 1 else f"processes {who} are"
                 self._stop(absent[0], f"{missing} missing, after {patience:g} s at {name}.")
+            if self._verdict:
+                self._tell_0()
 
     def _ignore(self, connection: socket.socket, host: str) -> None:
         send(connection, **_verdict(0, "process 0 knows another LSM_SECRET than this process."))
@@ -226,14 +234,22 @@ class Hub(socketserver.ThreadingTCPServer):
                     self._tell(kind="bye")
 
     def _stop(self, process: int, reason: str, error: str = "") -> dict[str, Any]:
-        """Ends all processes, once; returns what they were told."""
+        """Ends all processes, once, process 0 after the others; returns what they are told."""
         if not self._verdict:
             self._verdict = _verdict(process, reason, error)
-            self._tell(**self._verdict)
+            self._ends = time.monotonic() + _GRACE
+            self._tell(**self._verdict, to=self._connections.keys() - {0})
+        self._tell_0()
         return self._verdict
 
-    def _tell(self, **message: Any) -> None:
-        for process in sorted(self._connections, reverse=True):  # 0, which may end of it, last
+    def _tell_0(self) -> None:
+        """Tells process 0 the verdict where the others have gone, or had their time."""
+        if not self._connections.keys() - {0} or time.monotonic() > self._ends:
+            self._tell(**self._verdict, to=self._connections.keys() & {0})
+
+    def _tell(self, *, to: Iterable[int] | None = None, **message: Any) -> None:
+        # 0 last: a goodbye ends it, and the hub with it.
+        for process in sorted(self._connections if to is None else to, reverse=True):
             send(self._connections[process], **message)
 
 

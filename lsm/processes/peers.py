@@ -171,7 +171,9 @@ class Peers:
                 case {"kind": "last", "loop": int(loop), "step": int(step)}:
                     self._last[loop] = step
                 case {"kind": "stop", "process": int(), "reason": str(reason), "error": str(error)}:
-                    self._verdict = self._verdict or message
+                    if self._verdict:  # the connection's end comes after it
+                        return
+                    self._verdict = message
                     telling = not self._joined or (self._failing and error)  # in the main thread
                     if not (telling or self._leaving):
                         end(f"error: {self.name} stops, because {reason}")
@@ -188,7 +190,8 @@ def end(line: str, status: int = 1) -> None:
     if line:
         with contextlib.suppress(OSError, ValueError):
             os.write(2, f"{line}\n".encode())
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # JAX tells the same in fifteen lines
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # JAX tells the same in fifteen lines
     flusher = threading.Thread(target=_flush, daemon=True)
     flusher.start()
     flusher.join(1.0)  # the reader of a pipe may be gone as well

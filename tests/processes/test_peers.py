@@ -409,6 +409,42 @@ def test_the_same_error_of_all_is_told_once_by_process_0(ended):
     assert told == [True, False, False]
 
 
+def test_who_has_heard_a_verdict_does_not_mind_that_process_0_goes_then(ended):
+    def fails(peer, number):
+        untold = peer.fail("train.steps: 0 given")
+        if number == 1:
+            wait_for(lambda: gone)
+            time.sleep(0.2)
+        else:
+            hubs[-1]._connections[1].shutdown(socket.SHUT_RDWR)
+            gone.append(number)
+        return untold
+
+    gone = []
+    assert together(2, fails) == [True, False]
+    assert not ended
+
+
+@pytest.mark.parametrize("goes", [True, False])
+def test_process_0_which_holds_the_service_of_jax_ends_last(ended, goes, monkeypatch):
+    monkeypatch.setattr(hub, "_GRACE", 20.0 if goes else 1.0)
+    port, connections = free_port(), []
+    maker = threading.Thread(target=lambda: connections.append(hand_made(port, 1, 2)))
+    maker.start()
+    first = start(port, 0, 2)
+    maker.join()
+    began, told = time.monotonic(), []
+    failing = threading.Thread(target=lambda: told.append(first.fail("train.steps: 0 given", 30)))
+    failing.start()
+    failing.join(0.5)
+    assert failing.is_alive()  # process 1 is there still
+    if goes:
+        connections[0].close()
+    failing.join(15)
+    assert told == [True] and not ended
+    assert goes or time.monotonic() - began >= 1
+
+
 def test_an_error_of_one_ends_the_others_with_its_text(ended):
     def fails(peer, number):
         if number == 1:
