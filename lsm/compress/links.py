@@ -15,6 +15,7 @@ from lsm.compress.shorten import shorten
 from lsm.compress.structured import shrink
 from lsm.config import Computed, Experiment, Start, Train
 from lsm.config.origin import CONFIG, Origin, experiment_of
+from lsm.data import Data
 from lsm.errors import ConfigError
 from lsm.models.quantised import Bits
 from lsm.models.whole_layers import Activations
@@ -69,6 +70,9 @@ class Distil(Tune):
       temperature: as of `lsm.tasks.Distillation`.
       share: likewise.
       features: likewise.
+      data: what is learnt from, and watched by, instead of the source's; with `share=1` its labels
+        do not matter. The last step counts then: what is best there is not what is best of the
+        source's data, which the result is of.
     """
 
     model: nn.Module | None = None
@@ -76,6 +80,7 @@ class Distil(Tune):
     temperature: float = 4.0
     share: float = 0.5
     features: tuple[Match, ...] = ()
+    data: Data | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -95,11 +100,15 @@ class Distil(Tune):
         start = self.start if self.model else Start(path=str(source))
         found = self._experiment(source, start)
         taught = dataclasses.replace(found, task=self._task(found.task.plain, first))
+        if self.data is not None:
+            last = dataclasses.replace(found.evaluation, early_stopping=None)
+            taught = dataclasses.replace(taught, data=self.data, evaluation=last)
         _fitted(taught, out / "training", data_dir)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         student = load(out / "training", experiment=taught)
-        plain = dataclasses.replace(student.experiment, start=None, mesh=taught.mesh)
-        write_run(out / "training", out, plain, student.step, student.params, student.model_state)
+        plain = dataclasses.replace(found, task=student.experiment.task, start=None)
+        beside = out / "training" if self.data is None else source  # names, tokenizer
+        write_run(beside, out, plain, student.step, student.params, student.model_state)
 
     def _task(self, task: Task, first: pathlib.Path) -> Distillation:
         if self.model is not None:

@@ -20,6 +20,7 @@ from lsm.data.sampling import ByLength, Poisson, Sampling, Shuffled
 from lsm.data.select import Select
 from lsm.data.text import CharText, CharWindows
 from lsm.data.texts.chats import Chats, Preferences
+from lsm.data.texts.sentences import Sentences
 from lsm.data.texts.source import Texts
 from lsm.data.texts.vocabulary import Characters, Subwords, Vocabulary, Words
 from lsm.data.tfds import Tfds
@@ -74,6 +75,7 @@ __all__ = [
     "Read",
     "Sampling",
     "Select",
+    "Sentences",
     "Shuffled",
     "Source",
     "Spec",

@@ -12,6 +12,7 @@ import sys
 import time
 import zlib
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -25,7 +26,7 @@ from lsm.compress.measure import Latency, Size, content, size_of
 from lsm.compress.rows import Row, lost, missed
 from lsm.config import flags
 from lsm.config.origin import experiment_of
-from lsm.data import Digits
+from lsm.data import Arrays, Digits
 from lsm.errors import ConfigError, TrainingError
 from lsm.models import MLP, quantised
 from lsm.optim import Adam
@@ -129,6 +130,31 @@ def test_a_student_is_tuned_on(base, tmp_path):
         check(row)
         assert row.size.parameters == 64 * 8 + 8 + 8 * 10 + 10
     assert rows[3].value > 0.5 and rows[3].size.nonzero > rows[2].size.nonzero
+
+
+def test_a_student_learns_from_other_data_without_labels(tmp_path):
+    """What it learns is the teacher's alone; what is made tells of the source's data."""
+    watched = lsm.Evaluation(every=2, early_stopping=lsm.EarlyStopping(), monitor="accuracy")
+    digits = lsm.Data(source=Digits(), validation="test", test=None)
+    train = lsm.Train(steps=8, batch_size=64)
+    first = dataclasses.replace(experiment(), data=digits, train=train, evaluation=watched)
+    lsm.fit(first, tmp_path / "run")
+    images = Digits().open("train").take(np.arange(256))["image"]
+    found = []
+    for number, labels in enumerate((np.zeros(256, np.int32), np.arange(256) % 10)):
+        others = lsm.Data(
+            source=Arrays({"image": images, "label": labels}, classes=tuple("abcdefghij")),
+            test=None,
+        )
+        link = dataclasses.replace(small(4), data=others, share=1.0)
+        out = tmp_path / str(number)
+        link.run(tmp_path / "run", out, tmp_path / "run", None)
+        made = experiment_of(out)
+        assert made.data == digits and made.evaluation == watched and made.start is None
+        for told in ("data.json", "inputs.json"):
+            assert (out / told).read_bytes() == (tmp_path / "run" / told).read_bytes()
+        found.append(load(out).params)
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 def test_a_chain_that_is_done_is_read_and_held_to_new_bounds(chain, base):
