@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsm.data import splits
+from lsm.data.values import common
 from lsm.errors import DataError, listed, nearest
 
 Columns = dict[str, np.ndarray]
@@ -246,12 +247,11 @@ class _Joined(Derived):
 
     @functools.cached_property
     def spec(self) -> Spec:
-        # Texts as bytes are as wide as the longest of a split; here, as the longest of all. And
-        # whole numbers in one may be fractions in another.
+        # Texts as bytes are as wide as the longest of all; whole numbers may be fractions elsewhere.
         specs = [part.spec for part in self._parts]
         shapes = {name: zip(*(x[name].shape for x in specs), strict=True) for name in specs[0]}
         widest = {name: tuple(map(max, sides)) for name, sides in shapes.items()}
-        dtypes = {name: np.result_type(*(x[name].dtype for x in specs)) for name in specs[0]}
+        dtypes = {name: common(name, *(x[name].dtype for x in specs)) for name in specs[0]}
         return {name: jax.ShapeDtypeStruct(widest[name], dtypes[name]) for name in specs[0]}
 
     def take(self, indices: np.ndarray) -> Columns:

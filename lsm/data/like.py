@@ -6,12 +6,17 @@ import jax
 import numpy as np
 
 from lsm.data.dataset import Columns, Dataset, Derived, Spec
+from lsm.data.values import common
 
 
 def like(dataset: Dataset, spec: Spec) -> Dataset:
-    """Returns a dataset whose whole numbers are floats where those of `spec` are; else itself."""
+    """Returns a dataset whose whole numbers are floats where those of `spec` are; else itself.
+
+    Raises:
+      DataError: these are bytes, and those floats.
+    """
     floats = {
-        name: one.dtype
+        name: common(name, one.dtype, dataset.spec[name].dtype)
         for name, one in spec.items()
         if np.issubdtype(one.dtype, np.floating)
         and name in dataset.spec

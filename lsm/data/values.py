@@ -28,6 +28,21 @@ def narrowed(column: np.ndarray, name: str) -> np.ndarray:
     return column.astype(small)
 
 
+def common(name: str, *dtypes: np.dtype) -> np.dtype:
+    """Returns the dtype of a column that is of one in a split and of others elsewhere.
+
+    Raises:
+      DataError: bytes beside floats: pixels of 0 to 255 would be among fractions of 0 to 1.
+    """
+    floats = [dtype for dtype in dtypes if dtype.kind == "f"]
+    found = np.result_type(*(floats or dtypes))  # of int32 and float32 NumPy would make float64
+    if floats and np.uint8 in dtypes:
+        raise DataError(
+            f"column {name!r} is uint8 in one split and {found} in another; one kind is needed."
+        )
+    return found
+
+
 def not_finite(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the rows (n,), ascending, whose values are not all finite, of columns with such."""
     floats = {name: x for name, x in columns.items() if x.dtype.kind == "f" and x.ndim and x.size}

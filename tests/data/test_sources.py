@@ -371,6 +371,14 @@ def test_what_tells_data_from_other_data(tree, monkeypatch):
     assert set(halves) == {"examples", "text"}
 
 
+def test_pixels_are_not_joined_with_fractions():
+    """Whole numbers are (tests/train/test_splits.py); bytes would be 0 to 255 among 0 to 1."""
+    pixels = np.zeros((2, 4, 4, 1), np.uint8)
+    source = Arrays(train={"image": pixels}, test={"image": np.float32(pixels)})
+    with pytest.raises(DataError, match="'image' is uint8 in one split and float32 in another"):
+        source.open("train+test").take(np.arange(1))
+
+
 def test_parts_that_are_joined_tell_each():
     source = Arrays(train={"x": np.arange(10)}, test={"x": np.arange(4)})
     assert source.open("train[:50%]+test").identity == {"parts": [{"examples": 5}, {"examples": 4}]}

@@ -48,6 +48,7 @@ def test_whole_numbers_of_one_file_are_the_fractions_of_another(tmp_path):
     ("train", "validation", "line"),
     [
         ("pixels", "floats", r"data\.validation: column 'x' is float32, and uint8 in training"),
+        ("floats", "pixels", "column 'x' is uint8 in one split and float32 in another; one kind"),
         ("floats", "wide", r"data\.validation: column 'x' is \(4,\), and \(3,\) in training, and"),
         ("negative", "floats", "column 'weight' weighs the examples, and one is below 0"),
     ],
