@@ -247,7 +247,7 @@ class _Joined(Derived):
 
     @functools.cached_property
     def spec(self) -> Spec:
-        # Texts as bytes are as wide as the longest of all; whole numbers may be fractions elsewhere.
+        # Bytes of texts are as wide as the longest of all; where one has fractions, so have all.
         specs = [part.spec for part in self._parts]
         shapes = {name: zip(*(x[name].shape for x in specs), strict=True) for name in specs[0]}
         widest = {name: tuple(map(max, sides)) for name, sides in shapes.items()}
