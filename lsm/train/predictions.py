@@ -4,9 +4,6 @@ import collections
 import contextlib
 import csv
 import dataclasses
-import functools
-import glob
-import itertools
 import json
 import logging
 import os
@@ -20,27 +17,24 @@ import numpy as np
 
 from lsm import processes
 from lsm.config import Experiment
-from lsm.data import CharText, Dataset, Files, doubts, images
-from lsm.data.files import places
-from lsm.data.files.columns import class_name
-from lsm.data.files.parts import objects
+from lsm.data import Dataset
 from lsm.data.inputs import Inputs
-from lsm.data.values import as_text, not_finite
-from lsm.errors import CheckpointError, ConfigError, DataError
-from lsm.files import expanded, nothing_at, plain_json, readable_disk_errors
+from lsm.data.values import not_finite
+from lsm.errors import CheckpointError, ConfigError, DataError, listed
+from lsm.files import expanded, plain_json, readable_disk_errors
 from lsm.mesh import jit, replicated
 from lsm.run import saved
 from lsm.run.checkpoint import Checkpoints
 from lsm.tasks import LanguageModelling, Task
 from lsm.train.evaluation import evaluate_all, predict
+from lsm.train.given import Told, examples, files_of, naming, place
 from lsm.train.goodput import Clock
 from lsm.train.state import TrainState
-from lsm.train.trained import Trained, cut, load, source_of, stored
+from lsm.train.trained import Trained, cut, load
 from lsm.train.trainer import Trainer, prepare_jax
 from lsm.train.workdir import say_other_data
 
 _log = logging.getLogger("lsm.train")
-_AT_A_TIME = 256  # files or lines in a batch
 
 
 def evaluate_run(
@@ -114,21 +108,13 @@ def predict_files(
     output, given = expanded(output, "--output"), [given] if isinstance(given, str) else given
     if output.suffix not in (".csv", ".jsonl"):
         raise ConfigError(f"--output: {output.name!r} given; it has to end in .csv or .jsonl.")
-    if output.exists() and any(map(output.samefile, _files(given))):
+    if output.exists() and any(map(output.samefile, files_of(given))):
         raise ConfigError(f"--output: {output} is one of the files that are read.")
     run = load(workdir)
-    match [run.inputs_known.kind(name) for name in run.columns]:
-        case ["pictures"]:
-            pictures = _files(given, images.SUFFIXES)
-            parts = _parts(({"file": str(file)}, str(file)) for file in pictures)
-        case ["texts"]:
-            parts = _parts(_texts(run, _files(given)))
-        case _:
-            parts = _examples(run, _files(given))
-    return _write(output, _answers(run, parts))
+    return _write(output, _answers(run, examples(run, given)))
 
 
-def _answers(run: Trained, parts: Iterable[tuple[Sequence[dict], Any]]) -> Iterator[dict[str, Any]]:
+def _answers(run: Trained, parts: Iterable[tuple[Sequence[Told], Any]]) -> Iterator[dict[str, Any]]:
     """Yields what each example is told by, with the predictions of it."""
     first, count, all_rows = {}, collections.Counter(), 0
     for told, values in parts:
@@ -139,7 +125,7 @@ def _answers(run: Trained, parts: Iterable[tuple[Sequence[dict], Any]]) -> Itera
                 first.setdefault(name, told[rows[0]])
                 count[name] += len(rows)
         else:
-            with _naming(run.inputs_known, run.column, told, values):
+            with naming(run.inputs_known, run.column, told, values):
                 found = run.predict(values)
         rows = _rows_of(run.experiment.task, [found], None)
         for where, row in zip(told, rows, strict=True):
@@ -149,82 +135,7 @@ def _answers(run: Trained, parts: Iterable[tuple[Sequence[dict], Any]]) -> Itera
             "predict: column %r is not finite in %d of %d rows, the first is %s; what is said of "
             "such a row may mean nothing."
         )
-        _log.warning(line, name, count[name], all_rows, _place(where))
-
-
-@contextlib.contextmanager
-def _naming(inputs: Inputs, column: str, told: Sequence[dict], values: Any) -> Iterator[None]:
-    """Says in a DataError which of the values, (N, ...) or N, is the first that cannot be read."""
-    try:
-        yield
-    except DataError:
-        for at, where in enumerate(told):
-            try:
-                inputs.read(column, values[at : at + 1])
-            except DataError as error:
-                raise DataError(f"{_place(where)}: {error}") from error
-        raise
-
-
-def _place(where: Mapping[str, Any]) -> str:
-    return " ".join([where["file"], *(f"{k} {where[k]}" for k in ("line", "row") if k in where)])
-
-
-def _parts(
-    asked: Iterable[tuple[dict[str, Any], Any]],
-) -> Iterator[tuple[Sequence[dict], Sequence[Any]]]:
-    asked = iter(asked)
-    while part := list(itertools.islice(asked, _AT_A_TIME)):
-        told, values = zip(*part, strict=True)
-        yield told, values
-
-
-def _examples(
-    run: Trained, files: Iterable[pathlib.Path]
-) -> Iterator[tuple[Sequence[dict], dict[str, np.ndarray]]]:
-    """Yields rows of tables and the like, with the input columns that the run's files have."""
-    own, inputs = source_of(run.experiment, Files), run.inputs_known
-    labels = own.labels if own else ()
-    joined = {name: inputs.joined[name] for name in run.columns if name in inputs.joined}
-    columns = stored(run.experiment, [name for name in run.columns if name not in joined])
-    for file in files:
-        # Of columns with classes in them the parts, which `inputs` puts together as in the run.
-        parts = {name: Files(str(file), of).open("train") for name, of in joined.items()}
-        alone = [Files(str(file), columns).open("train")] if columns else []
-        for dataset in alone:
-            _check_kinds(inputs, dataset, labels)
-        length = len([*alone, *parts.values()][0])
-        for told, rows in _rows_in(file, length):
-            batch = alone[0].take(rows) if alone else {}
-            for name, dataset in parts.items():
-                taken = dataset.take(rows)
-                beside = (taken[part].tolist() for part in joined[name])
-                batch[name] = list(zip(*beside, strict=True))
-            for name, values in batch.items():
-                if name in labels and name not in joined:
-                    values = objects([class_name(value) for value in values.tolist()])
-                with _naming(inputs, name, told, values):
-                    batch[name], _ = inputs.read(name, values)
-            yield told, batch
-
-
-def _rows_in(file: pathlib.Path, length: int) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
-    for rows in np.array_split(np.arange(length), -(-length // _AT_A_TIME)):
-        yield [{"file": str(file), "row": int(r) + 1} for r in rows], rows
-
-
-def _check_kinds(inputs: Inputs, dataset: Dataset, labels: Sequence[str]) -> None:
-    """Raises DataError for a column of texts that the run has no numbers of."""
-    for name, one in dataset.spec.items():
-        known = name in inputs.names
-        if name in labels and not known:
-            raise DataError(
-                f"--input: column {name!r} is one of Files.labels, of which the run, of an earlier "
-                "version, has kept no names; give columns by name to load(...).predict."
-            )
-        numbers = inputs.kind(name) == "numbers" and not known
-        if numbers and one.dtype == object and (told := doubts.text(dataset, name)):
-            raise DataError(f"--input: {told}; numbers are needed.")
+        _log.warning(line, name, count[name], all_rows, place(where))
 
 
 def _rows_of(
@@ -253,57 +164,6 @@ def _of_tokens(
         yield {name: cut(x, lengths) for name, x in columns.items()} if padded else columns
 
 
-def _texts(
-    run: Trained, files: Iterable[pathlib.Path]
-) -> Iterator[tuple[dict[str, Any], str | tuple[str, ...]]]:
-    """Yields lines of texts; of tables and the like what the columns of the run's texts hold."""
-    encoder, windows = run.inputs_known.encoder, source_of(run.experiment, CharText)
-    own = (windows.column if windows else run.column,)
-    names = encoder.columns[run.column] if encoder else own
-    for file in files:
-        if places.kind(file) in (None, ".txt"):
-            yield from _lines(file, len(names) == 2)
-            continue
-        dataset = Files(str(file), stored(run.experiment, names)).open("train")
-        for told, rows in _rows_in(file, len(dataset)):
-            taken = dataset.take(rows)
-            for where, *values in zip(told, *(taken[name] for name in names), strict=True):
-                texts = tuple(as_text(x, functools.partial(_place, where)) for x in values)
-                yield where, texts if len(names) == 2 else texts[0]
-
-
-def _lines(
-    file: pathlib.Path, pairs: bool
-) -> Iterator[tuple[dict[str, Any], str | tuple[str, ...]]]:
-    try:
-        # Not `splitlines`, which cuts at U+2028 and the like too, which a text may hold; nor
-        # `read_text`, to which a lone "\r" is the end of a line.
-        lines = file.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"text {file} cannot be read: {error}.") from error
-    for number, line in enumerate((line.removesuffix("\r") for line in lines), 1):
-        if line:
-            where = {"file": str(file), "line": number}
-            yield where, tuple(line.split("\t")) if pairs else line
-
-
-def _files(given: Sequence[str], suffixes: Sequence[str] = ("",)) -> list[pathlib.Path]:
-    """Returns the files of paths and patterns, in order; of folders, those with such an ending."""
-    found = []
-    for path in (expanded(name, "--input") for name in given):
-        if path.is_file():
-            found.append(path)
-            continue
-        inside = path.rglob("*") if path.is_dir() else map(pathlib.Path, glob.iglob(str(path)))
-        files = sorted(f for f in inside if f.is_file() and f.suffix.lower().endswith(suffixes))
-        if not files and path.is_dir():
-            raise DataError(f"--input: {path} holds nothing that could be read.")
-        if not files:
-            raise DataError(f"--input: {nothing_at(path)}")
-        found += files
-    return found
-
-
 def _write(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> int:
     """Writes rows as CSV or JSONL and returns how many; every process makes them, one writes."""
     if not processes.is_first():
@@ -329,11 +189,17 @@ def _as_json(file: TextIO) -> Callable[[dict[str, Any]], None]:
 
 def _as_csv(file: TextIO) -> Callable[[dict[str, Any]], None]:
     """Returns what writes a row, lists as JSON; the names come before the first."""
-    writer = csv.writer(file)
+    writer, names = csv.writer(file), []
 
     def line(row: dict[str, Any]) -> None:
-        if not file.tell():
-            writer.writerow(row)
+        if not names:
+            names.extend(row)
+            writer.writerow(names)
+        elif names != [*row]:  # as of lines of a text and rows of a table
+            raise DataError(
+                f"--output: a CSV has one header, {listed(names)}, and {row['file']} gives "
+                f"{listed(row)}; give them apart, or an output that ends in .jsonl."
+            )
         writer.writerow([json.dumps(x) if isinstance(x, list) else x for x in row.values()])
 
     return line

@@ -14,7 +14,6 @@ import numpy as np
 
 from lsm.config import Experiment, schema
 from lsm.config.origin import CONFIG, experiment_of, saved_config
-from lsm.data import Files
 from lsm.data.inputs import Inputs, Lengths
 from lsm.data.texts.codec import Codec, codec_of
 from lsm.data.texts.template import Message
@@ -280,21 +279,6 @@ def _rows(batch: Mapping[str, np.ndarray]) -> int:
             f"predict: columns of lengths {lengths} given; one length above 0 is needed."
         )
     return next(iter(lengths.values()))
-
-
-def source_of(experiment: Experiment, kind: type) -> Any:
-    """Returns the source of a kind that the data is made of, a split of it, say; or None."""
-    source = experiment.data.source
-    while not isinstance(source, kind) and hasattr(source, "source"):
-        source = source.source
-    return source if isinstance(source, kind) else None
-
-
-def stored(experiment: Experiment, names: Sequence[str]) -> dict[str, Any]:
-    """Returns by name the columns of a file, as the run's own files have them, else so called."""
-    own = source_of(experiment, Files)
-    known = own.columns if own and isinstance(own.columns, Mapping) else {}
-    return {name: known.get(name, name) for name in names}
 
 
 def load(

@@ -17,7 +17,7 @@ from lsm.errors import ConfigError, DataError
 from lsm.models import GPT, MLP, EncoderDecoder, Transformer
 from lsm.optim import Adam
 from lsm.tasks import Classification, LanguageModelling, SequenceToSequence, Task
-from lsm.train import predictions
+from lsm.train import given, predictions
 from lsm.train.trainer import Trainer
 
 
@@ -78,8 +78,8 @@ def test_an_array_or_files_of_pictures(digits, pictures):
     run = lsm.load(digits)
     by_name = run.predict({"image": pixels})
     assert by_name["class"].tolist() == [str(label) for label in by_name["label"]]
-    for given in (pixels, sorted(folder.glob("*.png"))):
-        for name, x in run.predict(given).items():
+    for asked in (pixels, sorted(folder.glob("*.png"))):
+        for name, x in run.predict(asked).items():
             np.testing.assert_array_equal(x, by_name[name])
 
 
@@ -117,7 +117,7 @@ def test_lines_of_text(verse, tmp_path):
 def test_a_line_ends_at_its_end_alone(tmp_path):
     file = tmp_path / "a.txt"
     file.write_bytes("\ufeffone\u2028two\nthree\x0cfour\r\n\nfi\rve".encode())
-    found = [(where["line"], text) for where, text in predictions._lines(file, False)]
+    found = [(where["line"], text) for where, text in given._lines(file, False)]
     assert found == [(1, "one\u2028two"), (2, "three\x0cfour"), (4, "fi\rve")]
 
 
@@ -130,6 +130,13 @@ def test_texts_of_a_table_are_in_the_run_s_column(verse, tmp_path):
     assert [row["text"] for row in rows] == list(
         lsm.load(verse).predict(["to be", "be or"])["text"]
     )
+    lines, both = tmp_path / "b.txt", tmp_path / "both.csv"
+    lines.write_text("to be\n")
+    with pytest.raises(
+        DataError, match=r"one header, file, row, .* and .*b.txt gives file, line, "
+    ):
+        lsm.predict_files(verse, [str(table), str(lines)], both)
+    assert not both.exists()
     table.write_text("label,text\n1,to be\n0,to be or not to be\n")
     with pytest.raises(DataError, match=r"a.csv row 2: predict: a text of 18 characters"):
         lsm.predict_files(verse, [str(table)], out)
@@ -148,7 +155,7 @@ def test_pairs_of_a_table_are_in_the_columns_that_the_run_s_files_have(tmp_path)
     )
     (tmp_path / "a.jsonl").write_text('{"a": "She.", "q": "Who?"}\n')
     (tmp_path / "b.txt").write_text("When?\tNow.\n")
-    found = [text for _, text in predictions._texts(run, sorted(tmp_path.iterdir()))]
+    found = [text for _, text in given._texts(run, sorted(tmp_path.iterdir()))]
     assert found == [("Who?", "She."), ("When?", "Now.")]
 
 
