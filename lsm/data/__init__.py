@@ -2,15 +2,7 @@
 
 from lsm.data.arrays import Arrays
 from lsm.data.batches import Data, EvalBatches, TrainBatches
-from lsm.data.dataset import (
-    ArrayDataset,
-    Columns,
-    Dataset,
-    Read,
-    Source,
-    Spec,
-    SplitSource,
-)
+from lsm.data.dataset import ArrayDataset, Columns, Dataset, Read, Spec
 from lsm.data.digits import Digits
 from lsm.data.divide import Split, SplitBy
 from lsm.data.files import Files
@@ -18,6 +10,7 @@ from lsm.data.folder import Folder
 from lsm.data.prefetch import Prefetcher
 from lsm.data.sampling import ByLength, Poisson, Sampling, Shuffled
 from lsm.data.select import Select
+from lsm.data.source import Source, SplitSource
 from lsm.data.text import CharText, CharWindows
 from lsm.data.texts.chats import Chats, Preferences
 from lsm.data.texts.sentences import Sentences

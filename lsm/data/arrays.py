@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lsm.data.dataset import ArrayDataset, Dataset, PathLike, SplitSource
+from lsm.data.dataset import ArrayDataset, Dataset, PathLike
+from lsm.data.source import SplitSource
 from lsm.data.values import narrowed
 from lsm.errors import ConfigError
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from lsm.checks import THREADS, require
-from lsm.data.dataset import Columns, Dataset, PathLike, Source
+from lsm.data.dataset import Columns, Dataset, PathLike
 from lsm.data.sampling import Sampling, Shuffled, augmentation
+from lsm.data.source import Source
 from lsm.data.transforms import Places, Transform, changed
 from lsm.errors import ConfigError
 

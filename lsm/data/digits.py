@@ -5,7 +5,8 @@ import functools
 
 import numpy as np
 
-from lsm.data.dataset import ArrayDataset, Dataset, PathLike, SplitSource
+from lsm.data.dataset import ArrayDataset, Dataset, PathLike
+from lsm.data.source import SplitSource
 
 _TEST = 360
 

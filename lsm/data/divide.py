@@ -10,15 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsm.data.dataset import (
-    Columns,
-    Dataset,
-    Derived,
-    PathLike,
-    Read,
-    SplitSource,
-    select_counted,
-)
+from lsm.data.dataset import Columns, Dataset, Derived, PathLike, Read
+from lsm.data.source import SplitSource, select_counted
 from lsm.data.splits import names
 from lsm.errors import ConfigError, DataError, listed
 

@@ -12,14 +12,8 @@ import jax
 import numpy as np
 
 from lsm.data import cache, images
-from lsm.data.dataset import (
-    Columns,
-    Dataset,
-    PathLike,
-    Spec,
-    SplitSource,
-    digest,
-)
+from lsm.data.dataset import Columns, Dataset, PathLike, Spec, digest
+from lsm.data.source import SplitSource
 from lsm.errors import DataError, listed
 from lsm.files import expanded
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsm.checks import require
-from lsm.data.dataset import Columns, CountedSource, Dataset, PathLike, Read, SplitSource
+from lsm.data.dataset import Columns, Dataset, PathLike, Read
 from lsm.data.divide import Chosen
+from lsm.data.source import CountedSource, SplitSource
 from lsm.errors import ConfigError, DataError, listed, nearest
 
 

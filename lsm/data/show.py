@@ -18,10 +18,11 @@ from absl import flags
 
 from lsm import command_line
 from lsm.data import doubts, images
-from lsm.data.dataset import Columns, Dataset, PathLike, SplitSource
+from lsm.data.dataset import Columns, Dataset, PathLike
 from lsm.data.files import Files, places
 from lsm.data.folder import Folder
 from lsm.data.sheet import sheet
+from lsm.data.source import SplitSource
 from lsm.data.tfds import Tfds
 from lsm.errors import ConfigError, DataError, listed, shortened
 from lsm.files import atomic_write, expanded, nothing_at

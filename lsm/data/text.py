@@ -9,17 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsm.data.dataset import (
-    ArrayDataset,
-    Columns,
-    Dataset,
-    PathLike,
-    Read,
-    Source,
-    Spec,
-    SplitSource,
-    select,
-)
+from lsm.data.dataset import ArrayDataset, Columns, Dataset, PathLike, Read, Spec
+from lsm.data.source import Source, SplitSource, select
 from lsm.data.tfds import Tfds
 from lsm.errors import ConfigError, DataError
 

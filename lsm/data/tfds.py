@@ -10,15 +10,9 @@ from typing import Any
 import numpy as np
 
 from lsm.data import cache, images
-from lsm.data.dataset import (
-    Columns,
-    Dataset,
-    PathLike,
-    Spec,
-    SplitSource,
-    digest,
-)
+from lsm.data.dataset import Columns, Dataset, PathLike, Spec, digest
 from lsm.data.features import Parser
+from lsm.data.source import SplitSource
 from lsm.errors import ConfigError, DataError, LsmError, listed, nearest
 
 

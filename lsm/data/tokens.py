@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from lsm.checks import require_sizes
-from lsm.data.dataset import Columns, Dataset, PathLike, Spec, SplitSource, digest
+from lsm.data.dataset import Columns, Dataset, PathLike, Spec, digest
+from lsm.data.source import SplitSource
 from lsm.errors import ConfigError, DataError
 from lsm.files import expanded, parsed_json
 

@@ -379,6 +379,21 @@ def test_pixels_are_not_joined_with_fractions():
         source.open("train+test").take(np.arange(1))
 
 
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        ({"x": np.ones((2, 2))}, r"'x' is \(3,\) in one of the splits that are joined and \(2,\)"),
+        ({"x": np.ones(2)}, r"'x' is \(3,\) in one of .* and \(\) in another"),
+        ({"x": np.ones((2, 3)), "y": np.ones(2)}, "'y' is in one of the splits that are joined al"),
+        ({"y": np.ones(2)}, "'x' is in one of the splits"),
+    ],
+)
+def test_splits_of_other_shapes_or_columns_are_not_joined(other, line):
+    source = Arrays(train={"x": np.ones((2, 3))}, test=other)
+    with pytest.raises(DataError, match=line):
+        source.open("train+test").take(np.arange(1))
+
+
 def test_parts_that_are_joined_tell_each():
     source = Arrays(train={"x": np.arange(10)}, test={"x": np.arange(4)})
     assert source.open("train[:50%]+test").identity == {"parts": [{"examples": 5}, {"examples": 4}]}

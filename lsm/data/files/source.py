@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from lsm.data import cache, images
-from lsm.data.dataset import ArrayDataset, Columns, CountedSource, Dataset, PathLike, Spec, digest
+from lsm.data.dataset import ArrayDataset, Columns, Dataset, PathLike, Spec, digest
 from lsm.data.files import places, records, stores, tables
 from lsm.data.files.columns import Column, class_name, numbered, probed
 from lsm.data.files.parts import Part
+from lsm.data.source import CountedSource
 from lsm.errors import ConfigError, DataError, listed, nearest
 from lsm.files import expanded
 

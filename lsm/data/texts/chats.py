@@ -13,7 +13,8 @@ import numpy as np
 
 from lsm.checks import require_sizes
 from lsm.data import cache
-from lsm.data.dataset import CountedSource, Dataset, PathLike, digest
+from lsm.data.dataset import Dataset, PathLike, digest
+from lsm.data.source import CountedSource
 from lsm.data.texts import entries
 from lsm.data.texts.encoder import SEGMENTS, Encoder, Ragged
 from lsm.data.texts.lines import JsonLines, files_of

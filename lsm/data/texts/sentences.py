@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lsm.data.dataset import Columns, CountedSource, Dataset, PathLike, SplitSource
+from lsm.data.dataset import Columns, Dataset, PathLike
 from lsm.data.divide import Chosen
+from lsm.data.source import CountedSource, SplitSource
 from lsm.data.texts.words import Where
 from lsm.data.values import as_text
 from lsm.errors import DataError, listed, nearest

@@ -14,7 +14,8 @@ import numpy as np
 
 from lsm.checks import require_choice, require_sizes
 from lsm.data import cache
-from lsm.data.dataset import Columns, CountedSource, Dataset, PathLike, Spec, SplitSource, digest
+from lsm.data.dataset import Columns, Dataset, PathLike, Spec, digest
+from lsm.data.source import CountedSource, SplitSource
 from lsm.data.texts import entries
 from lsm.data.texts.encoder import LENGTH, SEGMENTS, WORDS, Encoder, Ragged
 from lsm.data.texts.packing import packed
