@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Callable
 
@@ -67,9 +68,9 @@ def compress(
         folder.mkdir(parents=True, exist_ok=True)
     taken = ConfigError(f"--out: another chain is in progress in {folder}.")
     with exclusive(folder / ".lock", taken):
-        rows = _saved_rows(folder, record, recipe)
+        rows, exported = _saved(folder, record, recipe)
         data_dir = data_dir or origin_of(source).data_dir
-        return _Chain(source, recipe, folder, data_dir, record, say, rows).run()
+        return _Chain(source, recipe, folder, data_dir, record, say, rows, exported).run()
 
 
 @dataclasses.dataclass
@@ -83,6 +84,7 @@ class _Chain:
     record: dict
     say: Callable[[str], None]
     rows: list[Row]
+    exported: str | None  # the name of a row
     subjects: dict[str, Subject] = dataclasses.field(default_factory=dict)
 
     def run(self) -> list[Row]:
@@ -92,7 +94,8 @@ class _Chain:
         for number, link in enumerate(self.recipe.links, 1):
             name = f"{number} {type(link).__name__.lower()}"
             if number >= len(self.rows):
-                target, begun = self.folder / name.replace(" ", "_"), time.perf_counter()
+                target, begun = _folder_of(self.folder, name), time.perf_counter()
+                self._save()  # what is in that folder from here on is this link's
                 made = (target / CONFIG).exists()  # before an interruption, and not measured
                 link.run(pathlib.Path(self.rows[-1].workdir), target, self.source, self.data_dir)
                 here = None if made else time.perf_counter() - begun
@@ -100,11 +103,20 @@ class _Chain:
             told = "; ".join(missed(self.recipe, link, self.rows[0], self.rows[number]))
             if told:
                 raise TrainingError(f"link {name}: {told}. What is made stays in {self.folder}.")
-        artefact = self.folder / "export"
-        if self.recipe.export and not artefact.exists():  # it is there as a whole, or not
-            export(self.rows[-1].workdir, artefact)
-            self.say(f"exported: {artefact}")
+        if self.recipe.export:
+            self._export()
         return self.rows
+
+    def _export(self) -> None:
+        """Exports the last result, unless that is there: as a whole, or not at all."""
+        artefact, last = self.folder / "export", self.rows[-1]
+        if artefact.exists() and self.exported == last.name:
+            return
+        shutil.rmtree(artefact, ignore_errors=True)
+        export(last.workdir, artefact)
+        self.exported = last.name
+        self._save()
+        self.say(f"exported: {artefact}")
 
     def _add(self, name: str, workdir: pathlib.Path, seconds: float | None) -> None:
         """Measures a run, and the speed of all before it once more, and writes all rows."""
@@ -138,25 +150,38 @@ class _Chain:
         return known[metric]
 
     def _write(self) -> None:
-        rows = [dataclasses.asdict(row) for row in self.rows]
-        made_with = {"hardware": hardware(), "versions": versions(), "git_revision": git_revision()}
         atomic_write(self.folder / "compress.md", report.markdown(self.recipe, self.rows).encode())
         atomic_write(self.folder / "frontier.png", report.picture(self.recipe, self.rows))
-        # Last: with its row a link counts as done.
-        state = json.dumps({**self.record, "rows": rows, **made_with}, indent=2)
-        atomic_write(self.folder / STATE, state.encode())
+        self._save()  # last: with its row a link counts as done
+
+    def _save(self) -> None:
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        made_with = {"hardware": hardware(), "versions": versions(), "git_revision": git_revision()}
+        state = {**self.record, "rows": rows, "exported": self.exported, **made_with}
+        atomic_write(self.folder / STATE, json.dumps(state, indent=2).encode())
 
 
-def _saved_rows(folder: pathlib.Path, record: dict, recipe: Recipe) -> list[Row]:
-    """Returns the rows that are done; raises ConfigError where they are of another chain."""
+def _folder_of(folder: pathlib.Path, name: str) -> pathlib.Path:
+    return folder / name.replace(" ", "_")
+
+
+def _saved(folder: pathlib.Path, record: dict, recipe: Recipe) -> tuple[list[Row], str | None]:
+    """Returns the rows that are done, and the name of that which is exported.
+
+    Raises:
+      ConfigError: they are of another chain, or the file is damaged.
+    """
     path, asked = folder / STATE, record["recipe"]
     if not path.exists():
-        return []
+        return [], None
     try:
         saved = parsed_json(path.read_text())
-        rows = [Row.from_json(row) for row in saved["rows"]]
-        # Links to come may be others now: nothing is made of them yet.
-        done = [{**r, "links": r["links"][: len(rows) - 1]} for r in (saved["recipe"], asked)]
+        first, *rows = (Row.from_json(row) for row in saved["rows"])
+        # The folder may have been moved.
+        rows = [dataclasses.replace(r, workdir=str(_folder_of(folder, r.name))) for r in rows]
+        # Links to come may be others now, if nothing is made of the next yet.
+        begun = len(rows) + any(folder.glob(f"{len(rows) + 1}_*"))
+        done = [{**r, "links": r["links"][:begun]} for r in (saved["recipe"], asked)]
         changes = {
             "source": schema.differences(saved["source"], record["source"]),
             "recipe": schema.differences(*done, schema.free_fields(recipe)),
@@ -169,7 +194,7 @@ def _saved_rows(folder: pathlib.Path, record: dict, recipe: Recipe) -> list[Row]
                 f"--out: {folder} holds a chain of another {what}: {schema.told(found)}; give a "
                 "new folder."
             )
-    return rows
+    return [first, *rows], saved.get("exported")
 
 
 def _seconds(workdir: pathlib.Path, here: float | None) -> float | None:

@@ -19,7 +19,7 @@ from lsm.data import Data
 from lsm.errors import ConfigError
 from lsm.models.quantised import Bits
 from lsm.models.whole_layers import Activations
-from lsm.optim import Optimizer, as_optimizer
+from lsm.optim import FixedMasks, Optimizer, as_optimizer
 from lsm.tasks import Distillation, Match, Task, Teacher
 from lsm.train.derived import write_run
 from lsm.train.fit import fit
@@ -33,7 +33,8 @@ class Tune(Link):
     All else is as in the source's experiment.
 
     Attributes:
-      optimizer: how; one that prunes makes it the pruning of a chain.
+      optimizer: how; one that prunes makes it the pruning of a chain. What the source has pruned is
+        trained again, unless it prunes too: with `lsm.optim.FixedMasks` the same stays 0.
       train: how long.
     """
 
@@ -48,7 +49,12 @@ class Tune(Link):
         self, source: pathlib.Path, out: pathlib.Path, first: pathlib.Path, data_dir: str | None
     ) -> None:
         """See `Link.run`."""
-        _fitted(self._experiment(source, Start(path=str(source))), out, data_dir)
+        _fitted(self._experiment(source, self._from(source)), out, data_dir)
+
+    def _from(self, source: pathlib.Path) -> Start:
+        """The source's weights, and where the optimiser asks for its zeros, those."""
+        fixed = any(isinstance(of, FixedMasks) for of in self.optimizer.prunings)
+        return Start(path=str(source), masks=str(source) if fixed else None)
 
     def _experiment(self, source: pathlib.Path, start: Start | Computed | None) -> Experiment:
         return dataclasses.replace(
@@ -97,7 +103,7 @@ class Distil(Tune):
         """See `Link.run`."""
         if (out / CONFIG).exists():  # which is written last
             return
-        start = self.start if self.model else Start(path=str(source))
+        start = self.start if self.model else self._from(source)
         found = self._experiment(source, start)
         taught = dataclasses.replace(found, task=self._task(found.task.plain, first))
         if self.data is not None:
@@ -105,7 +111,9 @@ class Distil(Tune):
             taught = dataclasses.replace(taught, data=self.data, evaluation=last)
         _fitted(taught, out / "training", data_dir)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        student = load(out / "training", experiment=taught)
+        # What was best of other data may have been so by labels that mean nothing.
+        step = "best" if self.data is None else "last"
+        student = load(out / "training", experiment=taught, step=step)
         plain = dataclasses.replace(found, task=student.experiment.task, start=None)
         beside = out / "training" if self.data is None else source  # names, tokenizer
         write_run(beside, out, plain, student.step, student.params, student.model_state)

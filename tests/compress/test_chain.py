@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import lsm
 from lsm import Start
 from lsm.compress import Derived, Distil, Quantise, Recipe, Shorten, Shrink, Tune, compress
 from lsm.compress import __main__ as command
+from lsm.compress import chain as chains
 from lsm.compress.measure import Latency, Size, content, size_of
 from lsm.compress.rows import Row, lost, missed
 from lsm.config import flags
@@ -29,7 +31,7 @@ from lsm.config.origin import experiment_of
 from lsm.data import Arrays, Digits
 from lsm.errors import ConfigError, TrainingError
 from lsm.models import MLP, quantised
-from lsm.optim import Adam
+from lsm.optim import Adam, FixedMasks, Magnitude
 from lsm.tasks import Classification
 from lsm.train.derived import write_run
 from lsm.train.trained import load
@@ -154,6 +156,7 @@ def test_a_student_learns_from_other_data_without_labels(tmp_path):
         for told in ("data.json", "inputs.json"):
             assert (out / told).read_bytes() == (tmp_path / "run" / told).read_bytes()
         found.append(load(out).params)
+        assert load(out).step == 4  # and not what is best by such labels
     jax.tree.map(np.testing.assert_array_equal, *found)
 
 
@@ -174,6 +177,59 @@ def test_links_to_come_may_be_others_than_were_said(chain, base, tmp_path):
     found = compress(base, more, tmp_path / "out")
     assert [row.name for row in found] == ["0 source", "1 rounded", "2 rounded"]
     assert found[1].seconds == rows[1].seconds and found[2].size.nonzero < found[1].size.nonzero
+
+
+def test_what_an_interruption_has_left_is_no_other_link_s(base, tmp_path, monkeypatch):
+    def interrupted(self, workdir):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chains._Chain, "_subject", _once(chains._Chain._subject, interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            compress(base, recipe(Rounded(below=0.05)), tmp_path)
+    assert (tmp_path / "1_rounded/config.json").exists()
+    with pytest.raises(ConfigError, match="another recipe: links.0.below: 0.05 -> 0.1; give a new"):
+        compress(base, recipe(Rounded(below=0.1)), tmp_path)
+    assert len(compress(base, recipe(Rounded(below=0.05)), tmp_path)) == 2
+
+
+def _once(function, then):
+    """The function at its first two calls, for the source and its row, and another after."""
+    calls = []
+
+    def called(*args):
+        calls.append(args)
+        return function(*args) if len(calls) < 2 else then(*args)
+
+    return called
+
+
+def test_a_chain_is_moved_with_what_it_has_made(chain, base, tmp_path):
+    out, made, *_ = chain
+    shutil.copytree(out, tmp_path / "out")
+    more = dataclasses.replace(made, links=(*made.links, Rounded(below=0.1)))
+    found = compress(base, more, tmp_path / "out")
+    assert [row.workdir for row in found[1:]] == [
+        str(tmp_path / f"out/{n}_rounded") for n in (1, 2)
+    ]
+
+
+@pytest.mark.slow
+def test_what_is_exported_is_the_last_result(base, tmp_path):
+    for links in ((Shrink(hidden=0.5),), (Shrink(hidden=0.5), Quantise())):
+        rows = compress(base, recipe(*links, export=True), tmp_path)
+        held = load_file(tmp_path / "export/model.safetensors").values()
+        assert any(x.dtype == np.int8 for x in held) == (len(rows) == 3)
+
+
+@pytest.mark.slow
+def test_what_is_pruned_stays_so_where_the_next_link_says_it(base, tmp_path):
+    train = lsm.Train(steps=10, batch_size=64)
+    prunes = (Magnitude(sparsity=0.8), FixedMasks(), None)
+    links = (Tune(optimizer=Adam(learning_rate=1e-2, prune=prune), train=train) for prune in prunes)
+    rows = compress(base, recipe(*links), tmp_path)
+    first, fixed, free = (row.size.nonzero for row in rows[1:])
+    assert first < 0.3 * rows[0].size.nonzero and fixed <= first and free > 2 * first
 
 
 def test_a_link_that_was_made_before_an_interruption_took_nobody_knows_how_long(base, tmp_path):
