@@ -6,16 +6,17 @@ import pathlib
 from collections.abc import Mapping
 from typing import Literal
 
-from lsm.checks import require
+from lsm.checks import require, require_choice
 from lsm.config import Experiment
 from lsm.data import Files, Subwords, Texts
+from lsm.data.splits import names
 from lsm.errors import ConfigError, listed, nearest
 from lsm.evaluate import Metric
 
 Figures = Mapping[str, float]
 """Of one version: "accuracy", "accuracy/CLASS", "calibration_error", "latency_ms", "megabytes"."""
 
-_LESS_IS_BETTER = ("calibration_error", "latency_ms", "megabytes", "loss", "error")
+_LESS_IS_BETTER = ("latency_ms", "megabytes", "loss", "error")
 
 
 def _matching(pattern: str, figures: Figures, gate: str) -> list[str]:
@@ -72,13 +73,18 @@ class NoWorse:
     Attributes:
       figure: its name, or a pattern of names.
       by: how much worse it may be, in its own unit.
+      better: whether a lower or a higher value of it is better; None goes by its name: lower with
+        "loss", "error", "latency_ms" or "megabytes" in it.
     """
 
     figure: str = "accuracy"
     by: float = 0.0
+    better: Literal["lower", "higher"] | None = None
 
     def __post_init__(self):
         require(self, by="[0, inf)")
+        if self.better is not None:
+            require_choice(self, "better", "lower", "higher")
 
     def missed(self, new: Figures, serving: Figures | None) -> list[str]:
         """Returns a line for each figure that is worse; see `Bound.missed`."""
@@ -88,7 +94,10 @@ class NoWorse:
         for name in _matching(self.figure, new, "NoWorse"):
             if name not in serving:  # of a class that the other never had
                 continue
-            sign = -1 if any(word in name for word in _LESS_IS_BETTER) else 1
+            of_class, less = name.split("/")[0], self.better == "lower"  # not a class's own name
+            if self.better is None:
+                less = any(word in of_class for word in _LESS_IS_BETTER)
+            sign = -1 if less else 1
             if not sign * (new[name] - serving[name]) >= -self.by:  # NaN is worse
                 told.append(
                     f"{name} {new[name]:.6g}, {serving[name]:.6g} serves; {self.by:g} is allowed"
@@ -184,7 +193,8 @@ class Retraining:
                 "`python -m lsm.data.tokenize train` writes."
             )
         fixed = getattr(data, self.split)
-        if not isinstance(fixed, str) or fixed.startswith("train"):
+        named = names(fixed) if isinstance(fixed, str) else []
+        if not named or {"train", "all"}.intersection(named) or "all" in names(data.train):
             raise ConfigError(
                 f"Retraining.split: data.{self.split} is {fixed!r}; a split of its own is needed, "
                 "such as 'test': one that new data does not change."

@@ -59,7 +59,8 @@ class Incoming:
             raise LaunchError(f"--watch: {nothing_at(self.watch)}")
         self._finish_aside()
         known = {tuple(record["stamp"]) for record in self.journal.found(_TAKEN)}
-        whole = [path for path in sorted(self.watch.iterdir()) if self._is_whole(path)]
+        whole = [path for path in self.watch.iterdir() if self._is_whole(path)]
+        whole.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))  # the newest last
         found = [path for path in whole if (path.name, *_stamp(path)) not in known]
         if found:  # what is wrong with the old data or the config is no fault of a new file
             experiment = dataclasses.replace(self.retraining.experiment, start=None)
@@ -125,12 +126,15 @@ class Incoming:
         before = source.open(fixed, self.data_dir)
         alone = dataclasses.replace(source, path=str(copy)).open("train", self.data_dir)
         for name, one in before.spec.items():
-            if name not in alone.spec or alone.spec[name].shape != one.shape:
-                found = alone.spec[name].shape if name in alone.spec else "not there"
+            if name not in alone.spec:
+                raise DataError(f"column {name!r} is not there; {one.shape} is needed.")
+            # Where classes are put side by side, it is as wide as the file has of them.
+            if name not in before.joined and alone.spec[name].shape != one.shape:
+                found = alone.spec[name].shape
                 raise DataError(f"column {name!r} is {found}; {one.shape} is needed.")
-        known = before.classes or ()
-        if new := [name for name in alone.classes or () if name not in known]:
-            raise DataError(f"it has classes that the old data has not: {listed(new)}.")
+        for name, known in before.names.items():
+            if new := [one for one in alone.names.get(name, ()) if one not in known]:
+                raise DataError(f"it has classes that the old data has not: {listed(new)}.")
         folder = self.store / ".looked_at"
         linked(folder, self.old(), [copy])
         experiment = dataclasses.replace(retraining.on(folder), start=None)

@@ -34,7 +34,8 @@ def merge(
     """Writes the model of a run of adapters as a run of the plain model; returns its step.
 
     The task is the run's, of the plain model; where preferences were learnt, it is language
-    modelling of the better answers. Parameters are float32, and there is no optimiser state.
+    modelling of prompts and better answers, all of their tokens. Parameters are float32, and there
+    is no optimiser state.
 
     Args:
       workdir: folder of the run.

@@ -26,7 +26,7 @@ from lsm.models.whole_layers import Activations
 from lsm.optim import SGD
 from lsm.params import flat
 from lsm.tasks import CONSTANTS
-from lsm.train.derived import new_folder, write_run
+from lsm.train.derived import new_folder, require_one_model, write_run
 from lsm.train.program import make_predict, shardings_of
 from lsm.train.trained import Trained, load
 
@@ -79,6 +79,7 @@ def quantise(
         raise ConfigError(f"calibration: {calibration} given; allowed: 1 batch or more.")
     target = new_folder(out)
     run = load(workdir, experiment=experiment, step=step, devices=devices)
+    require_one_model(run, "quantise")
     model = _quantised(run, os.fspath(workdir), weights, activations, kept)
     run = _plain(run)
     _check_finite(run)

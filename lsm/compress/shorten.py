@@ -12,7 +12,7 @@ from lsm.config import Experiment
 from lsm.errors import ConfigError
 from lsm.mesh import jit
 from lsm.models.around import Around
-from lsm.train.derived import new_folder, write_run
+from lsm.train.derived import new_folder, require_one_model, write_run
 from lsm.train.program import shardings_of
 from lsm.train.trained import load
 
@@ -46,6 +46,7 @@ def shorten(
     """
     target = new_folder(out)
     run = load(workdir, experiment=experiment, step=step, devices=devices)
+    require_one_model(run, "shorten")
     task = run.experiment.task
     task = dataclasses.replace(task, model=_shorter(task.model, layers, run.params))
     shorter = dataclasses.replace(run.experiment, task=task, start=None)

@@ -13,7 +13,7 @@ from lsm.config import Experiment
 from lsm.errors import ConfigError, listed
 from lsm.mesh import jit
 from lsm.params import flat, nested
-from lsm.train.derived import new_folder, write_run
+from lsm.train.derived import new_folder, require_one_model, write_run
 from lsm.train.program import shardings_of
 from lsm.train.trained import Trained, load
 
@@ -59,6 +59,7 @@ def shrink(
             raise ConfigError(f"shrink.{name}: {share!r} given; allowed: a number in (0, 1].")
     target = new_folder(out)
     run = load(workdir, experiment=experiment, step=step, devices=devices)
+    require_one_model(run, "shrink")
     task = run.experiment.task
     model, units = shrunk(task.model, shares)
     _check(shares, units, type(task.model).__name__)

@@ -16,10 +16,16 @@ def narrowed(column: np.ndarray, name: str) -> np.ndarray:
     """Returns `column` with 64-bit numbers as 32-bit ones, in which JAX computes.
 
     Raises:
-      DataError: an integer does not fit.
+      DataError: a number does not fit.
     """
     if column.dtype == np.float64:
-        return column.astype(np.float32)
+        with np.errstate(over="ignore"):
+            small = column.astype(np.float32)
+        if (np.isinf(small) & ~np.isinf(column)).any():
+            raise DataError(
+                f"column {name!r} holds numbers beyond 32 bits; leave it out of columns."
+            )
+        return small
     if column.dtype not in (np.int64, np.uint64):
         return column
     small = np.int32 if column.dtype == np.int64 else np.uint32

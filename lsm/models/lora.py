@@ -62,6 +62,11 @@ class Lora(Around):
         require(self, alpha="(0, inf)", dropout="[0, 1)")
         require_pattern(self, "targets", *(["trained"] if self.trained is not None else []))
         require_choice(self, "held", "float32", "bfloat16", "int8", "int4")
+        if isinstance(self.model, Around):  # which calls layers its own way, adapters and all
+            raise ConfigError(
+                f"Lora.model: {type(self.model).__name__} given; the plain model is needed, which "
+                "`held` holds as whole numbers."
+            )
         super().__post_init__()
 
     @property

@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from lsm.checks import require_sizes
+from lsm.errors import ConfigError
 from lsm.mesh import Layout
+from lsm.models.around import Around
 
 
 class Views(nn.Module):
@@ -27,6 +29,9 @@ class Views(nn.Module):
 
     def __post_init__(self):
         require_sizes(self, "shift")
+        if isinstance(self.model, Around):
+            kind = type(self.model).__name__
+            raise ConfigError(f"Views.model: {kind} given; allowed: {kind} around Views instead.")
         super().__post_init__()
 
     def setup(self):

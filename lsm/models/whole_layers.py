@@ -44,7 +44,8 @@ def reads(context: Any) -> str | None:
 def kernel_axes(module: nn.Module) -> int:
     """Returns over how many dimensions a layer's kernel sums; of an embedding 0."""
     if isinstance(module, nn.Conv):
-        return len(module.kernel_size) + 1
+        size = module.kernel_size
+        return 2 if isinstance(size, int) else len(size) + 1
     return 1 if isinstance(module, nn.Dense) else 0
 
 

@@ -15,8 +15,10 @@ from lsm.config.origin import CONFIG, ORIGIN, Origin, origin_of
 from lsm.errors import ConfigError
 from lsm.files import atomic_write, expanded
 from lsm.run.checkpoint import Checkpoints
-from lsm.tasks import ModelState, Params
+from lsm.tasks import CONSTANTS, ModelState, Params
+from lsm.tasks.preference import REFERENCE
 from lsm.train.state import TrainState
+from lsm.train.trained import Trained
 from lsm.train.workdir import CHAT, DATA, INPUTS, TOKENIZER
 
 
@@ -31,6 +33,16 @@ def new_folder(out: os.PathLike | str) -> pathlib.Path:
             "give a new folder."
         )
     return target
+
+
+def require_one_model(run: Trained, what: str) -> None:
+    """Raises ConfigError where a run holds the model that it began as beside what it has become."""
+    if REFERENCE in run.model_state.get(CONSTANTS, {}):
+        kind = type(run.experiment.task).__name__
+        raise ConfigError(
+            f"{what}: a run of {kind} holds a reference, which would stay as large as it is; a "
+            "run of language modelling that begins with it, by `start`, can be made smaller."
+        )
 
 
 def write_run(

@@ -28,6 +28,7 @@ from lsm.run.weights import open_run
 from lsm.tasks import Batch, LanguageModelling, MaskedLanguageModelling, ModelState, Params
 from lsm.tasks.base import CONSTANTS
 from lsm.train.program import make_predict, shardings_of
+from lsm.train.splits import reads_pixels
 from lsm.train.trainer import prepare_jax
 from lsm.train.workdir import INPUTS, inputs_of
 
@@ -84,9 +85,12 @@ class Trained:
                 n: x for name in given for n, x in self.inputs.known(name, given[name]).items()
             }
         named, joined = (self.inputs.names, self.inputs.joined) if self.inputs else ({}, {})
+        # Texts may be ids, and as long as they are.
+        known = [name for name in given if self.inputs and name in self.inputs.columns]
+        numbers = {name for name in known if self.inputs.kind(name) != "texts"}
 
         def read(name: str, x: Any) -> np.ndarray:
-            told = name in joined or (name in named and _is_text(x))
+            told = name in joined or (name in named and _is_text(x)) or name in numbers
             return self.inputs.read(name, x)[0] if told else np.asarray(x)
 
         batch = {name: read(name, x) for name, x in given.items()}
@@ -97,11 +101,24 @@ class Trained:
 
     def answered(self, batch: Batch, lengths: Lengths | None = None) -> dict[str, np.ndarray]:
         """Returns what `predict` does, of columns as the model reads them, without a warning."""
+        self._check_pixels(batch)
         found = self._predictions(batch)
         if lengths is not None:  # the first of a text is not predicted
             found = {name: cut(x, lengths - 1) for name, x in found.items()}
         names = self.inputs and self.inputs.called(self.experiment.task)
         return found | (self.experiment.task.named(found, names) if names else {})
+
+    def _check_pixels(self, batch: Batch) -> None:
+        """Raises DataError for fractions where the task has divided whole numbers by 255."""
+        task = self.experiment.task
+        if self.inputs is None or not reads_pixels(task):
+            return
+        there, here = self.inputs.columns.get(task.input), np.asarray(batch.get(task.input, 0))
+        if there is not None and there.dtype.kind in "iu" and here.dtype.kind == "f":
+            raise DataError(
+                f"predict: {here.dtype} given for column {task.input!r}, which is {there.dtype} in "
+                "training and divided by 255; whole numbers are needed."
+            )
 
     def generate(
         self,

@@ -83,8 +83,7 @@ class Trainer:
         classes = Inputs.of(batches.dataset).called(experiment.task.plain)
         _check_outputs(experiment, classes)
         _check_input(experiment, batches.dataset)
-        if (sample.get("weight", np.zeros(1)) < 0).any():
-            raise DataError("data: column 'weight' weighs the examples, and one is below 0.")
+        _check_weights(sample)
         _check_shapes({name: jax.ShapeDtypeStruct((), x.dtype) for name, x in sample.items()})
         program = build(experiment, horizon, sample)
         state = program.abstract_state.model_state
@@ -119,6 +118,7 @@ class Trainer:
             rows = len(next(iter(part.values())))
             made = {name: np.resize(x, (rows, *x.shape[1:])) for name, x in instead.items()}
             self.experiment.task.check(part | made)
+            _check_weights(part)
 
     def say_doubts(self) -> None:
         """Warns of what examples in memory are that is seldom meant: NaN, classes not learnt."""
@@ -274,6 +274,11 @@ def prepare_jax() -> None:
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache.root() / "compiled"))
+
+
+def _check_weights(batch: Mapping[str, np.ndarray]) -> None:
+    if (batch.get("weight", np.zeros(1)) < 0).any():
+        raise DataError("data: column 'weight' weighs the examples, and one is below 0.")
 
 
 def _check_vocabulary(experiment: Experiment, ids: int | None) -> None:

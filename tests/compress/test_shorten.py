@@ -1,6 +1,7 @@
 """Transformers with some of their blocks: against the blocks called one by one."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -8,14 +9,14 @@ import pytest
 
 import lsm
 from lsm import Data, Experiment, Train
-from lsm.compress import shorten
+from lsm.compress import quantise, shorten, shrink
 from lsm.compress.shorten import _shorter
 from lsm.data import Arrays
 from lsm.errors import ConfigError
 from lsm.models import GPT, MLP, QuantisationAware, Quantised, Transformer
 from lsm.optim import Adam
 from lsm.params import flat
-from lsm.tasks import Classification, LanguageModelling
+from lsm.tasks import Classification, DirectPreference, LanguageModelling
 
 SMALL = Transformer(layers=3, heads=2, width=8, theta=1e4)
 GPT_ = GPT(vocabulary=20, transformer=SMALL, context=8)
@@ -90,3 +91,19 @@ def test_a_model_without_blocks_is_told(tmp_path):
     lsm.fit(case, tmp_path / "run")
     with pytest.raises(ConfigError, match="shorten: MLP is no stack of Transformer blocks"):
         shorten(tmp_path / "run", tmp_path / "out", layers=(0,), experiment=case)
+
+
+def test_a_model_that_holds_its_reference_is_refused(tmp_path):
+    pairs = dict.fromkeys(("chosen", "rejected"), TOKENS["tokens"])
+    weights = {f"{name}_weight": np.ones((16, 8), np.float32) for name in pairs}
+    case = experiment(DirectPreference(model=GPT_), pairs | weights)
+    lsm.fit(case, tmp_path / "run")
+    makers = (
+        functools.partial(shorten, layers=(0, 2)),
+        functools.partial(shrink, hidden=0.5),
+        quantise,
+    )
+    for make in makers:
+        with pytest.raises(ConfigError, match="a run of DirectPreference holds a reference, which"):
+            make(tmp_path / "run", tmp_path / "out", experiment=case)
+    assert not (tmp_path / "out").exists()

@@ -231,16 +231,18 @@ def png(value: int, size=(5, 4)) -> bytes:
     return content.getvalue()
 
 
+def class_names(*names: str) -> dict[bytes, bytes]:
+    """What the schema of a table says of its columns "image" and "label", as `datasets` has it."""
+    label = {"_type": "ClassLabel", "names": names}
+    features = {"image": {"_type": "Image"}, "label": label}
+    return {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+
+
 def write_datasets_folder(root: str) -> None:
     """As `datasets.DatasetDict.save_to_disk` lays it out."""
-    features = {
-        "image": {"_type": "Image"},
-        "label": {"_type": "ClassLabel", "names": ["no", "yes"]},
-    }
-    about = json.dumps({"info": {"features": features}}).encode()
     pictures = [{"bytes": png(i), "path": None} for i in range(5)]
     made = pa.table({"image": pictures, "label": [0, 1, 0, 1, 1]})
-    made = made.replace_schema_metadata({b"huggingface": about})
+    made = made.replace_schema_metadata(class_names("no", "yes"))
     for split in ("train", "test"):
         file = put(f"{root}/{split}/data-00000-of-00001.arrow", b"")
         put(f"{root}/{split}/cache-1.arrow", b"old")
@@ -387,6 +389,7 @@ RUBBISH = {
     "other type": (lambda: put("t.jsonl", '{"a": 1}\n{"a": "x"}'), "t.jsonl .* changed from number to string in row 2"),
     "no JSON": (lambda: put("n.jsonl", '{"a": 1}\n{"a"'), "n.jsonl cannot be read: JSON parse error"),
     "object": (lambda: put("o.jsonl", '{"a": {"b": 1}}'), "o.jsonl column 'a' holds struct.*leave it out"),
+    "float beyond 32 bits": (lambda: put("f.csv", "a\n1.5\n1e300\n"), "f.csv: column 'a' holds numbers beyond 32"),
     "beyond 32 bits": (lambda: put("l.csv", f"a\n{2**40}\n"), "l.csv: column 'a' holds integers beyond 32"),
     "cut parquet": (write_cut_parquet, "cut.parquet cannot be read: Parquet magic bytes"),
     "no parquet": (lambda: put("n.parquet", "x"), "n.parquet cannot be read"),
@@ -426,7 +429,40 @@ def test_a_column_that_is_text_half_way_is_text():
 def test_whole_numbers_in_one_file_and_fractions_in_the_next():
     put("d/a.csv", "a\n1\n")
     put("d/b.csv", "a\n0.5\n")
-    assert Files("d").open("train").take(np.arange(2))["a"].tolist() == [1, 0.5]
+    dataset = Files("d").open("train")
+    assert dataset.spec["a"].dtype == np.float32
+    assert dataset.take(np.arange(2))["a"].tolist() == [1, 0.5]
+
+
+def test_arrays_of_other_lengths_that_nobody_asks_for_hinder_none():
+    x, y = np.arange(6.0).reshape(3, 2), np.arange(3)
+    np.savez("mnist.npz", x_train=np.ones((5, 2)), y_train=np.ones(5), x_test=x, y_test=y)
+    dataset = Files("mnist.npz", {"x": "x_test", "label": "y_test"}).open("train")
+    assert len(dataset) == 3 and dataset.take(np.array([2]))["x"].tolist() == [[4, 5]]
+    with h5py.File("a.h5", "w") as file:
+        file["x"], file["classes"] = x, np.arange(7)
+    assert len(Files("a.h5", columns=("x",)).open("train")) == 3
+    with pytest.raises(DataError, match="'x' has 3 rows and others 7"):
+        Files("a.h5").open("train")
+
+
+def test_files_that_number_their_classes_otherwise_are_refused():
+    for split, names in (("train", ["cat", "dog"]), ("test", ["dog", "cat"])):
+        made = pa.table({"label": [0, 1]}).replace_schema_metadata(class_names(*names))
+        pathlib.Path("d").mkdir(exist_ok=True)
+        pq.write_table(made, f"d/{split}.parquet")
+    line = "its classes of column 'label' are .*, and those of .*one order are needed"
+    for split in ("train", "test"):
+        with pytest.raises(DataError, match=line):
+            Files("d").open(split)
+
+
+def test_labels_are_texts_or_bytes():
+    for split, kind in (("train", "U1"), ("test", "S1")):
+        pathlib.Path("d").mkdir(exist_ok=True)
+        np.savez(f"d/{split}.npz", label=np.array(["a", "b"], kind))
+    with pytest.raises(DataError, match="'label' holds both texts and bytes"):
+        Files("d", labels=("label",)).open("train")
 
 
 def test_what_would_wrap_around_is_refused():
@@ -481,7 +517,7 @@ def test_arrays_of_npz_are_mapped_or_unpacked_when_they_are_read(monkeypatch):
         assert Files("a.npz", ("n",)).open("train").take(np.array([3]))["n"].tolist() == [9]
     np.savez_compressed("c.npz", n=ARRAYS["n"], x=ARRAYS["x"])
     dataset = Files("c.npz", ("n",)).open("train")
-    (packed,) = stores.open_npz(pathlib.Path("c.npz"))
+    (packed,) = stores.open_npz(pathlib.Path("c.npz"), set())
     assert dataset.take(np.array([3]))["n"].tolist() == [9] and len(packed) == N
     assert not any("_whole" in vars(array) for array in packed._arrays.values())
 

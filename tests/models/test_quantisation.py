@@ -17,11 +17,13 @@ from lsm.models import (
     MLP,
     Airbench,
     Classifier,
+    Lora,
     QuantisationAware,
     Quantised,
     ResNet,
     Sequences,
     Transformer,
+    Views,
     ViT,
 )
 from lsm.models.families import minilm
@@ -250,6 +252,14 @@ def test_kept_arrays_stay_float():
     assert "tokens/embedding" in flat(shapes["params"])
 
 
+def test_the_size_of_a_convolution_s_kernel_may_be_a_number():
+    x_BxTxD = np.random.default_rng(0).normal(size=(2, 9, 4)).astype(np.float32)
+    pairs = nn.Conv(6, 3), nn.Conv(6, (3,))
+    params = pairs[0].init(jax.random.key(0), x_BxTxD)["params"]
+    one, other = (held(model, params, x_BxTxD) for model in pairs)
+    np.testing.assert_array_equal(*(of.apply(whole, x_BxTxD) for of, whole in (one, other)))
+
+
 class Norm(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -263,6 +273,14 @@ class Norm(nn.Module):
         (lambda: QuantisationAware(Norm()), "to round: there are none"),
         (lambda: Quantised(MLP_, kept="Dense"), "to round: all are kept by 'Dense'"),
         (lambda: Quantised(MLP_, kept="Dens_"), "Quantised.kept: 'Dens_' matches no parameter"),
+        (
+            lambda: Views(Quantised(MLP_)),
+            "Views.model: Quantised given; allowed: Quantised around V",
+        ),
+        (
+            lambda: Lora(QuantisationAware(MLP_), ".*"),
+            "Lora.model: QuantisationAware given; the pla",
+        ),
         (lambda: Quantised(MLP_, weights="int3"), "Quantised.weights: 'int3'"),
         (lambda: Quantised(MLP_, activations="int8"), "Quantised.activations: 'int8'"),
         (

@@ -75,8 +75,13 @@ def test_predict_refuses_another_model_in_one_line(base):
     wide = experiment(Classification(model=MLP(widths=(9,), outputs=4)))
     with pytest.raises(ConfigError, match=r"another task: task.model.widths.0: 8 -> 9"):
         lsm.load(base, experiment=wide)
+    run = lsm.load(base, experiment=experiment())
+    for given in (np.zeros((3, 5), np.float32), {"image": np.zeros((3, 5), np.float32)}):
+        with pytest.raises(DataError, match=r"shape \(3, 5\) given for .*'image'; \(N, 12\) is n"):
+            run.predict(given)
+    unknown = dataclasses.replace(run, inputs=None)  # of an earlier version
     with pytest.raises(CheckpointError, match="does not fit MLP") as error:  # of 12 inputs
-        lsm.load(base, experiment=experiment()).predict({"image": np.zeros((3, 5), np.float32)})
+        unknown.predict({"image": np.zeros((3, 5), np.float32)})
     assert "\n" not in str(error.value)
 
 
@@ -84,7 +89,7 @@ def test_predict_refuses_another_model_in_one_line(base):
     ("batch", "error"),
     [
         ({}, "columns of lengths {}"),
-        ({"image": np.float32(1)}, "'image': 0"),
+        ({"image": np.float32(1)}, "shape () given for column 'image'; (N, 12) is needed"),
         ({"image": np.zeros((0, 12))}, "'image': 0"),
         ({"image": np.zeros((3, 12)), "label": np.zeros(2)}, "'image': 3, 'label': 2"),
         ({"picture": np.zeros((3, 12))}, "no column 'image'"),

@@ -98,6 +98,21 @@ def test_rows_of_pictures_as_csv_and_jsonl(digits, pictures):
     assert [json.loads(row["probability"]) for row in read] == [row["probability"] for row in rows]
 
 
+def test_columns_are_taken_as_the_run_s_own_in_either_form(digits):
+    """Whole numbers of any width are pixels where training's were, and fractions are refused."""
+    run, pixels = lsm.load(digits), Digits().open("test").take(np.arange(9))["image"]
+    expected = run.predict(pixels)["label"]
+    for asked in (pixels.astype(np.int64), {"image": pixels.astype(np.int64)}):
+        np.testing.assert_array_equal(run.predict(asked)["label"], expected)
+    for asked in (pixels / 255, {"image": pixels.astype(np.float32)}):
+        with pytest.raises(DataError, match="column 'image', which is uint8 in training and divid"):
+            run.predict(asked)
+    with pytest.raises(
+        DataError, match=r"shape \(9, 4, 8, 1\) given for column 'image'; \(N, 8, 8"
+    ):
+        run.predict({"image": pixels[:, :4]})
+
+
 def test_lines_of_text(verse, tmp_path):
     run, texts = lsm.load(verse), ["to be", "or not t", "be"]
     found = run.predict(texts)

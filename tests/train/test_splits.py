@@ -65,6 +65,17 @@ def test_what_does_not_go_together_is_told_before_the_first_step(train, validati
         opened(Arrays(train, validation))
 
 
+def test_a_weight_below_0_is_found_wherever_it_is():
+    weights = np.ones(4 * N, np.float32)  # of which a batch has a quarter
+    columns = {"x": np.tile(X, (4, 1)), "label": np.tile(LABELS, 4), "weight": weights}
+    worse = columns | {"weight": np.where(np.arange(4 * N) == 4 * N - 1, -1, weights)}
+    for train, test in ((worse, columns), (columns, worse)):
+        with pytest.raises(DataError, match="column 'weight' weighs the examples, and one is belo"):
+            trainer = opened(Arrays(train, test=test), validation=None, test="test")
+            for split in ("train", "test"):
+                trainer.check_examples(split)
+
+
 def test_the_weights_of_examples_are_no_target():
     task = Regression(model=MLP(widths=(), outputs=1), target="weight")
     columns = {"x": X, "weight": np.ones(N, np.float32)}

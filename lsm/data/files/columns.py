@@ -10,7 +10,7 @@ import numpy as np
 
 from lsm.data import images
 from lsm.data.files.parts import Part, objects
-from lsm.data.values import first_word, narrowed
+from lsm.data.values import common, first_word, narrowed
 from lsm.errors import DataError, shortened
 
 PROBED = 256
@@ -152,7 +152,7 @@ def _widest(seen: Sequence[Column]) -> Column:
     first, dtypes = seen[0], [column.one.dtype for column in seen]
     if first.channels or any(dtype.kind == "O" for dtype in dtypes):
         return first  # and what is another kind is told of when it is read
-    one = jax.ShapeDtypeStruct(first.one.shape, np.result_type(*dtypes))
+    one = jax.ShapeDtypeStruct(first.one.shape, common(first.name, *dtypes))
     return dataclasses.replace(first, one=one)
 
 
@@ -163,12 +163,9 @@ def numbered(values: np.ndarray, name: str) -> dict[Any, int]:
       DataError: they are of another kind.
     """
     kinds = set(values.tolist()) if values.ndim == 1 else {None}
-    if not (
-        all(isinstance(v, str | bytes) for v in kinds) or all(isinstance(v, int) for v in kinds)
-    ):
-        raise DataError(
-            f"labels: column {name!r} holds {_kind(values)}; texts or whole numbers are needed."
-        )
+    if not any(all(isinstance(v, kind) for v in kinds) for kind in (str, bytes, int)):
+        told = "both texts and bytes" if {str, bytes} == {*map(type, kinds)} else _kind(values)
+        raise DataError(f"labels: column {name!r} holds {told}; texts or whole numbers are needed.")
     if empty := kinds & {"", b""}:
         row = values.tolist().index(empty.pop()) + 1
         raise DataError(f"labels: column {name!r} is empty in row {row:,}; a class is needed.")

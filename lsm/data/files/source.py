@@ -3,7 +3,7 @@
 import dataclasses
 import glob
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -78,16 +78,17 @@ class Files(CountedSource):
     def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
         """See `SplitSource.shards`."""
         found = self._files(data_dir)
-        return {name: [len(part) for part in _parts(files)] for name, files in found.items()}
+        return {name: [len(part) for part in self._parts(files)] for name, files in found.items()}
 
     def open_split(self, name: str, data_dir: PathLike | None = None) -> Dataset:
         """See `SplitSource.open_split`."""
         found = self._files(data_dir)
-        parts = {name: _parts(found[name])}
+        parts = {name: self._parts(found[name])}
         if not any(map(len, parts[name])):
             raise DataError(f"split {name!r} of {self} holds no example.")
-        if self.labels:  # numbered alike in all splits
-            parts |= {other: _parts(found[other]) for other in found if other != name}
+        if self.labels or parts[name][0].classes:  # numbered alike in all splits
+            parts |= {other: self._parts(found[other]) for other in found if other != name}
+        _check_classes([part for some in parts.values() for part in some], self.labels)
         examples = _Examples(parts[name], self._columns(parts, name))
         if all(part.held for part in parts[name]):
             return cache.Cached(examples, examples.in_memory)
@@ -103,6 +104,13 @@ class Files(CountedSource):
         path = expanded(self.path, "Files.path")
         here = data_dir is None or path.exists() or any(glob.iglob(str(path)))
         return places.find(path if here else pathlib.Path(data_dir) / path)
+
+    def _parts(self, files: Sequence[pathlib.Path]) -> list[Part]:
+        of = self.columns or ()
+        given = of.values() if isinstance(of, Mapping) else of
+        wanted = {x for one in given for x in ([one] if isinstance(one, str) else one)}
+        parts = [part for file in files for part in _open(file, wanted)]
+        return [part for part in parts if len(part)] or parts[:1]
 
     def _columns(self, parts: Mapping[str, Sequence[Part]], split: str) -> list[Column]:
         own, everywhere = parts[split], [part for some in parts.values() for part in some]
@@ -216,17 +224,12 @@ class _Examples(Dataset):
         return ArrayDataset(self.take(np.arange(len(self))), self.classes, self.identity)
 
 
-def _parts(files: Sequence[pathlib.Path]) -> list[Part]:
-    parts = [part for file in files for part in _open(file)]
-    return [part for part in parts if len(part)] or parts[:1]
-
-
-def _open(file: pathlib.Path) -> list[Part]:
+def _open(file: pathlib.Path, wanted: Set[str]) -> list[Part]:
     match places.kind(file):
         case ".npz":
-            return stores.open_npz(file)
+            return stores.open_npz(file, wanted)
         case ".h5" | ".hdf5":
-            return stores.open_hdf5(file)
+            return stores.open_hdf5(file, wanted)
         case ".tfrecord" | ".tfrecords":
             return [records.TfRecords(file)]
         case ".txt":
@@ -248,6 +251,19 @@ def _values(parts: Sequence[Part], name: str) -> np.ndarray:
 def _numbers(parts: Sequence[Part], of: str, name: str) -> dict[Any, int]:
     """Value -> number, of labels: a split, such as one that is to be predicted, may have none."""
     return numbered(_values([part for part in parts if of in part.names], of), name)
+
+
+def _check_classes(parts: Sequence[Part], labels: Sequence[str]) -> None:
+    """Raises DataError where two files number the classes of a column otherwise."""
+    first: dict[str, Part] = {}
+    for part in parts:
+        for name in part.classes.keys() - {*labels}:  # which are numbered by their values
+            here, there = part.classes[name], first.setdefault(name, part).classes[name]
+            if here != there:
+                raise DataError(
+                    f"{part.file}: its classes of column {name!r} are {listed(here)}, and those of "
+                    f"{first[name].file} {listed(there)}; the same in one order are needed."
+                )
 
 
 def _check_labels(labels: Sequence[str], allowed: Sequence[str]) -> None:

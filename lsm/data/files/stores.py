@@ -4,7 +4,7 @@ import functools
 import pathlib
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import IO, Any
 
 import numpy as np
@@ -18,11 +18,13 @@ _LOCAL_HEADER = struct.Struct("<26xHH")  # of a member of a zip file: lengths of
 class _Arrays(Part):
     """Arrays, or what is indexed like one, whose first dimension counts the rows."""
 
-    def __init__(self, file: pathlib.Path, arrays: Mapping[str, Any]):
+    def __init__(self, file: pathlib.Path, arrays: Mapping[str, Any], wanted: Set[str]):
+        """Takes the arrays, and the names of those whose rows count; of none given, all do."""
         super().__init__(file)
         self._arrays, self.names = arrays, list(arrays)
         lengths = {name: len(array) if array.shape else 0 for name, array in arrays.items()}
-        self._length = max(lengths.values(), default=0)
+        counted = [n for name, n in lengths.items() if name in wanted] or lengths.values()
+        self._length = max(counted, default=0)
         self._other = {name: n for name, n in lengths.items() if n != self._length}
 
     def __len__(self) -> int:
@@ -55,16 +57,24 @@ class _Hdf5(_Arrays):
         return found[back]
 
 
-def open_npz(file: pathlib.Path) -> list[Part]:
-    """Returns the one part of a .npz file; raises DataError where it cannot be read."""
+def open_npz(file: pathlib.Path, wanted: Set[str]) -> list[Part]:
+    """Returns the one part of a .npz file.
+
+    Args:
+      file: where it is.
+      wanted: names of the arrays that are delivered, whose rows count; none given are all.
+
+    Raises:
+      DataError: it cannot be read.
+    """
     with readable(file), zipfile.ZipFile(file) as members:
         infos = [info for info in members.infolist() if info.filename.endswith(".npy")]
         found = {i.filename.removesuffix(".npy"): _member(file, members, i) for i in infos}
-        return [_Arrays(file, found)]
+        return [_Arrays(file, found, wanted)]
 
 
-def open_hdf5(file: pathlib.Path) -> list[Part]:
-    """Returns the one part of an HDF5 file, its data sets by path; DataError as above."""
+def open_hdf5(file: pathlib.Path, wanted: Set[str]) -> list[Part]:
+    """Returns the one part of an HDF5 file, its data sets by path; see `open_npz`."""
     needs("h5py", "hdf5", file)
     import h5py
 
@@ -77,7 +87,7 @@ def open_hdf5(file: pathlib.Path) -> list[Part]:
 
     with readable(file):
         h5py.File(file, "r").visititems(keep)
-        return [_Hdf5(file, found)]
+        return [_Hdf5(file, found, wanted)]
 
 
 class _Texts:

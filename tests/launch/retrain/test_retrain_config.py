@@ -96,6 +96,24 @@ def test_configs_that_cannot_be(changes, message):
         dataclasses.replace(config(), **changes)
 
 
+@pytest.mark.parametrize("fixed", ["train[90%:]", "all", "test+train[:10%]"])
+def test_the_fixed_set_is_no_part_of_train(fixed):
+    experiment = config().experiment
+    data = dataclasses.replace(experiment.data, test=fixed)
+    with pytest.raises(LsmError, match="Retraining.split: data.test is .*a split of its own"):
+        dataclasses.replace(config(), experiment=dataclasses.replace(experiment, data=data))
+
+
+def test_a_class_s_name_does_not_say_which_figure_is_better():
+    gate, old = NoWorse("accuracy/*"), {"accuracy/glossy": 0.95, "accuracy/terror": 0.5}
+    assert len(gate.missed({"accuracy/glossy": 0.1, "accuracy/terror": 0.4}, old)) == 2
+    assert not gate.missed({"accuracy/glossy": 0.99, "accuracy/terror": 0.5}, old)
+    for gate, missed in ((NoWorse("brier"), 0), (NoWorse("brier", better="lower"), 1)):
+        assert len(gate.missed({"brier": 0.3}, {"brier": 0.2})) == missed
+    with pytest.raises(LsmError, match="NoWorse.better: 'less' given"):
+        NoWorse(better="less")
+
+
 def test_new_files_need_files():
     experiment = config().experiment
     data = dataclasses.replace(experiment.data, source=Digits())

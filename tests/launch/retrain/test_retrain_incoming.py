@@ -1,6 +1,7 @@
 """New files: which are taken, which wait, which are set aside, and why."""
 
 import dataclasses
+import os
 import sys
 
 import numpy as np
@@ -11,7 +12,11 @@ from test_retrain_config import config
 from launch.command import LaunchError
 from launch.retrain.incoming import DAMAGED, Incoming
 from launch.retrain.journal import Journal
+from lsm import Data, Train
+from lsm.data import Files
 from lsm.errors import LsmError
+from lsm.models import MLP
+from lsm.tasks import Classification
 
 
 @pytest.fixture
@@ -77,6 +82,41 @@ def test_damaged_and_other_files_are_set_aside(incoming):
     )
     assert {p.name for p in (incoming.watch / DAMAGED).iterdir()} == told.keys()
     assert len(list(incoming.store.glob("*.npz"))) == 1
+
+
+def test_the_newest_is_the_last(incoming):
+    (incoming.watch / "a.npz").unlink()
+    for age, name in enumerate(("friday", "tuesday", "monday")):
+        path = incoming.watch / f"{name}.npz"
+        retraining.digits(path, 600 + 20 * age, 620 + 20 * age)
+        os.utime(path, (1e9 - age, 1e9 - age))
+    assert incoming.collect(1) == ["monday.npz", "tuesday.npz", "friday.npz"]
+
+
+def test_classes_that_stand_beside_numbers_are_those_of_the_old_data(tmp_path):
+    """A file need not hold every one of them; one that is new would make the column wider."""
+    for name in ("data", "incoming"):
+        (tmp_path / name).mkdir()
+    old = "".join(f"{c},{n},{k}\n" for n in range(8) for c, k in (("red", "a"), ("blue", "b")))
+    for split in ("train", "test"):
+        (tmp_path / f"data/{split}.csv").write_text("colour,size,label\n" + old)
+    files = Files(
+        str(tmp_path / "data"), {"x": ("colour", "size"), "label": "label"}, ("label", "colour")
+    )
+    given = config(tmp_path / "data")
+    experiment = dataclasses.replace(
+        given.experiment,
+        task=Classification(model=MLP(widths=()), input="x"),
+        data=Data(source=files, test="test"),
+        train=Train(steps=2, batch_size=8),
+    )
+    given = dataclasses.replace(given, experiment=experiment, settle=0)
+    watch = tmp_path / "incoming"
+    (watch / "known.csv").write_text("colour,size,label\nred,1,a\nred,2,b\n")
+    (watch / "other.csv").write_text("colour,size,label\nred,1,a\npink,2,b\n")
+    incoming = Incoming(given, watch, tmp_path / "store", Journal(tmp_path / "j"), None, print)
+    assert incoming.collect(1) == ["known.csv"]
+    assert aside(incoming) == {"other.csv": "it has classes that the old data has not: pink."}
 
 
 def test_what_was_set_aside_is_looked_at_again_where_it_comes_back(incoming):
