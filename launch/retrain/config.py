@@ -94,10 +94,10 @@ class NoWorse:
         for name in _matching(self.figure, new, "NoWorse"):
             if name not in serving:  # of a class that the other never had
                 continue
-            of_class, less = name.split("/")[0], self.better == "lower"  # not a class's own name
-            if self.better is None:
-                less = any(word in of_class for word in _LESS_IS_BETTER)
-            sign = -1 if less else 1
+            lower = self.better == "lower"
+            if self.better is None:  # by the figure's name, and not by the class's behind it
+                lower = any(word in name.split("/")[0] for word in _LESS_IS_BETTER)
+            sign = -1 if lower else 1
             if not sign * (new[name] - serving[name]) >= -self.by:  # NaN is worse
                 told.append(
                     f"{name} {new[name]:.6g}, {serving[name]:.6g} serves; {self.by:g} is allowed"

@@ -14,6 +14,99 @@ from lsm.data.values import common
 from lsm.errors import DataError
 
 
+class Source(abc.ABC):
+    """Where examples come from; a frozen dataclass, so that a config can hold it."""
+
+    @abc.abstractmethod
+    def open(self, split: str, data_dir: PathLike | None = None) -> Dataset:
+        """Returns the examples of `split` (TFDS's slicing syntax, such as "train[:90%]").
+
+        Raises:
+          DataError: the data is not there, or it has no such split.
+        """
+
+    def splits(self, data_dir: PathLike | None = None) -> tuple[str, ...] | None:
+        """Returns the names of the splits; None where they are not known before one is opened."""
+        return None
+
+    def spec(self, split: str, data_dir: PathLike | None = None) -> Spec:
+        """Returns the `spec` of the dataset of `split`; opens it, unless the source knows better.
+
+        Raises:
+          DataError: the data is needed for this and is not there.
+        """
+        return self.open(split, data_dir).spec
+
+
+class SplitSource(Source):
+    """A source with named splits; it gets the slicing syntax from here."""
+
+    @abc.abstractmethod
+    def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
+        """Returns split name -> number of examples of each of its shards."""
+
+    @abc.abstractmethod
+    def open_split(self, name: str, data_dir: PathLike | None = None) -> Dataset:
+        """Returns the whole of the split `name`, one of the keys of `shards`."""
+
+    def splits(self, data_dir: PathLike | None = None) -> tuple[str, ...]:
+        """See `Source.splits`."""
+        return tuple(self.shards(data_dir))
+
+    def open(self, split: str, data_dir: PathLike | None = None) -> Dataset:
+        """See `Source.open`."""
+        return select(
+            split, self.shards(data_dir), lambda name: self.open_split(name, data_dir), str(self)
+        )
+
+
+class CountedSource(SplitSource):
+    """A source whose examples are counted by opening them, of those splits alone that are named."""
+
+    @abc.abstractmethod
+    def splits(self, data_dir: PathLike | None = None) -> tuple[str, ...]:
+        """See `Source.splits`; opens nothing."""
+
+    def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
+        """See `SplitSource.shards`; opens."""
+        return {name: [len(self.open_split(name, data_dir))] for name in self.splits(data_dir)}
+
+    def open(self, split: str, data_dir: PathLike | None = None) -> Dataset:
+        """See `Source.open`."""
+        opened = functools.partial(self.open_split, data_dir=data_dir)
+        return select_counted(split, self.splits(data_dir), opened, str(self))
+
+
+def select(
+    split: str,
+    shards: Mapping[str, Sequence[int]],
+    open_split: Callable[[str], Dataset],
+    source: str,
+) -> Dataset:
+    """Returns the dataset of a split specification; opens each split that it names once."""
+    ranges = splits.resolve(split, shards, source)
+    # dict.fromkeys: each once and in order; "train[:10%]+train[90%:]" names one twice.
+    whole = {name: open_split(name) for name in dict.fromkeys(part.name for part in ranges)}
+    parts = [whole[part.name].rows(part.start, part.stop) for part in ranges]
+    return parts[0] if len(parts) == 1 else _Joined(parts)
+
+
+def select_counted(
+    split: str, names: Sequence[str], open_split: Callable[[str], Dataset], source: str
+) -> Dataset:
+    """Returns what `select` does, where to count the examples of a split is to open it."""
+    opened = functools.cache(open_split)
+    counted = _Counted((name, functools.partial(opened, name)) for name in names)
+    return select(split, counted, opened, source)
+
+
+class _Counted(dict[str, Callable[[], Dataset]]):
+    """Split name -> [its number of examples], opened when it is asked for."""
+
+    def __getitem__(self, name: str) -> list[int]:
+        return [len(super().__getitem__(name)())]
+
+
 class _Joined(Derived):
     """Datasets of one kind, splits of one source, one after the other."""
 
@@ -84,69 +177,6 @@ class _Joined(Derived):
         return _Joined([part.by_example() for part in self._parts])
 
 
-class Source(abc.ABC):
-    """Where examples come from; a frozen dataclass, so that a config can hold it."""
-
-    @abc.abstractmethod
-    def open(self, split: str, data_dir: PathLike | None = None) -> Dataset:
-        """Returns the examples of `split` (TFDS's slicing syntax, such as "train[:90%]").
-
-        Raises:
-          DataError: the data is not there, or it has no such split.
-        """
-
-    def splits(self, data_dir: PathLike | None = None) -> tuple[str, ...] | None:
-        """Returns the names of the splits; None where they are not known before one is opened."""
-        return None
-
-    def spec(self, split: str, data_dir: PathLike | None = None) -> Spec:
-        """Returns the `spec` of the dataset of `split`; opens it, unless the source knows better.
-
-        Raises:
-          DataError: the data is needed for this and is not there.
-        """
-        return self.open(split, data_dir).spec
-
-
-class SplitSource(Source):
-    """A source with named splits; it gets the slicing syntax from here."""
-
-    @abc.abstractmethod
-    def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
-        """Returns split name -> number of examples of each of its shards."""
-
-    @abc.abstractmethod
-    def open_split(self, name: str, data_dir: PathLike | None = None) -> Dataset:
-        """Returns the whole of the split `name`, one of the keys of `shards`."""
-
-    def splits(self, data_dir: PathLike | None = None) -> tuple[str, ...]:
-        """See `Source.splits`."""
-        return tuple(self.shards(data_dir))
-
-    def open(self, split: str, data_dir: PathLike | None = None) -> Dataset:
-        """See `Source.open`."""
-        return select(
-            split, self.shards(data_dir), lambda name: self.open_split(name, data_dir), str(self)
-        )
-
-
-class CountedSource(SplitSource):
-    """A source whose examples are counted by opening them, of those splits alone that are named."""
-
-    @abc.abstractmethod
-    def splits(self, data_dir: PathLike | None = None) -> tuple[str, ...]:
-        """See `Source.splits`; opens nothing."""
-
-    def shards(self, data_dir: PathLike | None = None) -> dict[str, list[int]]:
-        """See `SplitSource.shards`; opens."""
-        return {name: [len(self.open_split(name, data_dir))] for name in self.splits(data_dir)}
-
-    def open(self, split: str, data_dir: PathLike | None = None) -> Dataset:
-        """See `Source.open`."""
-        opened = functools.partial(self.open_split, data_dir=data_dir)
-        return select_counted(split, self.splits(data_dir), opened, str(self))
-
-
 def _check_alike(first: Spec, other: Spec, texts: bool) -> None:
     """Raises DataError where examples of two splits differ in columns or shapes.
 
@@ -157,7 +187,7 @@ def _check_alike(first: Spec, other: Spec, texts: bool) -> None:
     """
     for name in {**first, **other}:
         if name not in first or name not in other:
-            raise DataError(f"column {name!r} is in one of the splits that are joined alone.")
+            raise DataError(f"column {name!r} is not in all of the splits that are joined.")
         a, b = first[name], other[name]
         lengths = texts and a.dtype == b.dtype == np.uint8 and len(a.shape) == len(b.shape) == 1
         if a.shape != b.shape and not lengths:
@@ -165,33 +195,3 @@ def _check_alike(first: Spec, other: Spec, texts: bool) -> None:
                 f"column {name!r} is {a.shape} in one of the splits that are joined and {b.shape} "
                 "in another; one shape is needed."
             )
-
-
-def select(
-    split: str,
-    shards: Mapping[str, Sequence[int]],
-    open_split: Callable[[str], Dataset],
-    source: str,
-) -> Dataset:
-    """Returns the dataset of a split specification; opens each split that it names once."""
-    ranges = splits.resolve(split, shards, source)
-    # dict.fromkeys: each once and in order; "train[:10%]+train[90%:]" names one twice.
-    whole = {name: open_split(name) for name in dict.fromkeys(part.name for part in ranges)}
-    parts = [whole[part.name].rows(part.start, part.stop) for part in ranges]
-    return parts[0] if len(parts) == 1 else _Joined(parts)
-
-
-def select_counted(
-    split: str, names: Sequence[str], open_split: Callable[[str], Dataset], source: str
-) -> Dataset:
-    """Returns what `select` does, where to count the examples of a split is to open it."""
-    opened = functools.cache(open_split)
-    counted = _Counted((name, functools.partial(opened, name)) for name in names)
-    return select(split, counted, opened, source)
-
-
-class _Counted(dict[str, Callable[[], Dataset]]):
-    """Split name -> [its number of examples], opened when it is asked for."""
-
-    def __getitem__(self, name: str) -> list[int]:
-        return [len(super().__getitem__(name)())]

@@ -85,9 +85,9 @@ class Trained:
                 n: x for name in given for n, x in self.inputs.known(name, given[name]).items()
             }
         named, joined = (self.inputs.names, self.inputs.joined) if self.inputs else ({}, {})
-        # Texts may be ids, and as long as they are.
-        known = [name for name in given if self.inputs and name in self.inputs.columns]
-        numbers = {name for name in known if self.inputs.kind(name) != "texts"}
+        columns = self.inputs.columns if self.inputs else {}
+        # Not those that may be ids of tokens, and as many as there are.
+        numbers = {n for n, x in columns.items() if x.dtype.kind not in "iu" or len(x.shape) != 1}
 
         def read(name: str, x: Any) -> np.ndarray:
             told = name in joined or (name in named and _is_text(x)) or name in numbers

@@ -384,8 +384,11 @@ def test_pixels_are_not_joined_with_fractions():
     [
         ({"x": np.ones((2, 2))}, r"'x' is \(3,\) in one of the splits that are joined and \(2,\)"),
         ({"x": np.ones(2)}, r"'x' is \(3,\) in one of .* and \(\) in another"),
-        ({"x": np.ones((2, 3)), "y": np.ones(2)}, "'y' is in one of the splits that are joined al"),
-        ({"y": np.ones(2)}, "'x' is in one of the splits"),
+        (
+            {"x": np.ones((2, 3)), "y": np.ones(2)},
+            "'y' is not in all of the splits that are joined",
+        ),
+        ({"y": np.ones(2)}, "'x' is not in all of the splits"),
     ],
 )
 def test_splits_of_other_shapes_or_columns_are_not_joined(other, line):
