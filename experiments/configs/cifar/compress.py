@@ -28,10 +28,10 @@ def get_recipe(arg=None):
                     schedule=WarmUp("5%", then=Cosine()),
                 ),
                 train=Train(epochs=16, batch_size=128),
-                loses_at_most=2.0,  # 0.5 are aimed at
-                latency_at_most=0.55,
+                loses_at_most=2.0,  # 0.5 are aimed at, and half of the time
+                latency_at_most=0.85,
             ),
-            Quantise(loses_at_most=2.1, size_at_most=0.25, latency_at_most=0.55),
+            Quantise(loses_at_most=2.1, size_at_most=0.25, latency_at_most=0.85),
         ),
         export=True,
     )
