@@ -28,6 +28,7 @@ from lsm.compress.chain import STATE
 from lsm.compress.rows import Row, missed
 from lsm.config import flags as config_flags
 from lsm.config import schema
+from lsm.config.origin import as_now
 from lsm.errors import ConfigError, DataError
 from lsm.files import atomic_write, parsed_json
 
@@ -53,7 +54,7 @@ def keep(name: str, folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / STATE} cannot be read: {error}.") from error
     free = schema.free_fields(recipe)  # bounds, which are looked at below
-    if found := schema.differences(saved["recipe"], schema.to_json(recipe), free):
+    if found := schema.differences(as_now(saved["recipe"], Recipe), schema.to_json(recipe), free):
         raise DataError(f"{folder}: made by another recipe: {schema.told(found)}.")
     if len(saved["rows"]) != len(recipe.links) + 1:
         done = len(saved["rows"]) - 1

@@ -13,7 +13,7 @@ from lsm.compress.measure import BATCHES, Subject, latencies
 from lsm.compress.recipe import Recipe
 from lsm.compress.rows import Row, missed
 from lsm.config import schema
-from lsm.config.origin import CONFIG, experiment_of, origin_of
+from lsm.config.origin import CONFIG, as_now, experiment_of, origin_of
 from lsm.errors import ConfigError, TrainingError, listed, nearest
 from lsm.export.write import export
 from lsm.files import atomic_write, exclusive, expanded, parsed_json, readable_disk_errors
@@ -181,7 +181,9 @@ def _saved(folder: pathlib.Path, record: dict, recipe: Recipe) -> tuple[list[Row
         rows = [dataclasses.replace(r, workdir=str(_folder_of(folder, r.name))) for r in rows]
         # Links to come may be others now, if nothing is made of the next yet.
         begun = len(rows) + any(folder.glob(f"{len(rows) + 1}_*"))
-        done = [{**r, "links": r["links"][:begun]} for r in (saved["recipe"], asked)]
+        done = [
+            {**r, "links": r["links"][:begun]} for r in (as_now(saved["recipe"], Recipe), asked)
+        ]
         changes = {
             "source": schema.differences(saved["source"], record["source"]),
             "recipe": schema.differences(*done, schema.free_fields(recipe)),

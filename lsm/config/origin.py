@@ -112,10 +112,10 @@ def saved_config(workdir: pathlib.Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is damaged ({error}).") from error
 
 
-def as_now(saved: Any) -> Any:
+def as_now(saved: Any, kind: type = Experiment) -> Any:
     """Returns a config that an earlier version wrote, with newer fields at their defaults."""
     try:
-        return schema.to_json(schema.from_json(saved, Experiment))
+        return schema.to_json(schema.from_json(saved, kind))
     except ConfigError:  # not to be rebuilt: compared as it stands
         return saved
 

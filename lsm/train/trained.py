@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from lsm.config import Experiment, schema
-from lsm.config.origin import CONFIG, experiment_of, saved_config
+from lsm.config.origin import CONFIG, as_now, experiment_of, saved_config
 from lsm.data.inputs import Inputs, Lengths
 from lsm.data.texts.codec import Codec, codec_of
 from lsm.data.texts.template import Message
@@ -350,7 +350,7 @@ def _of_task(workdir: pathlib.Path, given: Experiment | None) -> Experiment:
         return experiment_of(workdir)
     if not (workdir / CONFIG).exists():
         return given
-    saved = saved_config(workdir)
+    saved = as_now(saved_config(workdir))
     changes = schema.differences({"task": saved.get("task")}, {"task": schema.to_json(given.task)})
     if changes:
         raise ConfigError(f"{workdir} holds a run of another task: {schema.told(changes)}.")

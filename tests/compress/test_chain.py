@@ -194,6 +194,16 @@ def test_what_an_interruption_has_left_is_no_other_link_s(base, tmp_path, monkey
     assert len(compress(base, recipe(Rounded(below=0.05)), tmp_path)) == 2
 
 
+def test_a_chain_of_an_earlier_version_goes_on(chain, base, tmp_path):
+    """Whose record lacks a field that links have now."""
+    out, made, rows, _ = chain
+    shutil.copytree(out, tmp_path / "out")
+    saved = json.loads((out / "compress.json").read_text())
+    assert saved["recipe"].pop("metric") == "accuracy"
+    (tmp_path / "out/compress.json").write_text(json.dumps(saved))
+    assert [row.value for row in compress(base, made, tmp_path / "out")] == [r.value for r in rows]
+
+
 def test_a_chain_is_moved_with_what_it_has_made(chain, base, tmp_path):
     out, made, *_ = chain
     shutil.copytree(out, tmp_path / "out")
