@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from lsm.checks import require, require_choice
-from lsm.config import Experiment
+from lsm.config import Evaluation, Experiment
 from lsm.data import Files, Subwords, Texts
 from lsm.data.splits import names
 from lsm.errors import ConfigError, listed, nearest
@@ -16,7 +16,8 @@ from lsm.evaluate import Metric
 Figures = Mapping[str, float]
 """Of one version: "accuracy", "accuracy/CLASS", "calibration_error", "latency_ms", "megabytes"."""
 
-_LESS_IS_BETTER = ("latency_ms", "megabytes", "loss", "error")
+_COSTS = ("latency_ms", "megabytes")
+"""Figures of which a lower value is better, beside those that `Evaluation.sign` knows by name."""
 
 
 def _matching(pattern: str, figures: Figures, gate: str) -> list[str]:
@@ -73,8 +74,8 @@ class NoWorse:
     Attributes:
       figure: its name, or a pattern of names.
       by: how much worse it may be, in its own unit.
-      better: whether a lower or a higher value of it is better; None goes by its name: lower with
-        "loss", "error", "latency_ms" or "megabytes" in it.
+      better: whether a lower or a higher value of it is better; None goes by its name, as
+        `lsm.Evaluation.better` does, and is lower for "latency_ms" and "megabytes".
     """
 
     figure: str = "accuracy"
@@ -94,10 +95,9 @@ class NoWorse:
         for name in _matching(self.figure, new, "NoWorse"):
             if name not in serving:  # of a class that the other never had
                 continue
-            lower = self.better == "lower"
-            if self.better is None:  # by the figure's name, and not by the class's behind it
-                lower = any(word in name.split("/")[0] for word in _LESS_IS_BETTER)
-            sign = -1 if lower else 1
+            kind = name.split("/")[0]  # a class's name stands behind it
+            better = self.better or ("lower" if kind in _COSTS else None)
+            sign = Evaluation(monitor=kind, better=better).sign
             if not sign * (new[name] - serving[name]) >= -self.by:  # NaN is worse
                 told.append(
                     f"{name} {new[name]:.6g}, {serving[name]:.6g} serves; {self.by:g} is allowed"

@@ -15,6 +15,7 @@ from lsm.optim import Cosine, Momentum, WarmUp
 
 
 def get_recipe(arg=None):
+    """Returns the chain; it takes no argument."""
     return Recipe(
         split="test",
         links=(

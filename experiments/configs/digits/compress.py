@@ -12,6 +12,7 @@ from lsm.optim import AdamW, Cosine, WarmUp
 
 
 def get_recipe(arg=None):
+    """Returns the chain; it takes no argument."""
     return Recipe(
         split="test",
         links=(

@@ -15,6 +15,7 @@ from lsm.tasks import Classification
 
 
 def get_retraining(arg=None):
+    """Returns what is retrained; `arg` is the folder with the old data."""
     return Retraining(
         experiment=Experiment(
             name="digits",

@@ -78,7 +78,9 @@ class _Sentences(Chosen):
         self._texts = np.array([*itertools.chain.from_iterable(parts), None], object)[:-1]
 
     def take(self, indices: np.ndarray) -> Columns:
-        return super().take(indices) | {self._column: self._texts[indices]}
+        rows, back = np.unique(self._numbers[indices], return_inverse=True)  # a text is read once
+        columns = {name: x[back] for name, x in self._dataset.take(rows).items()}
+        return columns | {self._column: self._texts[indices]}
 
     def column(self, name: str) -> np.ndarray:
         return self._texts if name == self._column else super().column(name)
