@@ -8,7 +8,6 @@ import jax
 
 from lsm.config import Experiment
 from lsm.errors import ConfigError
-from lsm.mesh import jit
 from lsm.models import Lora
 from lsm.tasks import (
     CONSTANTS,
@@ -18,8 +17,7 @@ from lsm.tasks import (
     Params,
     Task,
 )
-from lsm.train.derived import new_folder, write_run
-from lsm.train.program import shardings_of
+from lsm.train.derived import made_of, new_folder, write_run
 from lsm.train.trained import Trained, load
 
 
@@ -73,8 +71,4 @@ def _merged(run: Trained, plain: Experiment) -> tuple[Params, ModelState]:
     def merged(params: Any, constants: Any) -> dict[str, Any]:
         return {"params": lora.merged(params, constants)}
 
-    shapes = jax.eval_shape(merged, run.params, constants)
-    shardings = shardings_of(plain, run.mesh, shapes)
-    given = jax.tree.map(lambda x: x.sharding, (run.params, constants))
-    made = jit(merged, in_shardings=given, out_shardings=shardings, calls="one", mesh=run.mesh)
-    return made(run.params, constants)["params"], state
+    return made_of(run, plain, merged, run.params, constants)["params"], state

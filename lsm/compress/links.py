@@ -132,10 +132,10 @@ class Distil(Tune):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shorten(Derived):
-    """Some of the blocks of a Transformer alone: see `lsm.compress.shorten`.
+    """Some of the blocks of a Transformer or a ResNet alone: see `lsm.compress.shorten`.
 
     Attributes:
-      layers: numbers of the blocks that stay, from 0.
+      layers: numbers of the blocks that stay, from 0; a ResNet's through all stages.
     """
 
     layers: tuple[int, ...]

@@ -18,7 +18,7 @@ from lsm.data import Columns, TrainBatches
 from lsm.data.transforms import changed
 from lsm.errors import CheckpointError, ConfigError
 from lsm.files import expanded
-from lsm.mesh import batch_ways, jit
+from lsm.mesh import batch_ways
 from lsm.models import Lora, QuantisationAware, Quantised
 from lsm.models.marks import layers
 from lsm.models.quantised import Bits
@@ -26,8 +26,8 @@ from lsm.models.whole_layers import Activations
 from lsm.optim import SGD
 from lsm.params import flat
 from lsm.tasks import CONSTANTS
-from lsm.train.derived import new_folder, require_one_model, write_run
-from lsm.train.program import make_predict, shardings_of
+from lsm.train.derived import made_of, new_folder, require_one_model, write_run
+from lsm.train.program import make_predict
 from lsm.train.trained import Trained, load
 
 _log = logging.getLogger("lsm.compress")
@@ -187,9 +187,6 @@ def _made(run: Trained, made: Experiment, axes: Any, largest: Any) -> tuple[Any,
         params, whole = model.held(params, axes, largest)
         return {"params": params, "model_state": {CONSTANTS: {"quantised": whole}}}
 
-    shardings = shardings_of(made, run.mesh, jax.eval_shape(held, run.params))
-    given = jax.tree.map(lambda x: x.sharding, run.params)
-    options = {"in_shardings": (given,), "out_shardings": shardings, "calls": "one"}
-    new = jit(held, **options, mesh=run.mesh)(run.params)
+    new = made_of(run, made, held, run.params)
     constants = {**state.get(CONSTANTS, {}), **new["model_state"][CONSTANTS]}
     return new["params"], state | {CONSTANTS: constants}

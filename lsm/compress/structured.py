@@ -11,11 +11,9 @@ import jax
 from lsm.compress.units import Units, shrunk
 from lsm.config import Experiment
 from lsm.errors import ConfigError, listed
-from lsm.mesh import jit
 from lsm.params import flat, nested
-from lsm.train.derived import new_folder, require_one_model, write_run
-from lsm.train.program import shardings_of
-from lsm.train.trained import Trained, load
+from lsm.train.derived import made_of, new_folder, require_one_model, write_run
+from lsm.train.trained import load
 
 
 def shrink(
@@ -66,8 +64,13 @@ def shrink(
     smaller = dataclasses.replace(
         run.experiment, task=dataclasses.replace(task, model=model), start=None
     )
-    arrays = _placed_cut(run, smaller, units)
-    write_run(workdir, target, smaller, run.step, arrays.pop("params"), arrays)
+
+    def left(params: Any, state: Any) -> dict[str, Any]:
+        arrays = nested(cut(flat({"params": params, **state}), units))
+        return {"params": arrays.pop("params"), "model_state": arrays}
+
+    made = made_of(run, smaller, left, run.params, dict(run.model_state))
+    write_run(workdir, target, smaller, run.step, made["params"], made["model_state"])
     return run.step
 
 
@@ -81,22 +84,6 @@ def _check(shares: Mapping[str, float], units: list[Units], model: str) -> None:
     if all(of.kept == of.count for of in units):
         told = listed(f"{kind}={share}" for kind, share in shares.items())
         raise ConfigError(f"shrink: {told} given, by which nothing goes; give one below 1.")
-
-
-def _placed_cut(run: Trained, smaller: Experiment, units: list[Units]) -> dict[str, Any]:
-    """Collections of the smaller model, laid out on the run's mesh by its rules."""
-
-    def function(arrays: Any) -> dict[str, Any]:
-        made = nested(cut(flat({"params": arrays["params"], **arrays["model_state"]}), units))
-        return {"params": made.pop("params"), "model_state": made}
-
-    given = {"params": run.params, "model_state": dict(run.model_state)}
-    shardings = shardings_of(smaller, run.mesh, jax.eval_shape(function, given))
-    here = jax.tree.map(lambda x: x.sharding, given)
-    made = jit(function, in_shardings=(here,), out_shardings=shardings, calls="one", mesh=run.mesh)(
-        given
-    )
-    return {"params": made["params"], **made["model_state"]}
 
 
 def cut(arrays: Mapping[str, jax.Array], units: list[Units]) -> dict[str, jax.Array]:

@@ -5,18 +5,22 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from lsm.config import Experiment, schema
 from lsm.config.origin import CONFIG, ORIGIN, Origin, origin_of
 from lsm.errors import ConfigError
 from lsm.files import atomic_write, expanded
+from lsm.mesh import jit
 from lsm.run.checkpoint import Checkpoints
 from lsm.tasks import CONSTANTS, ModelState, Params
 from lsm.tasks.preference import REFERENCE
+from lsm.train.program import shardings_of
 from lsm.train.state import TrainState
 from lsm.train.trained import Trained
 from lsm.train.workdir import CHAT, DATA, INPUTS, TOKENIZER
@@ -43,6 +47,21 @@ def require_one_model(run: Trained, what: str) -> None:
             f"{what}: a run of {kind} holds a reference, which would stay as large as it is; a "
             "run of language modelling that begins with it, by `start`, can be made smaller."
         )
+
+
+def made_of(run: Trained, experiment: Experiment, function: Callable, *given: Any) -> Any:
+    """Returns what is made of a run's arrays, laid out on its mesh by the new model's rules.
+
+    Args:
+      run: what the arrays are of.
+      experiment: of the new model.
+      function: pure; returns a tree whose paths are those of a training state, "params/...".
+      given: its arguments: trees of arrays, on the run's mesh.
+    """
+    shardings = shardings_of(experiment, run.mesh, jax.eval_shape(function, *given))
+    here = jax.tree.map(lambda x: x.sharding, given)
+    options = {"in_shardings": here, "out_shardings": shardings, "calls": "one"}
+    return jit(function, **options, mesh=run.mesh)(*given)
 
 
 def write_run(

@@ -1,4 +1,4 @@
-"""Transformers with some of their blocks: against the blocks called one by one."""
+"""Transformers and ResNets with some of their blocks: against what the others are the identity in."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from lsm.compress import quantise, shorten, shrink
 from lsm.compress.shorten import _shorter
 from lsm.data import Arrays
 from lsm.errors import ConfigError
-from lsm.models import GPT, MLP, QuantisationAware, Quantised, Transformer
+from lsm.models import GPT, MLP, QuantisationAware, Quantised, ResNet, Transformer
 from lsm.optim import Adam
 from lsm.params import flat
 from lsm.tasks import Classification, DirectPreference, LanguageModelling
@@ -84,12 +84,58 @@ def test_what_stands_around_a_model_is_told(around):
         _shorter(around(GPT_), (0, 2), {"blocks": {}})
 
 
+RESNET = ResNet(depths=(1, 3, 2), width=4, stem="cifar", outputs=3, shortcut="padding")
+PICTURES = {
+    "image": np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype(np.float32),
+    "label": np.arange(16, dtype=np.int32) % 3,
+}
+
+
+def pictured(model):
+    return experiment(Classification(model=model), PICTURES)
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    """The workdir of a run of a ResNet of 1 + 3 + 2 blocks."""
+    workdir = tmp_path_factory.mktemp("resnet") / "run"
+    lsm.fit(pictured(RESNET), workdir)
+    return workdir
+
+
+def test_blocks_of_a_resnet_go_as_if_they_added_nothing(resnet, tmp_path):
+    shorten(resnet, tmp_path / "out", layers=(0, 1, 3, 4), experiment=pictured(RESNET))
+    short = dataclasses.replace(RESNET, depths=(1, 2, 1))
+    whole = lsm.load(resnet, experiment=pictured(RESNET))
+    made = lsm.load(tmp_path / "out", experiment=pictured(short))
+    params = {**whole.params}
+    for gone in ("stage_2_block_1", "stage_3_block_1"):
+        nothing = jax.tree.map(jax.numpy.zeros_like, params[gone]["norm_2"])
+        params[gone] = {**params[gone], "norm_2": nothing}
+    known, found = (
+        model.apply({"params": weights, **run.model_state}, PICTURES["image"])
+        for model, run, weights in ((RESNET, whole, params), (short, made, made.params))
+    )
+    np.testing.assert_allclose(found, known, rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_block_of_each_stage_of_a_resnet_stays(resnet, tmp_path):
+    line = "shorten.layers: .* given; the first block of each stage stays, here 0, 1, 4."
+    cut = functools.partial(shorten, resnet, tmp_path / "out", experiment=pictured(RESNET))
+    for layers in ((1, 4), (0, 2, 4), (0, 1)):
+        with pytest.raises(ConfigError, match=line):
+            cut(layers=layers)
+    with pytest.raises(ConfigError, match="of the 6 blocks some are needed, by rising numbers"):
+        cut(layers=(0, 1, 4, 6))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_a_model_without_blocks_is_told(tmp_path):
     columns = {"image": np.zeros((16, 4), np.float32), "label": np.zeros(16, np.int32)}
     case = experiment(Classification(model=MLP(widths=(4,))), columns)
     lsm.fit(case, tmp_path / "run")
-    with pytest.raises(ConfigError, match="shorten: MLP is no stack of Transformer blocks"):
+    with pytest.raises(ConfigError, match="shorten: MLP is neither a ResNet nor a stack"):
         shorten(tmp_path / "run", tmp_path / "out", layers=(0,), experiment=case)
 
 
