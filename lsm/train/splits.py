@@ -48,7 +48,7 @@ def evaluation_batches(
             continue
         # A file of whole numbers alone is one of whole numbers, whatever others hold.
         dataset = like(data.source.open(spec, data_dir), trained.spec)
-        _check_pixels(experiment.task.plain, split, dataset, trained)
+        check_pixels(f"data.{split}", experiment.task.plain, dataset.spec, trained.spec)
         batches = EvalBatches(dataset, size, rows, data.evaluate)
         first = dataclasses.replace(batches, dataset=batches.dataset.by_example()).batch_at(0)
         experiment.task.check(first)
@@ -69,14 +69,23 @@ def reads_pixels(task: Task) -> bool:
     return getattr(type(task), "inputs", None) is Classification.inputs
 
 
-def _check_pixels(task: Task, split: str, dataset: Dataset, trained: Dataset) -> None:
-    if not (reads_pixels(task) and task.input in dataset.spec and task.input in trained.spec):
+def check_pixels(told: str, task: Task, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Raises DataError for fractions where training divides whole numbers by 255.
+
+    Args:
+      told: where they are, for the error.
+      task: what is trained.
+      here: columns, or their specs, by name.
+      there: those of training.
+    """
+    name = getattr(task, "input", None)
+    if not (reads_pixels(task) and name in here and name in there):
         return
-    here, there = (of.spec[task.input].dtype for of in (dataset, trained))
-    if np.issubdtype(there, np.integer) and np.issubdtype(here, np.floating):
+    given, known = here[name].dtype, there[name].dtype
+    if np.issubdtype(known, np.integer) and np.issubdtype(given, np.floating):
         raise DataError(
-            f"data.{split}: column {task.input!r} is {here}, and {there} in training, where it is "
-            "divided by 255; one kind is needed."
+            f"{told}: column {name!r} is {given}, and {known} in training, where it is divided by "
+            "255; one kind is needed."
         )
 
 

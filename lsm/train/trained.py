@@ -28,7 +28,7 @@ from lsm.run.weights import open_run
 from lsm.tasks import Batch, LanguageModelling, MaskedLanguageModelling, ModelState, Params
 from lsm.tasks.base import CONSTANTS
 from lsm.train.program import make_predict, shardings_of
-from lsm.train.splits import reads_pixels
+from lsm.train.splits import check_pixels
 from lsm.train.trainer import prepare_jax
 from lsm.train.workdir import INPUTS, inputs_of
 
@@ -101,24 +101,13 @@ class Trained:
 
     def answered(self, batch: Batch, lengths: Lengths | None = None) -> dict[str, np.ndarray]:
         """Returns what `predict` does, of columns as the model reads them, without a warning."""
-        self._check_pixels(batch)
+        columns = self.inputs.columns if self.inputs else {}
+        check_pixels("predict", self.experiment.task.plain, batch, columns)
         found = self._predictions(batch)
         if lengths is not None:  # the first of a text is not predicted
             found = {name: cut(x, lengths - 1) for name, x in found.items()}
         names = self.inputs and self.inputs.called(self.experiment.task)
         return found | (self.experiment.task.named(found, names) if names else {})
-
-    def _check_pixels(self, batch: Batch) -> None:
-        """Raises DataError for fractions where the task has divided whole numbers by 255."""
-        task = self.experiment.task
-        if self.inputs is None or not reads_pixels(task):
-            return
-        there, here = self.inputs.columns.get(task.input), np.asarray(batch.get(task.input, 0))
-        if there is not None and there.dtype.kind in "iu" and here.dtype.kind == "f":
-            raise DataError(
-                f"predict: {here.dtype} given for column {task.input!r}, which is {there.dtype} in "
-                "training and divided by 255; whole numbers are needed."
-            )
 
     def generate(
         self,

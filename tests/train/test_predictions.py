@@ -105,7 +105,7 @@ def test_columns_are_taken_as_the_run_s_own_in_either_form(digits):
     for asked in (pixels.astype(np.int64), {"image": pixels.astype(np.int64)}):
         np.testing.assert_array_equal(run.predict(asked)["label"], expected)
     for asked in (pixels / 255, {"image": pixels.astype(np.float32)}):
-        with pytest.raises(DataError, match="column 'image', which is uint8 in training and divid"):
+        with pytest.raises(DataError, match="predict: column 'image' is .*, and uint8 in training"):
             run.predict(asked)
     with pytest.raises(
         DataError, match=r"shape \(9, 4, 8, 1\) given for column 'image'; \(N, 8, 8"

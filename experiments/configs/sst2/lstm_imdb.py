@@ -1,8 +1,7 @@
 """SST-2 by the LSTM of lstm.py, begun with what it has learnt from IMDB's reviews.
 
 As lstm.py, but for the words, which are those of the reviews, and the first parameters: of a run of
-imdb/short.py, head and all. The best of 24 evaluations counts, as in minilm_imdb.py; the last ones
-had 85.44 % in the mean.
+imdb/short.py, head and all. The best of 24 evaluations counts, as in minilm_imdb.py.
 
     python -m experiments.imdb --config=experiments/configs/imdb/short.py --workdir=runs/imdb_short
     python -m experiments.sst2 --config=experiments/configs/sst2/lstm_imdb.py
