@@ -101,6 +101,7 @@ CASES = {
     "cifar_resnet": Case(
         "CIFAR-10, a ResNet of three blocks, 12 epochs", "cifar/resnet.py", seeds=1
     ),
+    "cifar_resnet26": Case("CIFAR-10, ResNet-26, 12 epochs", "cifar/resnet26.py", seeds=1),
     "cifar_airbench": Case(
         "CIFAR-10, airbench94 with Muon, 8 epochs",
         "cifar/airbench.py",
