@@ -36,7 +36,7 @@ class Moment:
 class Callback:
     """Functions of a `Moment` that the loop calls; on several processes all of them call it.
 
-    `StopTraining` stops the run where it is raised (after a checkpoint: at the next seam), of
+    `StopTraining` stops the run where it is raised (after a checkpoint: a step later), of
     several processes where process 0 raises it. Any other exception ends it as a bug does. After a
     kill, steps are made again from the last checkpoint, and the functions called again.
 

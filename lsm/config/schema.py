@@ -324,17 +324,21 @@ def free_fields(value: Any, path: str = "") -> tuple[str, ...]:
     return tuple(free)
 
 
+def altering(tree: Any, free: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Returns the leaves of a JSON tree by dotted path, without those of the `free` paths."""
+    leaves = flatten(tree).items()
+    return {p: x for p, x in leaves if not any(f"{p}.".startswith(f"{f}.") for f in free)}
+
+
 def differences(old: Any, new: Any, free: tuple[str, ...] = ()) -> list[str]:
     """Returns a line "path: old -> new" for every leaf that differs outside the `free` paths."""
-    old, new = flatten(old), flatten(new)
+    old, new = altering(old, free), altering(new, free)
     absent = object()  # None is a value
     lines = []
     for path in dict.fromkeys([*old, *new]):
         was, now = old.get(path, absent), new.get(path, absent)
         same = was == now or (was != was and now != now)  # NaN, which equals nothing
-        if same or any(path == f or path.startswith(f + ".") for f in free):
-            continue
-        if _same_function(str(was), str(now)):
+        if same or _same_function(str(was), str(now)):
             continue
         if path.rpartition(".")[2] == CLASS and _same_class(was, now):
             continue

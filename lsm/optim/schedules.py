@@ -8,6 +8,7 @@ A schedule says how the learning rate changes, `Algorithm.learning_rate` how hig
 import dataclasses
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -245,8 +246,11 @@ class ReduceOnPlateau(Schedule):
         return optax.constant_schedule(1.0)
 
     def feedback(self, horizon: Horizon) -> optax.GradientTransformationExtraArgs:
-        """Returns the transform; its update needs the loss of the step as `value`."""
-        return optax.contrib.reduce_on_plateau(
+        """Returns the transform; its update needs the loss of the step as `value`.
+
+        A step whose loss has the `weight` 0 says nothing of it, and is left out.
+        """
+        plateau = optax.contrib.reduce_on_plateau(
             factor=self.factor,
             patience=self.patience,
             rtol=self.tolerance,
@@ -254,3 +258,10 @@ class ReduceOnPlateau(Schedule):
             accumulation_size=to_steps(self.accumulation, horizon, "ReduceOnPlateau.accumulation"),
             min_scale=self.floor,
         )
+
+        def update(updates, state, params=None, *, value, weight=1.0, **others):
+            _, told = plateau.update(updates, state, params, value=value)
+            state = jax.tree.map(lambda now, was: jnp.where(weight == 0, was, now), told, state)
+            return jax.tree.map(lambda g: state.scale * g, updates), state
+
+        return optax.GradientTransformationExtraArgs(plateau.init, update)

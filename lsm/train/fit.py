@@ -1,9 +1,12 @@
 """From an experiment to a trained model: `fit`."""
 
 import dataclasses
+import hashlib
+import json
 import logging
 import os
 import pathlib
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
@@ -16,7 +19,8 @@ from lsm.config import Experiment, schema
 from lsm.config.origin import CONFIG, Origin
 from lsm.cpu import emulates_bfloat16, keep_memory
 from lsm.data.inputs import Inputs
-from lsm.files import expanded
+from lsm.errors import ConfigError
+from lsm.files import expanded, plain_json
 from lsm.params import nested
 from lsm.run.checkpoint import Checkpoints
 from lsm.run.curves import plot_curves
@@ -33,7 +37,7 @@ from lsm.train.state import TrainState
 from lsm.train.throughput import Throughput
 from lsm.train.trainer import Trainer, prepare_jax
 from lsm.train.waiting import CompileTimes, telling
-from lsm.train.workdir import claimed, finished, write_records
+from lsm.train.workdir import DATA, claimed, finished, write_records
 from lsm.writers import RunInfo, Writers, read_metrics
 
 _log = logging.getLogger("lsm.train")
@@ -96,7 +100,7 @@ def fit(
             _check_and_compile(trainer, throughput, CompileTimes(config), clock)
             inputs = Inputs.of(trainer.train.dataset, experiment.data.evaluate)
             checkpoints = opened.enter_context(closing(_checkpoints(trainer, workdir)))
-            state, progress = _first_state(trainer, checkpoints, clock)
+            state, progress = _first_state(trainer, checkpoints, _judged(trainer, records), clock)
             # Not before: a checkpoint of another model leaves all as it is.
             write_records(workdir, records, inputs, origin)
             progress = _counted(progress, workdir, int(state.step), clock)
@@ -149,8 +153,28 @@ def _checkpoints(trainer: Trainer, workdir: pathlib.Path) -> Checkpoints:
     return Checkpoints(workdir / "checkpoints", keep, checksums=checksums)
 
 
+def _judged(trainer: Trainer, records: dict[str, Any]) -> str:
+    """Says what the best step is the best by: a metric, and a digest of what gives its values."""
+    experiment, config = trainer.experiment, records[CONFIG]
+    evaluation, data = experiment.evaluation, experiment.data
+    order = "higher" if evaluation.sign > 0 else "lower"
+    split = data.validation or data.test
+    given = {
+        "task": config["task"],
+        "data": {name: config["data"][name] for name in ("source", "evaluate")},
+        "evaluation": {"metrics": config["evaluation"]["metrics"]},
+        "split": records[DATA].get("validation" if data.validation else "test"),
+    }
+    # Of a source that names its splits, as `Arrays` does, the other ones do not matter.
+    others = {"train", "validation", "test"}.difference(re.findall(r"\w+", split or ""))
+    leaves = schema.altering(given, schema.free_fields(experiment)).items()
+    judging = {path: x for path, x in leaves if others.isdisjoint(path.split("."))}
+    digest = hashlib.sha256(json.dumps(judging, sort_keys=True).encode()).hexdigest()
+    return f"{evaluation.monitor} of {split}, {order}; {digest[:16]}"
+
+
 def _first_state(
-    trainer: Trainer, checkpoints: Checkpoints, clock: Clock
+    trainer: Trainer, checkpoints: Checkpoints, judged: str, clock: Clock
 ) -> tuple[TrainState, Progress]:
     """Returns what the loop begins with: the newest checkpoint, or a new state."""
     # Process 0 says which: another may not see a checkpoint yet that has just been written.
@@ -169,14 +193,30 @@ def _first_state(
             beside = nested(read)[CONSTANTS][TEACHER] if read else None
             state = checkpoints.restore(program.abstract_state, step, beside)
             progress = _known(Progress.of(checkpoints.progress(step)), checkpoints)
+            judged = _judged_now(progress, judged, step, trainer)
         clock.add(progress.goodput)
         if processes.is_first():
             _log.info("goes on from step %d of %d", step, trainer.horizon.steps)
-    evaluation, data = trainer.experiment.evaluation, trainer.experiment.data
-    stopping, split = evaluation.early_stopping, data.validation or data.test
-    judged = f"{evaluation.monitor} of {split}, {'higher' if evaluation.sign > 0 else 'lower'}"
+    stopping = trainer.experiment.evaluation.early_stopping
     progress = progress.asked((trainer.horizon.steps, stopping and stopping.patience), judged)
     return state, progress
+
+
+def _judged_now(progress: Progress, judged: str, step: int, trainer: Trainer) -> str:
+    """Returns by what the steps to come are judged; says where the best one is chosen anew."""
+    if progress.best_step is None or not progress.judged_otherwise(judged):
+        return judged
+    if step < (steps := trainer.horizon.steps):
+        if processes.is_first():
+            _log.info("step %d was the best by something else: chosen anew.", progress.best_step)
+        return judged
+    if trainer.experiment.data.validation is None:
+        return progress.judged  # nothing is chosen: what was stays
+    raise ConfigError(
+        f"step {progress.best_step} is the best of this run by another metric, task or data, and "
+        f"none of its {steps} steps is left to choose from; ask for more (train.steps, "
+        "train.epochs), or undo the change."
+    )
 
 
 def _counted(progress: Progress, workdir: pathlib.Path, step: int, clock: Clock) -> Progress:
@@ -249,8 +289,10 @@ def _chosen(loop: Loop, state: TrainState) -> TrainState:
 def _write_test(
     writers: Writers, workdir: pathlib.Path, step: int, metrics: dict[str, dict[str, float]]
 ) -> None:
-    """Writes the test row, unless this run was done before, and the row is there."""
+    """Writes the test row, unless it is there: of a run that was done before, or stopped by it."""
     if "test" not in metrics or not processes.is_first():
         return
-    if not any((row["step"], row["split"]) == (step, "test") for row in read_metrics(workdir)):
+    figures = plain_json(metrics["test"])
+    rows = (r for r in read_metrics(workdir) if (r["step"], r["split"]) == (step, "test"))
+    if not any(figures.items() <= row.items() for row in rows):
         writers.write(step, "test", metrics["test"])

@@ -95,7 +95,7 @@ class Loop:
                         jax.block_until_ready(metrics)
                 if first:
                     window.time_from_here()
-                if leaving or self._is_due(step):
+                if leaving or self._asked or self._is_due(step):
                     self._pause(step, state, window, leaving)
                 if leaving and step < end:
                     return state, "interrupted"
@@ -232,7 +232,13 @@ class Loop:
             return f"step {step}: the loss is not finite; {data}; {self._advice(remedy)}"
         rates = self._learning_rates(step, state).items()
         told = "".join(f"the {name.replace('_', ' ')} is {rate:.3g}; " for name, rate in rates)
-        return f"step {step}: the loss is not finite; its batch is finite; {told}{self._advice()}"
+        # What has no weight in a loss that is finite still is in its gradient, if it is NaN.
+        before = not_finite(self.trainer.train.batch_at(step - 2)) if step > 1 else {}
+        data, advice = "its batch is finite", self._advice()
+        if before:
+            data = f"{data}, and that of step {step - 1} is not in {listed(before)}"
+            advice = self._advice("mend the data")
+        return f"step {step}: the loss is not finite; {data}; {told}{advice}"
 
     def _advice(
         self, remedy: str = "lower the learning rate, clip gradients (optimizer.clip_norm)"

@@ -14,7 +14,8 @@ class Progress:
     """Saved with every checkpoint, so that a resumed run stops where an uninterrupted one does.
 
     Attributes:
-      judged: by which metric of which split, and whether a lower one is better.
+      judged: by which metric of which split, whether a lower one is better, and a digest of what
+        else its values hang on.
       best: best value of it so far.
       best_step: the step that it was reached at.
       stale: evaluations since then.
@@ -48,13 +49,18 @@ class Progress:
         something else, what is best is chosen anew.
         """
         now = dataclasses.replace(self, within=within, judged=judged)
-        if self.judged not in (None, judged):
+        if self.judged_otherwise(judged):
             return dataclasses.replace(now.unchosen(), stopped=False)
         steps, patience = self.within or within
         more = patience is not None and (within[1] is None or within[1] > patience)
         if self.stopped and (more or within[0] > steps):
             return dataclasses.replace(now, stopped=False, stale=0)
         return now
+
+    def judged_otherwise(self, judged: str) -> bool:
+        """Whether values so far cannot be compared with those of `judged`."""
+        # Runs of earlier versions have said how it begins.
+        return self.judged is not None and not judged.startswith(self.judged)
 
     def unchosen(self) -> "Progress":
         """Returns the progress of a run none of whose steps was best so far."""

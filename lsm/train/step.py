@@ -42,8 +42,8 @@ def make_step(
 
     Args:
       task: gives the loss.
-      optimizer: an Optax chain; its update also receives `value`, the mean loss, and the new
-        `model_state`, if there is one.
+      optimizer: an Optax chain; its update also receives `value`, the mean loss, `weight`, that of
+        all examples, and the new `model_state`, if there is one.
       seed: of the random streams; dropout at step n draws from fold_in(seed, "dropout", n).
       gradient: how the gradient is made of the examples.
       accumulation: micro-batches that the batch is split into; must divide it.
@@ -59,7 +59,8 @@ def make_step(
         rngs = streams(task.streams, seed, state.step)
         sums, metrics, new = gradient_sum(params, state.model_state, batch, rngs, state.step)
         grads = _divide(sums, params, gradient.divisor(metrics))
-        extra = {"value": metrics["loss"].mean}
+        loss = metrics["loss"]
+        extra = {"value": loss.mean, "weight": loss.weight}
         if averages_model_state(state.opt_state):
             extra["model_state"] = {**state.model_state, **new}
         updates, opt_state = update(grads, state.opt_state, params, **extra)

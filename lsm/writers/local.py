@@ -30,22 +30,28 @@ class Jsonl:
 class _JsonlFile:
     def __init__(self, path: Path, resume_step: int):
         self._path = path
-        self._resume_step = resume_step
         self._keep(lambda row: resume_step > 0 and row["step"] <= resume_step)
         self._file = AppendOnly(path)
-        rows = read_metrics(path.parent)
-        self._old_splits = {row["split"] for row in rows if row["step"] == resume_step}
+        self._newest, self._splits = resume_step, self._told(resume_step)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Appends one line; the row of the resumed step, told once more, replaces the old one."""
-        if step == self._resume_step and split in self._old_splits:
-            self._old_splits.remove(split)
+        """Appends one line; of a step and split that were told before, it replaces the old one."""
+        if step > self._newest:
+            self._newest, self._splits = step, set()
+        # A step before the newest is the best one's, evaluated at the end.
+        told = self._splits if step == self._newest else self._told(step)
+        if split in told:
             # A move puts another file under the name: the open one would write to the old.
             self._file.close()
             self._keep(lambda row: (row["step"], row["split"]) != (step, split))
             self._file = AppendOnly(self._path)
         row = {"step": int(step), "split": split, **plain_json(metrics)}
         self._file.append(json.dumps(row).encode() + b"\n")
+        told.add(split)
+
+    def _told(self, step: int) -> set[str]:
+        """The splits that have a row of a step."""
+        return {row["split"] for row in read_metrics(self._path.parent) if row["step"] == step}
 
     def _keep(self, wanted: Callable[[dict], bool]) -> None:
         """Rewrites the file, in one move, with the wanted rows; a torn last line goes too."""

@@ -142,6 +142,22 @@ def test_reduce_on_plateau_averages_over_the_accumulation():
     np.testing.assert_allclose(rates, [1, 1, 0.1, 0.05, 0.05], rtol=1e-6)
 
 
+def test_a_loss_of_nothing_is_none_to_reduce_on_plateau():
+    schedule = ReduceOnPlateau(factor=0.5, patience=2, accumulation=2)
+    transform = SGD(learning_rate=1.0, schedule=schedule).make(HORIZON)
+    params, gradient = {"kernel": np.float32([0.0])}, {"kernel": np.float32([1.0])}
+    losses = [3.0, 2.0, 1.5, 1.0, 1.0, 0.5]
+    states = {}
+    for between in (False, True):
+        state = transform.init(params)
+        for loss in losses:
+            _, state = transform.update(gradient, state, params, value=loss, weight=7.0)
+            if between:  # 0 is what the mean of nothing is
+                _, state = transform.update(gradient, state, params, value=0.0, weight=0.0)
+        states[between] = state["plateau"]
+    jax.tree.map(np.testing.assert_array_equal, states[True], states[False])
+
+
 def test_reduce_on_plateau_after_a_warm_up():
     schedule = WarmUp(2, then=ReduceOnPlateau(factor=0.5, patience=2, accumulation=1))
     rates, _, _ = losses_to_rates(schedule, [3.0, 2.0, 1.0, 1.0, 1.0])

@@ -314,6 +314,23 @@ def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path, caplog):
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
+def test_a_gradient_of_what_has_no_weight_is_told_of_the_batch_before(tmp_path):
+    """The loss leaves out a NaN of weight 0; the gradient does not: 0 x NaN is NaN."""
+    x = np.random.default_rng(0).normal(size=(256, 4)).astype(np.float32)
+    weight = np.ones(256, np.float32)
+    x[7], weight[7] = np.nan, 0.0
+    columns = {"image": x, "label": (x[:, 0] > 0).astype(np.int32), "weight": weight}
+    data = Data(source=Arrays(train=columns), train="train", test=None)
+    config = experiment(data=data, task=Classification(model=MLP(outputs=2)))
+    with pytest.raises(TrainingError) as caught:
+        lsm.fit(config, tmp_path)
+    batches = lsm.data.TrainBatches(data.source.open("train", None), 64, seed=0)
+    bad = next(i for i in range(4) if np.isnan(batches.batch_at(i)["image"]).any()) + 1
+    told = f"step {bad + 1}: the loss is not finite; its batch is finite, and that of step {bad} is"
+    assert f"{told} not in image; " in str(caught.value)
+    assert "mend the data" in str(caught.value)
+
+
 def test_a_start_hashes_arrays_once_and_makes_one_sample(tmp_path, monkeypatch):
     """The JSON of a config holds a hash of each array; the first batch has all the shapes."""
     hashed, made = [], []

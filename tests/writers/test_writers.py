@@ -293,21 +293,21 @@ def test_killed_at_any_byte_and_resumed_has_each_row_once(tmp_path):
     assert [path.name for path in killed.iterdir()] == ["metrics.jsonl"]
 
 
-def test_the_row_of_the_resumed_step_is_replaced_when_told_again(tmp_path):
+def test_a_row_is_replaced_when_told_again(tmp_path):
     write_run(tmp_path, 1, 3, resume_step=0)
     writer = Jsonl().open(tmp_path, RUN, resume_step=3)
     for loss in (0.25, 0.75):
         writer.write(3, "test", {"loss": loss})
     writer.write(3, "validation", {"loss": 0.5})
+    writer.write(2, "train", {"loss": 0.125})
     writer.close()
     rows = [(row["step"], row["split"], row["loss"]) for row in read_metrics(tmp_path)]
     assert rows == [
         (1, "train", 1.0),
-        (2, "train", 0.5),
         (3, "train", 1 / 3),
-        (3, "test", 0.25),
         (3, "test", 0.75),
         (3, "validation", 0.5),
+        (2, "train", 0.125),
     ]
 
 
