@@ -21,7 +21,7 @@ class Serve:
       traces: a span of OpenTelemetry for each request, to OTEL_EXPORTER_OTLP_ENDPOINT.
       batch_rows: rows that are computed together at the most.
       batch_wait_ms: how long the first of a batch waits for others.
-      queue: requests that may wait for a model; further ones get 429.
+      queue: requests that may wait for a model; further ones get 429, or 503 before they are read.
       model_timeout: seconds after which a model that does not answer is not ready.
       request_timeout: seconds in which a request is answered.
       client_timeout: seconds in which a client has to send a head, send a body, take an answer.

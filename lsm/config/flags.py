@@ -292,11 +292,15 @@ def _readings(text: str) -> Iterator[Any]:
     if isinstance(literal, list):
         literal = tuple(literal)
     yield literal
+    texts = tuple(part.strip() for part in text.split(","))
+    if literal == text:
+        yield texts
     if isinstance(literal, float) and literal.is_integer():
         yield int(literal)
     if not isinstance(literal, tuple):
         yield (literal,)
     yield text
+    yield texts
     module, dot, name = text.rpartition(".")
     if dot and module in sys.modules and hasattr(sys.modules[module], name):
         yield getattr(sys.modules[module], name)

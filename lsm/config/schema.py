@@ -133,6 +133,8 @@ def _write(value: Any, hint: Any, home: str) -> Any:
         return value
     if isinstance(value, os.PathLike | np.dtype):
         return str(value)
+    if isinstance(value, set | frozenset):  # whose order differs from process to process
+        return {CLASS: _OBJECT, "text": f"{type(value).__name__}({sorted(value, key=repr)})"}
     found = callable(value) and _found(dotted(value))
     if not callable(value) or (found is not None and found != value):
         # Without its address, which differs from run to run.

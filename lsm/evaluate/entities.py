@@ -16,7 +16,8 @@ class EntityF1(Metric):
 
     Those of the CoNLL tasks (doi:10.3115/1119176.1195), with tags in BIO read strictly: an entity
     is B-X and the I-X right after it, and an I-X that follows neither belongs to none. Over all
-    entities of all kinds; NaN where there is nothing to divide by.
+    entities of all kinds; NaN where there is nothing to divide by. Tokens of weight 0 are passed
+    over; the weight of an example is that of each of its entities.
 
     Attributes:
       tags: the name of each label, such as ("O", "B-PER", "I-PER").
@@ -38,7 +39,7 @@ class EntityF1(Metric):
         """See `Metric.columns`."""
         return (self.label,)
 
-    def init(self) -> tuple[int, int, int]:
+    def init(self) -> tuple[float, float, float]:
         """Returns how many entities are right, predicted, and there: none."""
         return 0, 0, 0
 
@@ -50,10 +51,11 @@ class EntityF1(Metric):
             raise DataError(f"EntityF1: labels {labels_NxT.shape}, predictions {said_NxT.shape}.")
         if max(labels_NxT.max(initial=0), said_NxT.max(initial=0)) >= len(self.tags):
             raise DataError(f"EntityF1.tags: {len(self.tags)} given; the labels have more.")
-        for labels_T, said_T in zip(labels_NxT, said_NxT, strict=True):
-            counted_T = (labels_T >= 0) & (said_T >= 0)
-            true, found = (self._entities(x[counted_T]) for x in (labels_T, said_T))
-            counts = len(true & found), len(found), len(true)
+        weight_N, real_NxT = _weights(batch, labels_NxT.shape)
+        counted_NxT = (labels_NxT >= 0) & (said_NxT >= 0) & real_NxT
+        for number, counted_T in enumerate(counted_NxT):
+            true, found = (self._entities(x[number, counted_T]) for x in (labels_NxT, said_NxT))
+            counts = (weight_N[number] * len(of) for of in (true & found, found, true))
             accumulator = tuple(map(sum, zip(accumulator, counts, strict=True)))
         return accumulator
 
@@ -66,6 +68,16 @@ class EntityF1(Metric):
     def _entities(self, labels_T: np.ndarray) -> set[tuple[int, int, str]]:
         """Returns (first, last, kind) of each entity."""
         return set(_entities([self.tags[k] if k >= 0 else "O" for k in labels_T]))
+
+
+def _weights(batch: Arrays, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the weight (N,) of each example, and which tokens (N, T) count."""
+    weight = np.asarray(batch.get("weight", 1.0), np.float64)
+    if weight.ndim < 2:
+        return np.broadcast_to(weight, shape[:1]), np.ones(shape, bool)
+    if not np.isin(weight, (0, 1)).all():
+        raise DataError("EntityF1: weights of tokens are given that are neither 0 nor 1.")
+    return np.ones(shape[0]), weight != 0
 
 
 def _entities(tags: list[str]) -> Iterable[tuple[int, int, str]]:

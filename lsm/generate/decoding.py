@@ -73,6 +73,11 @@ class Decoder:
         self.held = jax.tree.map(lambda x: x.sharding, self.variables)
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows."""
+        return self.model.vocabulary
+
+    @property
     def context(self) -> int | None:
         """Tokens of prompt and text together, at the most; None where there is no bound."""
         return getattr(self.model, "context", None)
@@ -205,9 +210,8 @@ class Decoder:
     @functools.cached_property
     def _step(self) -> Any:
         def step(variables, state, drawn):
-            logits, cache = self.model.apply(
-                variables, drawn.token_B[:, None], state.cache, method="decode"
-            )
+            token_Bx1 = drawn.token_B[:, None]
+            logits, cache = decoded(self.model, variables, token_Bx1, state.cache)
             return drawn_from(dataclasses.replace(state, cache=cache), logits[:, 0])
 
         return self._jit(step, (self.held, *self.placed), self.placed, donate=(1,))
@@ -216,6 +220,16 @@ class Decoder:
         # Programs for "many" calls gain nothing here, and on some CPUs are not kept between runs.
         options = {"in_shardings": given, "out_shardings": made, "mesh": self.mesh}
         return jit(function, **options, donate=donate, calls="some")
+
+
+def decoded(model: Any, variables: Any, tokens_BxT: jax.Array, cache: Any) -> tuple[Any, Any]:
+    """Returns the logits (B, T, V) of what comes after the next tokens, and the cache with them."""
+
+    def extended(module: Any) -> tuple[Any, Any]:
+        x_BxTxD, after = module.extend(tokens_BxT, cache)
+        return module.logits(x_BxTxD), after
+
+    return model.apply(variables, method=extended)
 
 
 def _by_block(variables: Any) -> Any:

@@ -24,7 +24,7 @@ from lsm.generate.requests import (
 )
 from lsm.generate.seats import Seats
 from lsm.generate.slots import Chosen, Slots
-from lsm.generate.writing import Piece, Writing
+from lsm.generate.writing import Piece, Writing, check_ids
 
 _log = logging.getLogger("lsm.generate")
 
@@ -99,15 +99,11 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         prompt, longest = np.asarray(request.prompt), request.stop.longest
-        known = self.slots.decoder.model.vocabulary
         if prompt.ndim != 1 or prompt.dtype.kind not in "iu" or not len(prompt):
             raise ConfigError(
                 f"prompt: {prompt.dtype} {prompt.shape} given; ids (n,) are needed, one or more."
             )
-        if prompt.min() < 0 or prompt.max() >= known:
-            raise ConfigError(
-                f"prompt: ids {prompt.min()} to {prompt.max()} given; allowed: 0 to {known - 1}."
-            )
+        check_ids(prompt, self.slots.decoder.vocabulary)
         if len(prompt) + longest > self.slots.length:
             raise ConfigError(
                 f"prompt: {len(prompt)} tokens given and {longest} to come; allowed together: "

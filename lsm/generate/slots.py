@@ -11,7 +11,7 @@ import numpy as np
 
 from lsm.errors import ConfigError
 from lsm.generate.cut import few, of_slots, with_few, written_in
-from lsm.generate.decoding import Decoder, State, drawn_from
+from lsm.generate.decoding import Decoder, State, decoded, drawn_from
 from lsm.generate.sampling import GREEDY, Draws
 from lsm.mesh import batch_sharding, batch_ways, jit, replicated
 from lsm.models.cache import Caches
@@ -255,7 +255,7 @@ class Slots:
                 cache = Caches(few(one, slot_N, given.length_S, span) for one in held.cache)
             last_N, seen_NxV = (x if everyone else x[slot_N] for x in (last_S, held.seen_SxV))
             token_N = jnp.where(given.given_S < 0, last_N, given.given_S)
-            logits, cache = model.apply(variables, token_N[:, None], cache, method="decode")
+            logits, cache = decoded(model, variables, token_N[:, None], cache)
             state = State(
                 cache=cache, draws=given.draws, seen_BxV=seen_NxV, number_B=given.number_S
             )

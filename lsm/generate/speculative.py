@@ -11,7 +11,7 @@ import numpy as np
 
 from lsm.checks import require_sizes
 from lsm.errors import ConfigError
-from lsm.generate.decoding import Decoder, Drawn, State
+from lsm.generate.decoding import Decoder, Drawn, State, decoded
 from lsm.generate.sampling import Draws, kept
 from lsm.mesh import batch_ways, jit, replicated
 
@@ -63,6 +63,11 @@ class Speculative:
         known = [d.context for d in (self.target, self.draft) if d.context is not None]
         return min(known) - self.ahead if known else None
 
+    @property
+    def vocabulary(self) -> int:
+        """As `Decoder.vocabulary`."""
+        return self.target.vocabulary
+
     def start(
         self,
         prompts: Sequence[np.ndarray],
@@ -97,8 +102,8 @@ class Speculative:
 
     @functools.cached_property
     def _round(self) -> Callable[..., Any]:
-        decode = functools.partial(_decoded, self.target.model)
-        draft = functools.partial(_decoded, self.draft.model)
+        decode = functools.partial(decoded, self.target.model)
+        draft = functools.partial(decoded, self.draft.model)
         turn = functools.partial(_turn, decode, draft, self.ahead)
         (state, drawn), (draft_state, _) = self.target.placed, self.draft.placed
         whole = replicated(self.target.mesh)
@@ -109,10 +114,6 @@ class Speculative:
             donate=(2, 3),
             mesh=self.target.mesh,
         )
-
-
-def _decoded(model: Any, variables: Any, tokens_BxT: jax.Array, cache: Any) -> tuple[Any, Any]:
-    return model.apply(variables, tokens_BxT, cache, method="decode")
 
 
 def _turn(decode, draft, ahead, variables, draft_variables, state, draft_state, token_1):

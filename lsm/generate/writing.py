@@ -76,6 +76,13 @@ class Stop:
             raise ConfigError(f"stop: {self.strings!r} given; strings that are not empty needed.")
 
 
+def check_ids(prompt: np.ndarray, vocabulary: int) -> None:
+    """Raises ConfigError where an id is none of the model's: it would be read as another."""
+    least, most = np.min(prompt), np.max(prompt)
+    if least < 0 or most >= vocabulary:
+        raise ConfigError(f"prompt: ids {least} to {most} given; allowed: 0 to {vocabulary - 1}.")
+
+
 def write(
     decoder: Decoder,
     prompts: Sequence[np.ndarray],
@@ -98,12 +105,14 @@ def write(
       seeds: of each row; None is 0, 1, ...
 
     Raises:
-      ConfigError: a prompt is empty, or not shorter than the model's context.
+      ConfigError: a prompt is empty, not shorter than the model's context, or has other ids than
+        the model; or there are not as many samplings or seeds as prompts.
     """
     context = decoder.context
     for row, prompt in enumerate(prompts):
         if not len(prompt):
             raise ConfigError(f"prompt: number {row + 1} has no token; one is needed.")
+        check_ids(prompt, decoder.vocabulary)
         if context is not None and len(prompt) >= context:
             raise ConfigError(
                 f"prompt: number {row + 1} has {len(prompt)} tokens; the model's context is "
@@ -111,6 +120,9 @@ def write(
             )
     ways = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     seeds = range(len(prompts)) if seeds is None else seeds
+    for name, given in (("sampling", ways), ("seeds", seeds)):
+        if len(given) != len(prompts):
+            raise ConfigError(f"{name}: {len(given)} given for {len(prompts)} prompts.")
     return _pieces(decoder, prompts, text, stop, Draws.of(ways, seeds))
 
 

@@ -190,7 +190,7 @@ FAMILIES = (
         "Qwen2ForCausalLM",
         "qwen2",
         families.qwen2(),
-        (*_like_llama(10_000.0, False, 32768), Windows(switched=True)),
+        (*_like_llama(10_000.0, False, 32768), Windows(switched=True, default=4096)),
         _of_llama(*_MLP, _TWO_NORMS),
     ),
     Family(
@@ -201,7 +201,7 @@ FAMILIES = (
             *_like_llama(10_000.0, False, 32768),
             Size("head_dim", "head_width", 128),
             _BIAS,
-            Windows(switched=True),
+            Windows(switched=True, default=4096),
         ),
         _of_llama(*_MLP, _TWO_NORMS),
     ),

@@ -4,7 +4,7 @@ import collections
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from lsm.files import atomic_write, expanded, readable_disk_errors
 from lsm.interop.family import HARMLESS, Family, filled
 from lsm.interop.names import Names, Source
 from lsm.interop.opened import CONFIG, as_in, families, family_of
+from lsm.interop.parts import labels
 from lsm.interop.tensors import FILE, INDEX
 from lsm.params import flat
 
@@ -59,6 +60,7 @@ def exported(
     *,
     origin: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
+    classes: Sequence[str] | None = None,
     shard: int = SHARD,
 ) -> str:
     """Writes a model as a folder that `transformers` loads; returns its architecture.
@@ -71,6 +73,7 @@ def exported(
       origin: what an import has kept: "config", and "dtypes" of the tensors by name; None is
         another model, whose config.json is made anew and whose tensors are float32.
       files: what stands beside, such as tokenizer.json: content by name.
+      classes: what the classes are called, where the import has not said it.
       shard: bytes of a file, at most.
 
     Raises:
@@ -81,6 +84,9 @@ def exported(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out: {out} is there already; give a folder that is new or empty.")
     family, config = _config(model, here, origin or {})
+    unnamed = labels([f"LABEL_{i}" for i in range(len(classes or ()))])
+    if classes and unnamed.items() <= config.items():
+        config |= labels(classes)
     dtypes = (origin or {}).get("dtypes", {})
     names = as_in(family.names_of(model), dtypes)
     sources = writable(names, here)

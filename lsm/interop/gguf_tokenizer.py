@@ -46,7 +46,10 @@ def made(fields: Mapping[str, Any]) -> Any:
         if not fields.get(f"{_PREFIX}{key}"):
             raise ConfigError(f"{_PREFIX}{key}: is not there.")
     begin = special(fields).get("bos")
-    if not fields.get(f"{_PREFIX}add_bos_token"):
+    add = fields.get(f"{_PREFIX}add_bos_token")
+    if add is None:  # then llama.cpp goes by how words are cut, as in files of Llama 3
+        add = split == "llama-bpe" and begin is not None
+    if not add:
         begin = None
     elif begin is None:
         raise ConfigError(f"{_PREFIX}bos_token_id: is not there, and add_bos_token is.")

@@ -1,7 +1,7 @@
 """Parts of a config.json and the fields of a model that they stand for, both ways."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lsm.errors import ConfigError, nearest, shortened
@@ -245,7 +245,7 @@ class Stages(Part):
 
 
 class Labels(Part):
-    """How many classes there are; what they are called is kept with the workdir."""
+    """How many classes there are; what they are called is the export's to say: see `labels`."""
 
     keys, fields = ("num_labels", "id2label", "label2id"), ("outputs",)
 
@@ -260,8 +260,12 @@ class Labels(Part):
 
     def write(self, settings: Settings) -> dict[str, Any]:
         """See `Part.write`."""
-        names = [f"LABEL_{i}" for i in range(settings["outputs"])]
-        return {
-            "id2label": {str(i): name for i, name in enumerate(names)},
-            "label2id": {name: i for i, name in enumerate(names)},
-        }
+        return labels([f"LABEL_{i}" for i in range(settings["outputs"])])
+
+
+def labels(names: Sequence[str]) -> dict[str, Any]:
+    """Returns what a config.json says of classes of these names."""
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }

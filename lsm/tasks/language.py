@@ -84,12 +84,14 @@ class LanguageModelling(Task):
         segments_BxT, real_BxT = None, None
         if self.tokens + SEGMENTS in batch:
             segments_BxT = batch[self.tokens + SEGMENTS][:, :-1]
-        # Nobody sees the padding behind a text; but experts would be balanced, and filled, by it.
+        # Nobody sees the padding behind a text; but experts would be balanced, and filled, by it. A
+        # text's last token, which has no target, is read only where the text is padded.
         if mixtures(self.model):
             if segments_BxT is not None:
-                real_BxT = segments_BxT > 0
+                next_BxT = batch[self.tokens + SEGMENTS][:, 1:]
+                real_BxT = (segments_BxT > 0) & (segments_BxT == next_BxT)
             elif self.tokens + LENGTH in batch:
-                real_BxT = real_positions(batch[self.tokens + LENGTH], t)
+                real_BxT = real_positions(batch[self.tokens + LENGTH] - 1, t)
         if segments_BxT is real_BxT is None:
             return None
         return Mask(causal=True, keys_BxS=real_BxT, segments_BxT=segments_BxT)

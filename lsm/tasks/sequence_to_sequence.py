@@ -77,7 +77,7 @@ class SequenceToSequence(Task):
         options = {}
         if mixtures(self.model):  # which padding would balance, and fill
             target = sequences(batch, self.target, "task.target")
-            mask = Mask(causal=True, keys_BxS=target.real_BxT[:, :-1])
+            mask = Mask(causal=True, keys_BxS=target.real_BxT[:, 1:])  # of what has a target
             options["target_mask"] = mask
         return self.apply(params, model_state, self.inputs(batch), rngs, train, **options)
 

@@ -18,7 +18,7 @@ from lsm.config.origin import CONFIG, saved_config
 from lsm.data import Data, Files, Folder, Source, Subwords, Texts, Tokens
 from lsm.data.inputs import Inputs
 from lsm.data.texts.codec import codec_of
-from lsm.data.texts.encoder import Encoder
+from lsm.data.texts.encoder import Encoder, around_as_trained
 from lsm.data.texts.template import ChatTemplate
 from lsm.durations import Horizon
 from lsm.errors import ConfigError, DataError, TrainingError
@@ -133,10 +133,15 @@ def export_run(
     folder = expanded(workdir, "--workdir")
     advice = "Its model is in a script, which an export does not run."
     model = schema.from_json(saved_config(folder).get("task"), Task, advice).model
-    kept, files = _kept(folder)
+    inputs = inputs_of(folder)
+    kept, files = _kept(folder, inputs)
+    if inputs is not None and inputs.encoder is not None and kept is None:
+        files[TOKENIZER] = around_as_trained(inputs.encoder, hasattr(model, "extend")).encode()
+    classes = inputs and inputs.classes
     with open_run(folder, "best") as (weights, step):
         read = _Reader(weights)
-        name = exported(model, weights.spec, read, out, origin=kept, files=files, shard=shard)
+        beside = {"origin": kept, "files": files, "classes": classes}
+        name = exported(model, weights.spec, read, out, **beside, shard=shard)
     return name, step
 
 
@@ -162,7 +167,9 @@ class _Reader:
         return np.asarray(self._held[path])
 
 
-def _kept(workdir: pathlib.Path) -> tuple[dict[str, Any] | None, dict[str, bytes]]:
+def _kept(
+    workdir: pathlib.Path, inputs: Inputs | None
+) -> tuple[dict[str, Any] | None, dict[str, bytes]]:
     """Returns what an import has kept of the published model, and the files beside it."""
     path = workdir / KEPT
     try:
@@ -172,7 +179,6 @@ def _kept(workdir: pathlib.Path) -> tuple[dict[str, Any] | None, dict[str, bytes
         raise ConfigError(f"{path} is damaged ({error}); remove it to go without.") from error
     paths = {name: workdir / name for name in names if (workdir / name).is_file()}
     files = {name: file.read_bytes() for name, file in paths.items()}
-    inputs = inputs_of(workdir)
     if GENERATION not in files and inputs is not None and inputs.encoder is not None:
         ends = sorted(codec_of(inputs).ends)
         files |= {GENERATION: json.dumps({"eos_token_id": ends}).encode()} if ends else {}
@@ -305,7 +311,13 @@ def _scale(published: Published) -> tuple[Any, Any]:
         raise ConfigError(f"preprocessor_config.json: rescale_factor: {factor} given; 1 / 255 is.")
     if not given.get("do_normalize", True):
         return 0.0, 1.0
-    mean, std = given.get("image_mean", 0.0), given.get("image_std", 1.0)
+    for name in ("image_mean", "image_std"):
+        if name not in given:  # each of transformers' processors has its own
+            raise ConfigError(
+                f"preprocessor_config.json: {name}: is not there; it is needed, or do_normalize "
+                "false."
+            )
+    mean, std = given["image_mean"], given["image_std"]
     return tuple(mean) if isinstance(mean, list) else mean, (
         tuple(std) if isinstance(std, list) else std
     )

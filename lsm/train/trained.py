@@ -166,7 +166,7 @@ class Trained:
             raise ConfigError(f"seed: {seed} given; allowed: 0 or more.")
         codec = self.codec
         ids = [codec.encode(p) if isinstance(p, str) else codec.chat(p) for p in prompts]
-        ends = Stop(longest=max_tokens, tokens=codec.ends, strings=stop)
+        ends = Stop(longest=max_tokens, tokens=codec.ends_at(stop), strings=stop)
         seeds = [
             int(np.random.SeedSequence((seed, number, sample)).generate_state(1)[0])
             for number in range(len(prompts))

@@ -111,6 +111,7 @@ class Items:
     pair: tuple[int, str] = (1, "a")
     plain: tuple = (1, "a")
     nested: tuple[tuple[float, ...], ...] = ((0, 1),)
+    names: tuple[str, ...] = ()
     many: list[float] = dataclasses.field(default_factory=lambda: [1, 2])
 
 
@@ -122,6 +123,10 @@ class Items:
         ("plain.1", "5", "plain", (1, "5")),
         ("nested.0.1", "0.5", "nested", ((0, 0.5),)),
         ("many.1", "0.5", "many", [1, 0.5]),
+        ("names", "cat,dog", "names", ("cat", "dog")),
+        ("names", "1, 2", "names", ("1", "2")),
+        ("names", "cat", "names", ("cat",)),
+        ("names", "('a,b', 'c')", "names", ("a,b", "c")),
     ],
 )
 def test_an_item_is_of_the_type_that_its_field_says(path, text, field, value):

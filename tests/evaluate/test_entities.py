@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lsm.errors import ConfigError
+from lsm.errors import ConfigError, DataError
 from lsm.evaluate import EntityF1
 
 TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG")
@@ -29,6 +29,27 @@ def test_what_has_no_label_is_passed_over():
     # [CLS], a word of two tokens, a word: only first tokens are labelled.
     labels, said = [-1, 1, -1, 2, -1], [0, 1, 0, 2, 4]
     assert figures(labels, said)["entity_f1"] == 1
+
+
+def test_weights():
+    """Tokens of weight 0 are passed over; an example's is that of its entities."""
+    metric, labels, said = (
+        EntityF1(tags=TAGS),
+        np.array([[1, 3], [1, 0]]),
+        np.array([[1, 0], [0, 3]]),
+    )
+
+    def weighed(weight):
+        batch = {"label": labels, "weight": np.float32(weight)}
+        return metric.compute(metric.update(metric.init(), {"label": said}, batch))
+
+    assert weighed([[1, 0], [0, 0]])["entity_f1"] == 1
+    # One of two entities is found in the first, one of one missed and one made up in the second.
+    assert weighed([1.0, 0.5]) == pytest.approx(
+        {"entity_f1": 2 / (1.5 + 2.5), "entity_precision": 1 / 1.5, "entity_recall": 1 / 2.5}
+    )
+    with pytest.raises(DataError, match="EntityF1: weights of tokens are given that are neither"):
+        weighed([[1, 0.5], [0, 0]])
 
 
 def test_nothing_is_nan():

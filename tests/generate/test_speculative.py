@@ -68,7 +68,7 @@ def test_what_is_drawn_is_as_likely_as_the_target_says():
     made = Speculative(decoder(0), decoder(3, 8), ahead=2)
     (target, draft, last, _), _ = made.start([PROMPT], 8, Draws.of([way], [0]))
     target, draft = (jax.tree.map(jnp.array, x) for x in (target, draft))
-    models = [functools.partial(speculative._decoded, d.model) for d in (made.target, made.draft)]
+    models = [functools.partial(speculative.decoded, d.model) for d in (made.target, made.draft)]
     variables = made.target.variables, made.draft.variables
 
     def turn(seed):

@@ -93,7 +93,7 @@ def test_a_stop_string_never_shows(stops, text, expected):
 class Counting:
     """A decoder that counts on from the last token of each prompt, modulo 256."""
 
-    context = None
+    context, vocabulary = None, 256
 
     def __init__(self, context=None):
         self.context, self.starts = context, []
@@ -168,11 +168,20 @@ def test_a_real_model_writes_past_its_context():
     [
         ([np.zeros(0, int)], "prompt: number 1 has no token; one is needed"),
         ([np.ones(2), np.ones(8)], "prompt: number 2 has 8 tokens; the model's context is 8"),
+        ([np.array([3, 256])], "prompt: ids 3 to 256 given; allowed: 0 to 255"),
+        ([np.array([-1, 2])], "prompt: ids -1 to 2 given; allowed: 0 to 255"),
     ],
 )
 def test_a_prompt_that_cannot_be_is_one_line(prompts, line):
     with pytest.raises(ConfigError, match=line):
         write(Counting(context=8), prompts, of_bytes)
+
+
+def test_each_prompt_has_one_sampling_and_one_seed():
+    for changes in ({"sampling": [Sampling()]}, {"seeds": [0, 1, 2]}):
+        (name, given), *_ = changes.items()
+        with pytest.raises(ConfigError, match=f"^{name}: {len(given)} given for 2 prompts"):
+            write(Counting(), [np.ones(1), np.ones(1)], of_bytes, **changes)
 
 
 def test_stops_that_cannot_be_are_one_line():

@@ -201,6 +201,12 @@ def test_a_tokenizer_is_made_of_the_metadata():
     assert tokenizer_of(add_bos_token=False).encode("ab").tokens == ["ab"]
 
 
+def test_without_a_word_of_it_texts_of_llama_3_begin_as_llama_cpp_has_it():
+    assert tokenizer_of(add_bos_token=None).encode("ab").tokens == ["<s>", "ab"]
+    assert tokenizer_of(add_bos_token=None, bos_token_id=None).encode("ab").tokens == ["ab"]
+    assert tokenizer_of(add_bos_token=None, pre="qwen2").encode("ab").tokens == ["ab"]
+
+
 @pytest.mark.parametrize(
     ("pre", "words"),
     [

@@ -91,6 +91,13 @@ def written(folder, config):
     return folder
 
 
+def test_the_window_of_a_qwen_that_has_one_is_published_without_its_width():
+    config = next(x for x in FAMILIES if x.model_type == "qwen2").write(MODELS["qwen2-window"])
+    del config["sliding_window"]
+    assert family("qwen2").read(config).transformer.window == 4096
+    assert family("qwen2").read(config | {"sliding_window": 8}).transformer.window == 8
+
+
 YARN = {"rope_type": "yarn", "factor": 4.0}
 DYNAMIC = {"type": "dynamic", "factor": 2.0}
 QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "head_dim": "(absent)"}

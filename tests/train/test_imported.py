@@ -248,6 +248,21 @@ def test_a_slip_on_the_command_line_is_one_line(words, told, capsys):
     assert capsys.readouterr().err == f"error: {told}\n" or told.endswith("needed")
 
 
+def test_classes_of_one_s_own_have_their_names_in_an_export(tmp_path):
+    model = Classifier(
+        families.bert_base(vocabulary=257, layers=1, heads=2, width=8, hidden=8, context=16),
+        outputs=2,
+    )
+    texts = lsm.models.Sequences(np.zeros((1, 2), np.int32), np.ones(1, np.int32))
+    shapes = flat(jax.eval_shape(model.init, jax.random.key(0), texts))
+    zeros = {at: np.zeros(x.shape, "f4") for at, x in shapes.items()}
+    for classes, expected in ((("bad", "good"), ["bad", "good"]), (None, ["LABEL_0", "LABEL_1"])):
+        exported(model, shapes, zeros.get, tmp_path / str(classes), classes=classes)
+        config = json.loads((tmp_path / str(classes) / "config.json").read_text())
+        assert config["id2label"] == dict(zip("01", expected, strict=True))
+        assert config["label2id"] == {name: n for n, name in enumerate(expected)}
+
+
 @pytest.mark.slow
 def test_classes_of_texts_keep_their_names(tmp_path):
     model = Classifier(

@@ -72,6 +72,29 @@ def test_padding_balances_no_experts(beside):
 
 
 @pytest.mark.slow
+def test_experts_read_a_text_alike_whatever_it_is_padded_to():
+    """Also to nothing: then its last token, which has no target, is cut off."""
+    model = gpt2(**SIZES, experts=Experts(count=4, top_k=2, capacity=0.75))
+    task = LanguageModelling(model=model)
+    text_T = np.random.default_rng(0).integers(0, V, 9)
+
+    def figures(width, packed):
+        tokens = np.zeros((1, width), np.int32)
+        tokens[0, :9] = text_T
+        given = {"tokens": tokens, "tokens_length": np.array([9])}
+        if packed:
+            segments = np.where(np.arange(width) < 9, 1, 0)[None].astype(np.int32)
+            given = {"tokens": tokens, "tokens_segments": segments}
+        params, state = task.init(jax.random.key(0), given)
+        params = jax.tree.map(lambda x: 8 * x, params)  # so that choices are far apart
+        found = task.evaluate(params, state, given)
+        return [float(x) for x in (found["loss"].sum, found["loss"].weight, found["balance"].mean)]
+
+    for packed in (False, True):
+        for width in (10, 13):
+            np.testing.assert_allclose(figures(width, packed), figures(9, packed), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "weights"), [("tied", None), ("untied, capped", "rows"), ("experts", "tokens")]
 )

@@ -73,6 +73,7 @@ class Answer:
         """Submits what is asked for. Raises Refused."""
         self._asked, self._ids, self._request = asked, ids, request
         self._form, self._codec = Form(asked, writer.step), writer.codec
+        ends = writer.codec.ends_at(asked.stop)
         rows = [row for row in ids for _ in range(asked.texts)]
         seconds = max(request.state.deadline - time.monotonic(), 1e-3)
         requests = [
@@ -80,7 +81,7 @@ class Answer:
                 prompt=row,
                 stop=generate.Stop(
                     longest=asked.longest or writer.length - len(row),
-                    tokens=writer.codec.ends,
+                    tokens=ends,
                     strings=asked.stop,
                 ),
                 sampling=asked.sampling,
@@ -91,7 +92,7 @@ class Answer:
             for row, seed in zip(rows, asked.seeds(), strict=True)
         ]
         tokens = Tokens(writer.codec) if asked.logprobs else None
-        self._choices = [Choice(tokens, writer.codec.ends) for _ in rows]
+        self._choices = [Choice(tokens, ends) for _ in rows]
         self.texts: Texts = writer.submit(requests)
 
     async def whole(self) -> dict[str, Any]:

@@ -38,6 +38,11 @@ class Codec(abc.ABC):
         """
         raise DataError("prompt: messages given, but the run has kept no chat template.")
 
+    def ends_at(self, strings: Sequence[str]) -> frozenset[int]:
+        """Returns `ends`, and those of `strings` that are special tokens: these have no text."""
+        del strings
+        return self.ends
+
     @abc.abstractmethod
     def text(self, ids: Sequence[int]) -> str:
         """Returns the text of ids, without special tokens."""
@@ -117,6 +122,12 @@ class TokenCodec(Codec):
         named = None if not told else self.encoder.tokens.token_to_id(told)
         found = {*self.encoder.ends[1:], *self.encoder.eos, named, self._turn_ends()}
         return frozenset(found - {None})
+
+    def ends_at(self, strings: Sequence[str]) -> frozenset[int]:
+        """See `Codec.ends_at`."""
+        return self.ends | {self.encoder.tokens.token_to_id(s) for s in strings} & {
+            *self.encoder.special
+        }
 
     def _turn_ends(self) -> int | None:
         """The special token that the template has behind an answer: not always its "eos_token"."""

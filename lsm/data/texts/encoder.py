@@ -278,6 +278,22 @@ def _made(text: str) -> Any:
     return plain(tokenizers.Tokenizer.from_str(text))
 
 
+def around_as_trained(encoder: Encoder, goes_on: bool) -> str:
+    """Returns a tokenizer.json that puts around a text itself what `begin_end` has put there.
+
+    Args:
+      encoder: of the run.
+      goes_on: whether the model writes: then a text has no token behind it.
+    """
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_str(encoder.tokenizer)
+    if not encoder.begin_end or around(tokenizer) != ([], []):
+        return encoder.tokenizer
+    put_ends(tokenizer, behind=not goes_on)
+    return tokenizer.to_str()
+
+
 def _types(encoding: Any) -> list[int]:
     """Returns 0 for tokens of the first text of a pair, and 1 for those of the second."""
     if 1 in encoding.type_ids:

@@ -39,27 +39,32 @@ def ends_of(tokenizer: Any) -> tuple[str, str] | None:
     return None
 
 
-def put_ends(tokenizer: Any) -> None:
+def put_ends(tokenizer: Any, behind: bool = True) -> None:
     """Has a tokenizer begin and end each text, or each of two; BERT's, which do, stay as they are.
+
+    Args:
+      tokenizer: a `tokenizers.Tokenizer`.
+      behind: whether it also ends them.
 
     Raises:
       ConfigError: the vocabulary has no such tokens.
     """
     from tokenizers import processors
 
-    before, behind = around(tokenizer)
-    if before and behind:
+    there = around(tokenizer)
+    if all(there):
         return
     if (found := ends_of(tokenizer)) is None:
-        own = listed(map(tokenizer.id_to_token, before + behind))
+        own = listed(map(tokenizer.id_to_token, there[0] + there[1]))
         raise ConfigError(
             "Texts.begin_end: the vocabulary has no tokens that begin and end a text"
             f"{own and f', with {own}, which the tokenizer puts there itself'}; they are "
             f"{listed(f'{begin} and {end}' for begin, end in _PAIRS)}."
         )
     begin, end = found
+    ends = ([end], [f"{end}:1"]) if behind else ([], [])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=[begin, "$A", end],
-        pair=[begin, "$A", end, "$B:1", f"{end}:1"],
+        single=[begin, "$A", *ends[0]],
+        pair=[begin, "$A", *ends[0], "$B:1", *ends[1]],
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in dict.fromkeys(found)],
     )

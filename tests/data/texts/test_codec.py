@@ -4,7 +4,7 @@ import pytest
 
 from lsm.data.inputs import Inputs
 from lsm.data.texts.codec import codec_of
-from lsm.data.texts.encoder import Encoder
+from lsm.data.texts.encoder import Encoder, around_as_trained
 from lsm.errors import DataError
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs pip install 'lsm[text]'")
@@ -38,6 +38,28 @@ def test_a_text_that_goes_on_has_no_end_and_is_not_cut():
     assert made.encode("hi you " * 6).tolist() == [6, *[1, 2] * 6]
     assert codec().encode("hi").tolist() == [1]
     assert made.ends == {7}
+
+
+def test_special_tokens_end_a_text_by_their_names():
+    """They have no text that a string to stop at could be found in."""
+    made = codec(begin_end=("tokens",))
+    assert made.ends_at(["<|end|>", "hi", "no"]) == made.ends | {5}
+    assert made.ends_at([]) == made.ends
+
+
+def test_what_is_put_around_a_text_is_written_into_the_tokenizer():
+    """For others, which know nothing of `begin_end`; a text that goes on has no end."""
+    for encoder, goes_on, expected in (
+        (codec(begin_end=("tokens",)).encoder, True, [6, 1]),
+        (codec(begin_end=("tokens",)).encoder, False, [6, 1, 7]),
+        (codec().encoder, True, [1]),
+    ):
+        made = tokenizers.Tokenizer.from_str(around_as_trained(encoder, goes_on))
+        assert made.encode("hi").ids == expected
+    pair = tokenizers.Tokenizer.from_str(
+        around_as_trained(codec(begin_end=("tokens",)).encoder, False)
+    )
+    assert pair.encode("hi", "you").ids == [6, 1, 7, 2, 7]
 
 
 def test_a_text_that_goes_on_begins_as_the_tokenizer_has_it():
