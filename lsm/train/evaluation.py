@@ -29,7 +29,8 @@ def evaluate(
     clock: Clock,
     workdir: pathlib.Path | None = None,
     final: bool = False,
-) -> dict[str, float]:
+    leaves: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Returns the task's figures over all of a split; the padding of its last batch weighs 0.
 
     Args:
@@ -40,6 +41,7 @@ def evaluate(
       clock: books the first dispatch as "compile", the rest as "evaluation".
       workdir: where the pictures of the metrics are written; None draws none.
       final: with the metrics of the end, too.
+      leaves: is asked after each batch; where it says so, None is returned.
 
     Raises:
       TrainingError: a picture cannot be written.
@@ -53,6 +55,8 @@ def evaluate(
             totals = total([totals, part])
             if metrics:
                 accumulators = update(metrics, accumulators, seen["predictions"], seen["batch"])
+            if leaves():
+                return None
         if workdir is not None and processes.is_first():
             for name, picture in pictures(metrics, accumulators).items():
                 atomic_write(workdir / name, picture)

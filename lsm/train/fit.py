@@ -184,7 +184,7 @@ def _first_state(
             experiment, dataset = trainer.experiment, trainer.train.dataset
             state = begin(trainer.program, experiment.start, experiment.task, dataset)
             state = jax.block_until_ready(state)
-        progress = Progress()
+        progress = Progress(evaluated=0)
     else:
         with clock("restore"):
             program = trainer.program

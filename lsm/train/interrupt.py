@@ -43,6 +43,10 @@ class Interrupt:
             self._peers.ask_to_stop()
         return self._peers.stops_after(step)
 
+    def leaves_now(self) -> bool:
+        """Returns whether to leave an evaluation: of several processes none may alone."""
+        return self._peers is None and self.requested is not None
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
         if number == signal.SIGINT:

@@ -69,6 +69,7 @@ class Loop:
         self._sparse_from = max(ends, default=0)
         self.execution = execution(self.trainer, self.throughput)
         self._asked = False  # by a callback: to stop
+        self._interrupt = Interrupt()
 
     def run(self, state: TrainState) -> tuple[TrainState, Ending]:
         """Trains from `state` and returns the state at the end, which is also saved.
@@ -79,9 +80,11 @@ class Loop:
           CheckpointError: a checkpoint cannot be written.
         """
         start, end = int(state.step), self._horizon.steps
-        with Interrupt() as interrupt, self._prefetched(start) as prepared, self.profile:
+        with self._interrupt, self._prefetched(start) as prepared, self.profile:
             self.profile.expect(start + 1, end)
             window = Window(start, self.clock)
+            if self._left_evaluation(start) and not self._evaluate(start, state):
+                return state, "interrupted"  # once more
             for steps in self._executions(start):
                 if self.progress.stopped:  # by the last evaluation, here or before a restart
                     return state, "early stopping"
@@ -90,15 +93,15 @@ class Loop:
                     self.profile.at(steps.start)
                     state, metrics = self.execution.run(state, next(prepared), len(steps))
                     window.add(metrics, len(steps))
-                    leaving = interrupt.stops_after(step)
+                    leaving = self._interrupt.stops_after(step)
                     if first:  # its time is not the others'
                         jax.block_until_ready(metrics)
                 if first:
                     window.time_from_here()
                 if leaving or self._asked or self._is_due(step):
-                    self._pause(step, state, window, leaving)
-                if leaving and step < end:
-                    return state, "interrupted"
+                    whole = self._pause(step, state, window, leaving)
+                    if not whole or (leaving and step < end):
+                        return state, "interrupted"
         return state, "early stopping" if self.progress.stopped else "completed"
 
     def _executions(self, start: int) -> Iterator[range]:
@@ -122,22 +125,30 @@ class Loop:
     def _is_due(self, step: int) -> bool:
         return any(step % every == 0 for every in self._every)
 
-    def _pause(self, step: int, state: TrainState, window: Window, leaving: bool) -> None:
-        """Logs, then evaluates and saves where that is due after `step`.
+    def _pause(self, step: int, state: TrainState, window: Window, leaving: bool) -> bool:
+        """Logs, then evaluates and saves where that is due after `step`; whether all was done.
 
         Rows come before the checkpoint of their step: what a restart finds saved is also written.
         """
         self._log(step, state, window)
-        last = step == self._horizon.steps
-        best = False
-        if last or (self._evaluate_every and step % self._evaluate_every == 0):
-            best = self._evaluate(step, state, last)
+        whole = not self._evaluates(step) or self._evaluate(step, state)
         if self._asked:
             self.progress = dataclasses.replace(self.progress, stopped=True)
-        save = self._save_every and step % self._save_every == 0
-        if save or best or last or leaving or self.progress.stopped:
+        due = step == self._horizon.steps or (self._save_every and step % self._save_every == 0)
+        best = self.progress.best_step == step
+        if due or best or leaving or not whole or self.progress.stopped:
             self._save(step, state)
             self._call("after_checkpoint", step, state, "", {})
+        return whole
+
+    def _evaluates(self, step: int) -> bool:
+        every = self._evaluate_every
+        return step == self._horizon.steps or bool(every and step % every == 0)
+
+    def _left_evaluation(self, step: int) -> bool:
+        """Whether the run was interrupted in the evaluation after the step that it goes on from."""
+        known = self.progress.evaluated
+        return step > 0 and known not in (None, step) and self._evaluates(step)
 
     def _log(self, step: int, state: TrainState, window: Window) -> None:
         totals, speed, bad = window.read()
@@ -190,19 +201,22 @@ class Loop:
             rates[f"{unit}_per_sec"] = steps_per_sec * weight
         return rates | self.throughput.figures(steps_per_sec)
 
-    def _evaluate(self, step: int, state: TrainState, last: bool) -> bool:
-        """Evaluates the monitored split; returns whether the model is the best so far."""
-        split = self.trainer.monitored
-        if split is None or (last and split == "test"):
-            return False  # the test split is evaluated after the last step anyway
-        figures = evaluate(self.trainer, state, split, self.clock)
-        self.writers.write(step, split, figures)
-        self._call("after_evaluation", step, state, split, figures)
-        if split == "test" or step < self._sparse_from:
-            return False  # a model that is not pruned yet is none of those to choose from
-        config = self._experiment.evaluation
-        self.progress = self.progress.after(step, figures[config.monitor], config)
-        return self.progress.best_step == step
+    def _evaluate(self, step: int, state: TrainState) -> bool:
+        """Evaluates the monitored split; returns whether to the end, which an interrupt leaves."""
+        split, last = self.trainer.monitored, step == self._horizon.steps
+        if split is not None and not (last and split == "test"):  # which is evaluated at the end
+            leaves = self._interrupt.leaves_now
+            figures = evaluate(self.trainer, state, split, self.clock, leaves=leaves)
+            if figures is None:
+                return False
+            self.writers.write(step, split, figures)
+            self._call("after_evaluation", step, state, split, figures)
+            # A model that is not pruned yet is none of those to choose from.
+            if split != "test" and step >= self._sparse_from:
+                config = self._experiment.evaluation
+                self.progress = self.progress.after(step, figures[config.monitor], config)
+        self.progress = dataclasses.replace(self.progress, evaluated=step)
+        return True
 
     def _save(self, step: int, state: TrainState) -> None:
         self.progress = dataclasses.replace(self.progress, goodput=self.clock.spent)

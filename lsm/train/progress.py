@@ -19,6 +19,8 @@ class Progress:
       best: best value of it so far.
       best_step: the step that it was reached at.
       stale: evaluations since then.
+      evaluated: the step of the last evaluation; None is not known, of an earlier version. A run
+        that is interrupted in one makes it when it goes on.
       stopped: the run ended early.
       within: steps and patience that it was to stop within; without patience, None.
       goodput: what the time went into so far, over all pieces of the run.
@@ -30,6 +32,7 @@ class Progress:
     best: float | None = None
     best_step: int | None = None
     stale: int = 0
+    evaluated: int | None = None
     stopped: bool = False
     within: tuple[int, int | None] | None = None
     goodput: Goodput = Goodput()
