@@ -15,7 +15,7 @@ from lsm.files import atomic_write, expanded, readable_disk_errors
 from lsm.interop.family import HARMLESS, Family, filled
 from lsm.interop.names import Names, Source
 from lsm.interop.opened import CONFIG, as_in, families, family_of
-from lsm.interop.parts import labels
+from lsm.interop.parts import labels, unnamed
 from lsm.interop.tensors import FILE, INDEX
 from lsm.params import flat
 
@@ -84,8 +84,7 @@ def exported(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out: {out} is there already; give a folder that is new or empty.")
     family, config = _config(model, here, origin or {})
-    unnamed = labels([f"LABEL_{i}" for i in range(len(classes or ()))])
-    if classes and unnamed.items() <= config.items():
+    if classes and unnamed(len(classes)).items() <= config.items():
         config |= labels(classes)
     dtypes = (origin or {}).get("dtypes", {})
     names = as_in(family.names_of(model), dtypes)

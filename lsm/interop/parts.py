@@ -260,7 +260,12 @@ class Labels(Part):
 
     def write(self, settings: Settings) -> dict[str, Any]:
         """See `Part.write`."""
-        return labels([f"LABEL_{i}" for i in range(settings["outputs"])])
+        return unnamed(settings["outputs"])
+
+
+def unnamed(count: int) -> dict[str, Any]:
+    """Returns what a config.json says of so many classes without names."""
+    return labels([f"LABEL_{i}" for i in range(count)])
 
 
 def labels(names: Sequence[str]) -> dict[str, Any]:
