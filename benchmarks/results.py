@@ -88,10 +88,15 @@ def _stands(old: Mapping[str, Any], case: Case) -> bool:
 def _train(name: str, command: Sequence[str], workdir: Path) -> None:
     if (workdir / "result.json").exists():
         return
-    begun, before = workdir.exists(), _cpu_seconds()
+    # The sum over a run's pieces; unknown, and no file, once this process was killed in one.
+    cpu, taken = workdir / CPU_SECONDS, None if workdir.exists() else 0.0
+    if cpu.exists():
+        taken = float(cpu.read_text())
+        cpu.unlink()
+    before = _cpu_seconds()
     done = subprocess.run(command)
-    if not begun and workdir.exists():  # of a run in several pieces nobody knows the sum
-        (workdir / CPU_SECONDS).write_text(f"{_cpu_seconds() - before:.1f}")
+    if taken is not None and workdir.exists():
+        cpu.write_text(f"{taken + _cpu_seconds() - before:.1f}")
     if done.returncode or not (workdir / "result.json").exists():
         raise DataError(f"{name}: {workdir} did not end well; see above.")
 

@@ -1,10 +1,12 @@
 import ast
+import contextlib
 import dataclasses
 import itertools
 import json
 import math
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -107,6 +109,35 @@ def test_run_does_what_is_not_done_and_goes_on_after_a_failure(
     trained.clear()
     assert results.main(["run"]) == 0
     assert trained == [], "all is there and of this code"
+
+
+def test_the_time_of_a_run_in_pieces_is_their_sum(results, trained, monkeypatch, tmp_path):
+    """Once a piece is killed with all that counts, nobody knows it: the record says none."""
+    whole = results.subprocess.run
+
+    def interrupted(command):
+        workdir = pathlib.Path(dict(word.partition("=")[::2] for word in command[3:])["--workdir"])
+        workdir.mkdir(exist_ok=True, parents=True)
+        return subprocess.CompletedProcess(command, 0)
+
+    def killed(command):
+        raise SystemExit
+
+    def piece(run, status):
+        monkeypatch.setattr(results.subprocess, "run", run)
+        with pytest.raises(SystemExit) if run is killed else contextlib.nullcontext():
+            assert results.main(["run", "modern"]) == status
+
+    record = tmp_path / "records" / "modern.json"
+    piece(interrupted, 1)
+    piece(whole, 0)
+    assert json.loads(record.read_text())["runs"][0]["cpu_time"] == 90
+    shutil.rmtree("runs")
+    record.unlink()
+    piece(interrupted, 1)
+    piece(killed, None)
+    piece(whole, 0)
+    assert json.loads(record.read_text())["runs"][0]["cpu_time"] is None
 
 
 def test_an_interrupted_run_makes_no_record(results, monkeypatch, tmp_path):

@@ -1,10 +1,11 @@
 """CIFAR-10 by He et al.'s ResNet of 26 layers, 12 epochs.
 
-Batches are small, so that what a block gives stays in a CPU's caches: a third quicker than of 128.
+Batches are small, so that what a block gives stays in a CPU's caches.
 
     python -m experiments.cifar --config=experiments/configs/cifar/resnet26.py --workdir=runs/resnet
 
-Measured (cifar_resnet26): not run yet.
+Measured (cifar_resnet26): test/accuracy 88.77 %, 1 seed, 1 h 23 min a run on AMD EPYC, 2 cores, at
+  d548bc36da.
 """
 
 from lsm import Data, Evaluation, Experiment, Train
