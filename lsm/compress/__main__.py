@@ -53,8 +53,9 @@ def _run(given: flags.FlagValues, overrides: dict[str, str]) -> None:
     data_dir = given.data_dir and str(expanded(given.data_dir, "--data_dir").absolute())
     saved_config(workdir)  # said first where there is no run
     directory = origin_of(workdir).directory
-    if directory and os.path.isdir(directory):
+    if directory and os.path.isdir(directory) and not os.path.samefile(directory, "."):
         os.chdir(directory)  # from where relative paths in its config lead on
+        print(f"paths in the run's config and in the recipe lead on from {directory}", flush=True)
     _say_what_lsm_tells()
     rows = compress(
         workdir, recipe, out, data_dir=data_dir, say=lambda line: print(line, flush=True)

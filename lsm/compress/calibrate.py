@@ -4,6 +4,7 @@ A layer tells of what it reads by a gradient: that of a probe, which lies beside
 the parameters and goes where the kernel goes, through loops over stacked layers too.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsm.data import Columns
-from lsm.errors import ConfigError, MeshError
+from lsm.errors import ConfigError, MeshError, listed
 from lsm.mesh import batch_sharding, jit, place, replicated
 from lsm.models.whole_layers import reads
 from lsm.params import flat, nested
 from lsm.rng import streams
 from lsm.train.trained import Trained
+
+_log = logging.getLogger("lsm.compress")
 
 _PROBE = "probe"
 
@@ -41,6 +44,8 @@ def largest_inputs(
     run: Trained, batches: Iterable[Columns], axes: Mapping[str, int]
 ) -> dict[str, jax.Array]:
     """Returns what each layer reads at the most, float32 (..., 1): the mean over the batches.
+
+    Of a layer that is called several times in a batch, the mean over those calls too.
 
     Args:
       run: the model, float.
@@ -65,10 +70,17 @@ def largest_inputs(
     for number, batch in enumerate(batches):
         found = measure(probes, place(batch, batch_sharding(run.mesh)), np.int32(number))
         measured = found if measured is None else jax.tree.map(jnp.add, measured, found)
-    for path, sums in jax.device_get(measured).items():
+    sums_of = jax.device_get(measured)
+    for path, sums in sums_of.items():
         if not (sums[..., 1] > 0).all() or not np.isfinite(sums).all():
             fault = "reads nothing of" if np.isfinite(sums).all() else "reads what is not finite of"
             raise ConfigError(f"calibration: the layer of {path!r} {fault} the batches given.")
+    if several := [path for path, sums in sums_of.items() if sums[..., 1].max() > number + 1]:
+        _log.warning(
+            "calibration: several calls a batch read the layers of %s; what is cut off is beyond "
+            "the mean of their largest numbers.",
+            listed(several, 5),
+        )
     return {path: sums[..., :1] / sums[..., 1:] for path, sums in measured.items()}
 
 
@@ -103,5 +115,5 @@ def _probed(next_fun: Callable, args: Any, options: Any, context: Any) -> Any:
     module = context.module
     if reads(context) != "kernel" or not module.has_variable("params", _PROBE):
         return next_fun(*args, **options)
-    x, *rest = args
-    return next_fun(_seen(module.get_variable("params", _PROBE), x), *rest, **options)
+    (x,) = (*args, *options.values())  # by its place or its name
+    return next_fun(_seen(module.get_variable("params", _PROBE), x))

@@ -24,6 +24,9 @@ from lsm.train.trained import load
 STATE = "compress.json"
 """The file of a chain: recipe, source, and a row for each link that is done."""
 
+EXPORT = "export"
+"""The folder, in that of a chain, that the last result is exported to."""
+
 
 def compress(
     workdir: os.PathLike | str,
@@ -55,7 +58,7 @@ def compress(
       LsmError: whatever a link raises.
     """
     source, folder = (
-        expanded(path, flag).absolute() for path, flag in ((workdir, "--workdir"), (out, "--out"))
+        expanded(path, flag).resolve() for path, flag in ((workdir, "--workdir"), (out, "--out"))
     )
     run = load(source, experiment=experiment_of(source))
     if not getattr(run.experiment.data, recipe.split):
@@ -91,8 +94,8 @@ class _Chain:
         """See `compress`."""
         if not self.rows:
             self._add("0 source", self.source, None)
-        for number, link in enumerate(self.recipe.links, 1):
-            name = f"{number} {type(link).__name__.lower()}"
+        steps = zip(_names(self.recipe), self.recipe.links, strict=True)
+        for number, (name, link) in enumerate(steps, 1):
             if number >= len(self.rows):
                 target, begun = _folder_of(self.folder, name), time.perf_counter()
                 self._save()  # what is in that folder from here on is this link's
@@ -108,12 +111,14 @@ class _Chain:
         return self.rows
 
     def _export(self) -> None:
-        """Exports the last result, unless that is there: as a whole, or not at all."""
-        artefact, last = self.folder / "export", self.rows[-1]
+        """Exports the last result, unless that is there; an earlier one is there until it is."""
+        artefact, made, last = self.folder / EXPORT, self.folder / ".export", self.rows[-1]
         if artefact.exists() and self.exported == last.name:
             return
+        shutil.rmtree(made, ignore_errors=True)
+        export(last.workdir, made)
         shutil.rmtree(artefact, ignore_errors=True)
-        export(last.workdir, artefact)
+        made.rename(artefact)
         self.exported = last.name
         self._save()
         self.say(f"exported: {artefact}")
@@ -161,6 +166,10 @@ class _Chain:
         atomic_write(self.folder / STATE, json.dumps(state, indent=2).encode())
 
 
+def _names(recipe: Recipe) -> list[str]:
+    return [f"{n} {type(link).__name__.lower()}" for n, link in enumerate(recipe.links, 1)]
+
+
 def _folder_of(folder: pathlib.Path, name: str) -> pathlib.Path:
     return folder / name.replace(" ", "_")
 
@@ -173,6 +182,13 @@ def _saved(folder: pathlib.Path, record: dict, recipe: Recipe) -> tuple[list[Row
     """
     path, asked = folder / STATE, record["recipe"]
     if not path.exists():
+        # A link takes what it finds in its folder for its own.
+        own = [*(_folder_of(folder, name) for name in _names(recipe)), folder / EXPORT]
+        if others := [path.name for path in own if path.exists()]:
+            raise ConfigError(
+                f"--out: {folder} holds {listed(others)}, and no {STATE} that says of what; give a "
+                "new folder."
+            )
         return [], None
     try:
         saved = parsed_json(path.read_text())

@@ -13,8 +13,8 @@ from lsm.compress.quantise import quantise
 from lsm.compress.recipe import Derived, Link
 from lsm.compress.shorten import shorten
 from lsm.compress.structured import shrink
-from lsm.config import Computed, Experiment, Start, Train
-from lsm.config.origin import CONFIG, Origin, experiment_of
+from lsm.config import Computed, Experiment, Start, Train, schema
+from lsm.config.origin import CONFIG, Origin, as_now, experiment_of, saved_config
 from lsm.data import Data
 from lsm.errors import ConfigError
 from lsm.models.quantised import Bits
@@ -77,8 +77,8 @@ class Distil(Tune):
       share: likewise.
       features: likewise.
       data: what is learnt from, and watched by, instead of the source's; with `share=1` its labels
-        do not matter. The last step counts then: what is best there is not what is best of the
-        source's data, which the result is of.
+        may be any that the task allows. The last step counts then: what is best there is not what
+        is best of the source's data, which the result is of.
     """
 
     model: nn.Module | None = None
@@ -202,6 +202,19 @@ class Quantise(Derived):
 
 def _fitted(experiment: Experiment, out: pathlib.Path, data_dir: str | None) -> None:
     """Trains to the end, or raises KeyboardInterrupt where it was stopped, and has saved."""
-    result = fit(experiment, out, data_dir=data_dir, origin=Origin(directory=os.getcwd()))
+    origin = Origin(directory=os.getcwd())
+    moved = _moved(experiment, out)
+    result = fit(experiment, out, data_dir=data_dir, origin=origin, allow_config_change=moved)
     if result.stopped == "interrupted":
         raise KeyboardInterrupt
+
+
+def _moved(experiment: Experiment, out: pathlib.Path) -> bool:
+    """Whether this training has begun where the chain's folder was before: it starts elsewhere."""
+    if not (out / CONFIG).exists():
+        return False
+    saved, now = as_now(saved_config(out)), schema.to_json(experiment)
+    changes = schema.differences(saved, now, schema.free_fields(experiment))
+    return bool(changes) and all(
+        one.startswith(("start.path: ", "start.masks: ")) for one in changes
+    )

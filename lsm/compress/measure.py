@@ -8,11 +8,11 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from lsm.config.origin import experiment_of
 from lsm.data import EvalBatches
+from lsm.export.weights import stored
 from lsm.mesh import batch_sharding, jit, place, replicated
 from lsm.models.quantised import halves
 from lsm.models.whole_layers import SCALE
@@ -148,7 +148,7 @@ def size_of(arrays: Mapping[str, np.ndarray]) -> Size:
     packer = zlib.compressobj(6)
     held = [path for path in arrays if path.startswith(("params/", "constants/"))]
     numbers = [x for path in held for x in _numbers(path, arrays)]
-    contents = [content(x) for _, x in sorted(arrays.items())]
+    contents = [stored(x).tobytes() for _, x in sorted(arrays.items())]
     compressed = sum(len(packer.compress(content)) for content in contents)
     return Size(
         parameters=sum(x.size for x in numbers),
@@ -161,12 +161,3 @@ def size_of(arrays: Mapping[str, np.ndarray]) -> Size:
 def _numbers(path: str, arrays: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
     """The numbers of an array; of a kernel of int4, whose bytes hold two, both halves."""
     return halves(arrays[path]) if path + SCALE in arrays else (arrays[path],)
-
-
-def content(x: np.ndarray) -> bytes:
-    """The bytes of an array as a file has them; NumPy gives four bits a byte of their own."""
-    if x.dtype not in (ml_dtypes.int4, ml_dtypes.uint4):
-        return np.ascontiguousarray(x).tobytes()
-    bits = x.astype(np.int8).view(np.uint8).ravel() & 15
-    bits = np.pad(bits, (0, bits.size % 2))
-    return (bits[::2] | bits[1::2] << 4).tobytes()

@@ -170,7 +170,10 @@ class Artefact:
             there = listed(self.signature.files)
             hint = nearest(name, self.signature.files)
             raise ExportError(f"{self.folder}: has no {name!r}; it has {there}.{hint}")
-        content = (self.folder / name).read_bytes()
+        try:
+            content = (self.folder / name).read_bytes()
+        except OSError as error:
+            raise ExportError(f"{self.folder / name}: cannot be read: {error.strerror}.") from error
         if hashlib.sha256(content).hexdigest() != self.signature.files[name]:
             raise ExportError(f"{self.folder / name}: has changed since it was opened.")
         return content

@@ -46,12 +46,15 @@ def greedy(
 
 
 def _ids(prompt: Sequence[int]) -> np.ndarray:
-    ids = np.asarray(prompt)
+    try:
+        ids = np.asarray(prompt)
+    except ValueError as error:  # of rows of different lengths
+        raise DataError(f"generate: a prompt is no ids: {error}.") from error
     if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
         raise DataError(
             f"generate: a prompt of {ids.dtype} {ids.shape} given; ids (n,) are needed."
         )
-    return ids.astype(np.int32)
+    return ids
 
 
 def _check_known(rows: Sequence[np.ndarray], vocabulary: int) -> None:

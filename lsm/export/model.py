@@ -44,7 +44,8 @@ class Model:
                 f"{artefact.folder}: is exported for {listed(self.platforms)}, and JAX runs on "
                 f"{self.platform} here; export again with --platforms={self.platform}."
             )
-        self._weights = {name: jax.device_put(x, device) for name, x in artefact.arrays()}
+        # Copied: what is mapped changes with its file, and kills the process where that shrinks.
+        self._weights = {name: jax.device_put(np.array(x), device) for name, x in artefact.arrays()}
         self._programs: dict[Any, Callable[..., dict[str, jax.Array]]] = {}
         self._lock = threading.Lock()
 
@@ -94,11 +95,13 @@ class Model:
           DataError: as above.
         """
         function = self._function(name)
+        check_names(inputs, function.inputs, "inputs")
         for column, array in function.inputs.items():
-            if column in inputs and inputs[column].dtype != array.dtype:
-                raise DataError(
-                    f"inputs: {column!r} of {inputs[column].dtype} given; {array.dtype} is needed."
-                )
+            given = (
+                getattr(inputs[column], "dtype", "no array") if column in inputs else array.dtype
+            )
+            if given != array.dtype:
+                raise DataError(f"inputs: {column!r} of {given} given; {array.dtype} is needed.")
         program, weights = self._program(name, function.sizes(inputs))
         kept = {n: x for n, x in inputs.items() if not n.startswith(_DONATED)}
         return program(weights, kept, {n: x for n, x in inputs.items() if n not in kept})

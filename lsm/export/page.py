@@ -126,12 +126,15 @@ def _flags() -> flags.FlagValues:
 
 def _act(given: flags.FlagValues, words: list[str]) -> None:
     del words
+    model, runtime, out = (expanded(given[f].value, f"--{f}") for f in ("model", "runtime", "out"))
     try:
-        contents = [expanded(given[f].value, f"--{f}").read_bytes() for f in ("model", "runtime")]
+        contents = [model.read_bytes(), runtime.read_bytes()]
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}.") from error
+    if out.exists() and any(map(out.samefile, (model, runtime))):
+        raise ConfigError(f"--out: {out} is one of the files that are read.")
     made = page(*contents, box=given.box)
-    atomic_write(expanded(given.out, "--out"), made.encode())
+    atomic_write(out, made.encode())
     print(f"{given.out}: {len(made) / 2**20:.1f} MiB; open it in a browser")
 
 

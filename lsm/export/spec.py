@@ -113,12 +113,11 @@ class Function:
         return cls(str(tree["file"]), int(tree["convention"]), symbols, weights, **arrays)
 
     def sizes(self, given: Mapping[str, Any]) -> dict[str, int]:
-        """Returns the sizes that symbols have in arrays, which are checked against `inputs`.
+        """Returns the sizes that symbols have in arrays, which have the names of `inputs`.
 
         Raises:
-          DataError: one is missing or unknown, or has another shape.
+          DataError: one has another shape.
         """
-        check_names(given, self.inputs, "inputs")
         found: dict[str, int] = {}
         for column, wanted in self.inputs.items():
             shape = given[column].shape
@@ -139,15 +138,21 @@ class Function:
     def check(self, symbol: str, size: int) -> None:
         """Raises DataError where a size is not in the range of its symbol."""
         allowed = self.symbols[symbol]
+        if not isinstance(size, int | np.integer):
+            raise DataError(f"{symbol}: {size!r} given; a whole number is needed.")
         if size < allowed.least or (allowed.most is not None and size > allowed.most):
             most = "" if allowed.most is None else f" to {allowed.most}"
             more = " or more" if allowed.most is None else ""
             raise DataError(f"{symbol}: {size} given; allowed: {allowed.least}{most}{more}.")
 
 
-def check_names(given: Iterable[str], wanted: Iterable[str], what: str) -> None:
+def check_names(given: Mapping[str, Any], wanted: Iterable[str], what: str) -> None:
     """Raises DataError where names are not those that are wanted."""
-    given, wanted = list(given), list(wanted)
+    wanted = list(wanted)
+    if not isinstance(given, Mapping):
+        raise DataError(
+            f"{what}: {type(given).__name__} given; a dict is needed, of {listed(wanted)}."
+        )
     for name in given:
         if name not in wanted:
             hint = nearest(str(name), wanted)

@@ -31,7 +31,7 @@ from lsm.export.card import card, figures
 from lsm.export.spec import Array
 from lsm.export.traced import traced
 from lsm.export.weights import stored
-from lsm.files import expanded, plain_json, readable_disk_errors
+from lsm.files import expanded, plain_json, readable_disk_errors, remove_old
 from lsm.run.result import versions
 from lsm.train.trained import Trained, load
 from lsm.train.trainer import prepare_jax
@@ -133,6 +133,7 @@ def _folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a folder beside `target`, which becomes that in one move, or goes."""
     with readable_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove_old(target.parent, f".{target.name}.*")
         made = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             yield made

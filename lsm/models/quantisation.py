@@ -265,8 +265,8 @@ def _rounding(weights: Bits, activations: Activations | None) -> Callable[..., A
         axes = whole_layers.kernel_axes(module)
         params[name] = rounded_kernel(params[name], weights, axes)
         if axes and activations:
-            (x,) = args
-            args = (fake(x, whole_layers.input_axes(module, x)),)
+            (x,) = (*args, *options.values())  # by its place or its name
+            args, options = (fake(x, whole_layers.input_axes(module, x)),), {}
         of = module.clone(parent=None, name=None)
         return of.apply({"params": params}, *args, method=context.method_name, **options)
 

@@ -36,7 +36,8 @@ def reads(context: Any) -> str | None:
     """
     module, method = context.module, context.method_name
     if isinstance(module, nn.Dense | nn.Conv):
-        return "kernel" if method == "__call__" else None
+        whole = getattr(module, "mask", None) is None  # of a convolution; it changes the kernel
+        return "kernel" if method == "__call__" and whole else None
     table = isinstance(module, nn.Embed) and method in ("__call__", "attend", "table", "logits")
     return "embedding" if table else None
 
@@ -61,6 +62,7 @@ def computed(activations: Activations | None = None) -> Callable[..., Any]:
         module, name = context.module, reads(context)
         if name is None or not module.has_variable("params", name + SCALE):
             return next_fun(*args, **options)
+        args = (*args, *options.values())  # one at the most, by its place or its name
         if name == "embedding":
             return _embedding(module, context.method_name, args)
         return _layer(module, activations, *args)
@@ -82,7 +84,7 @@ def _layer(module: nn.Dense | nn.Conv, activations: Activations | None, x: jax.A
         else:
             hook = {"dot_general": _dot(activations, read)}
         # Linen looks at the kernel's shape; nothing reads it.
-        params = {"kernel": jnp.zeros(float_shape(whole), x.dtype), **held}
+        params = {"kernel": jnp.zeros(float_shape(whole), module.param_dtype), **held}
         return module.clone(parent=None, name=None, **hook).apply({"params": params}, x)
 
     return layer(held, x)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lsm.config import Experiment, schema
 from lsm.config.origin import CONFIG, ORIGIN, Origin, origin_of
 from lsm.errors import ConfigError
-from lsm.files import atomic_write, expanded
+from lsm.files import atomic_write, expanded, readable_disk_errors
 from lsm.mesh import jit
 from lsm.run.checkpoint import Checkpoints
 from lsm.tasks import CONSTANTS, ModelState, Params
@@ -89,6 +89,8 @@ def write_run(
     """
     folder, target = expanded(source, "--workdir"), new_folder(out)
     state = TrainState(jnp.int32(step), params, model_state, {})
+    with readable_disk_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(Checkpoints(target / "checkpoints")) as checkpoints:
         checkpoints.save(step, state, {"best_step": None})
     # A run that was loaded by its experiment from Python has no files, or not all.

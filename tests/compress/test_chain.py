@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from lsm import Start
 from lsm.compress import Derived, Distil, Quantise, Recipe, Shorten, Shrink, Tune, compress
 from lsm.compress import __main__ as command
 from lsm.compress import chain as chains
-from lsm.compress.measure import Latency, Size, content, size_of
+from lsm.compress.measure import Latency, Size, size_of
 from lsm.compress.rows import Row, lost, missed
 from lsm.config import flags
 from lsm.config.origin import experiment_of
@@ -214,12 +213,46 @@ def test_a_chain_is_moved_with_what_it_has_made(chain, base, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("left", ["1_shrink", "export"])
+def test_what_is_in_the_folder_without_a_chain_is_nobody_s_link(base, tmp_path, left):
+    (tmp_path / left).mkdir()
+    (tmp_path / left / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=f"holds {left}, and no compress.json that says of what"):
+        compress(base, recipe(Shrink(hidden=0.5), export=True), tmp_path)
+    assert (tmp_path / left / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.slow
-def test_what_is_exported_is_the_last_result(base, tmp_path):
+def test_a_chain_that_was_interrupted_in_a_training_is_moved(base, tmp_path, monkeypatch):
+    """Its training began from a path that is no more."""
+    made = recipe(Shrink(hidden=0.5), Tune(optimizer=ADAM, train=lsm.Train(steps=4, batch_size=64)))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(chains._Chain, "_value", _interrupted_at("2_tune", chains._Chain._value))
+        compress(base, made, tmp_path / "before")
+    os.rename(tmp_path / "before", tmp_path / "after")
+    rows = compress(base, made, tmp_path / "after")
+    assert rows[2].value == compress(base, made, tmp_path / "once")[2].value
+
+
+def _interrupted_at(name, function):
+    def interrupted(chain, workdir):
+        if workdir.name == name:
+            raise KeyboardInterrupt
+        return function(chain, workdir)
+
+    return interrupted
+
+
+@pytest.mark.slow
+def test_what_is_exported_is_the_last_result(base, tmp_path, monkeypatch):
     for links in ((Shrink(hidden=0.5),), (Shrink(hidden=0.5), Quantise())):
         rows = compress(base, recipe(*links, export=True), tmp_path)
         held = load_file(tmp_path / "export/model.safetensors").values()
         assert any(x.dtype == np.int8 for x in held) == (len(rows) == 3)
+    monkeypatch.setattr(chains, "export", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compress(base, recipe(*links, Rounded(below=0.1), export=True), tmp_path)
+    assert (tmp_path / "export/model.safetensors").exists(), "the one before stays until then"
 
 
 @pytest.mark.slow
@@ -313,12 +346,11 @@ def test_which_value_is_better_can_be_said():
 
 def test_bytes_are_those_of_a_file_and_four_bits_take_half_of_one():
     x = np.arange(-8, 7).astype(ml_dtypes.int4)
-    assert len(content(x)) == 8 and content(x)[:2] == bytes([0x98, 0xBA])
-    assert content(np.float32([1.5])) == np.float32([1.5]).tobytes()
+    assert size_of({"params/x": x, "params/y": np.float32([1.5])}).bytes == 8 + 4
     # 9 zeros in 10 go almost for nothing, though not all.
     random = np.random.default_rng(0)
     sparse = np.where(random.random(10_000) < 0.9, 0, random.normal(size=10_000)).astype(np.float32)
-    assert 0.1 < len(zlib.compress(content(sparse), 6)) / 40_000 < 0.2
+    assert 0.1 < size_of({"params/x": sparse}).compressed / 40_000 < 0.2
 
 
 @pytest.mark.parametrize("bits", ["int8", "int4"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_a_run_becomes_a_quarter_of_its_size_and_says_the_same(base, tmp_path):
     )
 
 
-def test_calibrated_inputs_are_the_mean_of_the_largest_of_batches(base, tmp_path):
+def test_calibrated_inputs_are_the_mean_of_the_largest_of_batches(base, tmp_path, caplog):
     pytest.importorskip("qwix", reason="qwix makes products of whole numbers")
     workdir, case = base
     run = made(base, tmp_path / "out", activations="calibrated", calibration=4)
@@ -119,6 +120,22 @@ def test_calibrated_inputs_are_the_mean_of_the_largest_of_batches(base, tmp_path
     assert record["calibration"] == {"split": "train", "batches": 4, "batch_size": 16, "seed": 0}
     with pytest.raises(ConfigError, match="calibration: 0 given; allowed: 1 batch or more"):
         quantise(workdir, tmp_path / "again", experiment=case, calibration=0)
+    assert "several calls" not in caplog.text
+
+
+class Twice(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        layer = nn.Dense(32)
+        return nn.Dense(4)(layer(layer(x)))
+
+
+def test_a_layer_that_is_called_several_times_is_told_of(tmp_path, caplog):
+    pytest.importorskip("qwix", reason="qwix makes products of whole numbers")
+    case = experiment(Twice())
+    lsm.fit(case, tmp_path / "run")
+    quantise(tmp_path / "run", tmp_path / "out", activations="calibrated", experiment=case)
+    assert "several calls a batch read the layers of Dense_0/kernel;" in caplog.text
 
 
 def test_a_run_trained_for_it_becomes_what_it_was(base, tmp_path):

@@ -63,6 +63,8 @@ def test_a_token_that_ends_a_text_is_its_last(decoder, monkeypatch):
         ([], 5, "0 prompts, max_tokens=5; at least one of each"),
         ([[1.5]], 5, "a prompt of float64"),
         ([[1, 99]], 5, "ids from 1 to 99 given; the model knows 0 to 19"),
+        ([[2**32 + 5]], 5, "ids from 4294967301 to 4294967301 given; the model knows 0 to 19"),
+        ([[[1], [1, 2]]], 5, "a prompt is no ids: "),
     ],
 )
 def test_what_cannot_go_on_is_told_in_one_line(decoder, prompts, most, told):

@@ -98,6 +98,8 @@ def test_a_number_that_would_become_infinite_does_not_fit():
         ({"image": np.zeros((0, 8, 8, 3), np.uint8)}, "batch: 0 given; allowed: 1 or more."),
         ({"image": [[1], [1, 2]]}, "inputs: 'image': "),
         ({"image": ["a"]}, "'image' of <U1 given; uint8 is needed."),
+        (np.zeros((2, 8, 8, 3)), "inputs: ndarray given; a dict is needed, of image."),
+        (None, "inputs: NoneType given; a dict is needed, of image."),
     ],
 )
 def test_what_it_cannot_be_called_with_is_told_in_one_line(small, given, told):
@@ -206,6 +208,28 @@ def test_a_file_that_changes_after_the_folder_is_opened_is_refused(small, tmp_pa
     flipped(folder / "predict.stablehlo")
     with pytest.raises(ExportError, match="predict.stablehlo: has changed since it was opened"):
         model({"image": columns("mlp", 1)["image"]})
+    (folder / "predict.stablehlo").unlink()
+    with pytest.raises(ExportError, match="predict.stablehlo: cannot be read: No such file"):
+        model({"image": columns("mlp", 1)["image"]})
+
+
+def test_weights_are_those_of_the_file_when_it_was_loaded(small, tmp_path):
+    folder = shutil.copytree(small[1], tmp_path / "copy")
+    model, asked = load(folder), {"image": columns("mlp", 3)["image"]}
+    expected = model(asked)
+    path = folder / "model.safetensors"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    path.write_bytes(b"")
+    for name, values in model(asked).items():
+        np.testing.assert_array_equal(values, expected[name])
+
+
+def test_arrays_and_sizes_of_another_kind_are_told_in_one_line(small):
+    model = load(small[1])
+    with pytest.raises(DataError, match="'image' of no array given; uint8 is needed"):
+        model.call("predict", {"image": [1]})
+    with pytest.raises(DataError, match="batch: '8' given; a whole number is needed"):
+        model.compile(batch="8")
 
 
 def test_folders_that_are_none_are_told_of(tmp_path):

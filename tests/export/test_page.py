@@ -9,6 +9,7 @@ import pytest
 
 import lsm
 from lsm.data import Digits
+from lsm.export import page as pages
 
 pytestmark = pytest.mark.slow
 
@@ -106,6 +107,17 @@ def test_another_package_or_model_is_refused(runtime, page, convert, tmp_path):
     words[:2] = [f"--model={other}", f"--runtime={runtime}"]
     assert "--model: not an ONNX file" in convert("lsm.export.page", *words, fails=True)
     assert not (tmp_path / "a.html").exists()
+
+
+def test_what_is_read_is_not_written_over(tmp_path, capsys):
+    model, runtime = tmp_path / "a.onnx", tmp_path / "b.tgz"
+    for path in (model, runtime):
+        path.write_bytes(b"as it was")
+    words = [f"--model={model}", f"--runtime={runtime}"]
+    for path in (model, runtime):
+        assert pages.main([*words, f"--out={path}"]) == 1
+        assert "is one of the files that are read" in capsys.readouterr().err
+        assert path.read_bytes() == b"as it was"
 
 
 def test_the_digits_of_the_source_fill_their_pictures():

@@ -260,6 +260,47 @@ def test_the_size_of_a_convolution_s_kernel_may_be_a_number():
     np.testing.assert_array_equal(*(of.apply(whole, x_BxTxD) for of, whole in (one, other)))
 
 
+@pytest.mark.parametrize("around", [Quantised, QuantisationAware])
+def test_an_input_may_be_given_by_name(around):
+    def model(named):
+        class Layers(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                x = nn.Embed(20, 32)(inputs=x) if named else nn.Embed(20, 32)(x)
+                return nn.Dense(4)(inputs=x) if named else nn.Dense(4)(x)
+
+        return around(Layers(), activations="dynamic")
+
+    variables = model(False).init(jax.random.key(0), TOKENS)
+    one, other = (model(named).apply(variables, TOKENS) for named in (True, False))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_kernel_behind_a_mask_stays_float():
+    """Linen multiplies it by the mask before it calls the convolution."""
+
+    class Masked(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            mask = jnp.zeros((3, 3, 3, 8)).at[0].set(1)
+            return nn.Dense(4)(nn.Conv(8, (3, 3), mask=mask)(x).mean((1, 2)))
+
+    shapes = jax.eval_shape(Quantised(Masked()).init, jax.random.key(0), PICTURES)
+    assert "Conv_0/kernel" in flat(shapes["params"])
+    assert "Dense_0/kernel_scale" in flat(shapes["constants"]["quantised"])
+
+
+def test_a_product_has_the_dtype_of_the_float_model():
+    x_BxD = jnp.asarray(ROWS, jnp.bfloat16)
+    for model in (nn.Dense(4, use_bias=False), nn.Dense(4, use_bias=False, dtype=jnp.bfloat16)):
+        params = model.init(jax.random.key(0), x_BxD)["params"]
+        quantised, variables = held(model, params, x_BxD)
+        found, expected = (
+            of.apply(v, x_BxD) for of, v in ((quantised, variables), (model, {"params": params}))
+        )
+        assert found.dtype == expected.dtype
+
+
 class Norm(nn.Module):
     @nn.compact
     def __call__(self, x):
