@@ -102,6 +102,7 @@ CASES = {
         "CIFAR-10, a ResNet of three blocks, 12 epochs", "cifar/resnet.py", seeds=1
     ),
     "cifar_resnet26": Case("CIFAR-10, ResNet-26, 12 epochs", "cifar/resnet26.py", seeds=1),
+    "cifar_resnet44": Case("CIFAR-10, ResNet-44, 12 epochs", "cifar/resnet44.py", seeds=1),
     "cifar_airbench": Case(
         "CIFAR-10, airbench94 with Muon, 8 epochs",
         "cifar/airbench.py",

@@ -136,20 +136,22 @@ def _apart(run: Trained, content: bytes, columns: Mapping[str, jax.ShapeDtypeStr
     """Returns the largest difference of the file's answers, of one example and of several."""
     import onnxruntime
 
+    batches = [{n: _drawn(run, n, x, rows) for n, x in columns.items()} for rows in (1, 5)]
+    expected = [run.answered(batch) for batch in batches]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(content, options)
+        names = [output.name for output in session.get_outputs()]
+        found = [session.run(names, batch) for batch in batches]
     except Exception as error:  # onnxruntime raises its own kinds, which have no common one
         reason = str(error).strip().split("\n")[0]
-        raise ConfigError(f"--workdir: onnxruntime cannot read {_kind(run)}: {reason}") from error
-    apart = [0.0]
-    for rows in (1, 5):
-        batch = {name: _drawn(run, name, x, rows) for name, x in columns.items()}
-        expected = run.answered(batch)
-        names = [output.name for output in session.get_outputs()]
-        for name, x in zip(names, session.run(names, batch), strict=True):
-            apart.append(_difference(expected[name], x))
+        raise ConfigError(f"--workdir: onnxruntime cannot run {_kind(run)}: {reason}") from error
+    apart = [
+        _difference(answers[name], x)
+        for answers, arrays in zip(expected, found, strict=True)
+        for name, x in zip(names, arrays, strict=True)
+    ]
     return float(np.max(apart))  # NaN where one is, which `max` would pass over
 
 
