@@ -133,6 +133,7 @@ def test_a_student_is_tuned_on(base, tmp_path):
     assert rows[3].value > 0.5 and rows[3].size.nonzero > rows[2].size.nonzero
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_other_data_without_labels(tmp_path):
     """What it learns is the teacher's alone; what is made tells of the source's data."""
     watched = lsm.Evaluation(every=2, early_stopping=lsm.EarlyStopping(), monitor="accuracy")

@@ -130,6 +130,7 @@ class Twice(nn.Module):
         return nn.Dense(4)(layer(layer(x)))
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_called_several_times_is_told_of(tmp_path, caplog):
     pytest.importorskip("qwix", reason="qwix makes products of whole numbers")
     case = experiment(Twice())

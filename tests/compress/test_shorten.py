@@ -103,6 +103,7 @@ def resnet(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_blocks_of_a_resnet_go_as_if_they_added_nothing(resnet, tmp_path):
     shorten(resnet, tmp_path / "out", layers=(0, 1, 3, 4), experiment=pictured(RESNET))
     short = dataclasses.replace(RESNET, depths=(1, 2, 1))
@@ -139,6 +140,7 @@ def test_a_model_without_blocks_is_told(tmp_path):
         shorten(tmp_path / "run", tmp_path / "out", layers=(0,), experiment=case)
 
 
+@pytest.mark.slow
 def test_a_model_that_holds_its_reference_is_refused(tmp_path):
     pairs = dict.fromkeys(("chosen", "rejected"), TOKENS["tokens"])
     weights = {f"{name}_weight": np.ones((16, 8), np.float32) for name in pairs}

@@ -91,6 +91,7 @@ def test_without_jax2onnx_the_environment_is_told_of(digits, tmp_path, capsys):
     assert "jax2onnx is not installed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_of_a_pair_of_texts_the_types_are_a_column_too(tmp_path):
     rows = [{"a": "a good", "b": "film", "label": k % 2} for k in range(16)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -51,6 +51,7 @@ sys.stdout.write("no newline at the end")
     assert len({line.split()[-1] for line in lines if "127.0.0.1" in line}) == 1
 
 
+@pytest.mark.slow
 def test_the_first_failure_gives_the_status_and_ends_the_others():
     code = """
 import os, signal, sys, time

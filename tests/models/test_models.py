@@ -35,6 +35,7 @@ def test_mlp_784_128_10_has_101_770_parameters():
     assert count(parameters(MLP(widths=(128,)), jnp.zeros((1, 28, 28, 1)))) == 101_770
 
 
+@pytest.mark.slow
 def test_gpt_at_nanogpts_cpu_setting_has_its_parameters():
     # 65 x 128 embedding (tied), 64 x 128 positions, 4 x (12 x 128^2 + 2 norms), 1 norm
     expected = 65 * 128 + 64 * 128 + 4 * (12 * 128**2 + 2 * 128) + 128

@@ -394,6 +394,7 @@ def test_a_hub_that_falls_silent_ends_the_others(ended):
     )
 
 
+@pytest.mark.slow
 def test_beats_keep_idle_processes_alive(ended):
     def idle(peer, number):
         time.sleep(3)

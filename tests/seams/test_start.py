@@ -170,6 +170,7 @@ def test_bad_patterns_are_refused_when_written():
             Start(path="x", rename=rename)
 
 
+@pytest.mark.slow
 def test_a_module_may_be_called_average(tmp_path):
     """Adam's moments of it are no averages of what it holds."""
 
@@ -190,6 +191,7 @@ def test_a_module_may_be_called_average(tmp_path):
         assert min(np.abs(x).max() for x in jax.tree.leaves(params)) > 1e-3
 
 
+@pytest.mark.slow
 def test_an_average_in_a_raw_chain_is_found(tmp_path):
     chain = Raw(lambda horizon: optax.chain(optax.sgd(0.1), params_ema(0.5)))
     case = experiment(optimizer=chain)
@@ -245,6 +247,7 @@ def test_constants_are_not_trained_and_saved_once(base, tmp_path):
         assert_equal(run.params, before.params)
 
 
+@pytest.mark.slow
 def test_damaged_or_lost_constants_are_named(base, tmp_path):
     case = low_rank(base)
     lsm.fit(case, tmp_path)

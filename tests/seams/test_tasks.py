@@ -108,6 +108,7 @@ def test_fit_resumes_to_the_last_bit_and_loads(name, tmp_path):
     assert rows == {5}
 
 
+@pytest.mark.slow
 def test_vae_draws_by_seed_stream_and_step_also_in_evaluation():
     one, again = trained(CASES["vae"], 1), trained(CASES["vae"], 1)
     jax.tree.map(np.testing.assert_array_equal, one, again)

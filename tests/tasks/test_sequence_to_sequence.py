@@ -58,6 +58,7 @@ def parameters():
     return jax.jit(lambda: TASK.init(jax.random.key(0), texts(4))[0])()
 
 
+@pytest.mark.slow
 def test_padding_balances_no_experts():
     blocks = dataclasses.replace(BLOCKS, experts=Experts(count=4, top_k=1, balance=1.0))
     task = dataclasses.replace(
@@ -136,6 +137,7 @@ def learnt():
     return started.params
 
 
+@pytest.mark.slow
 def test_it_learns_and_the_search_finds_it():
     params, batch = learnt(), texts(32, seed=1000)
     sources = {name: x for name, x in batch.items() if name.startswith("source")}

@@ -89,6 +89,7 @@ def test_an_evaluation_is_left_and_made_when_the_run_goes_on(straight, batch, tm
     assert again.metrics == whole.metrics and again.stopped == "completed"
 
 
+@pytest.mark.slow
 def test_one_that_is_left_twice_counts_once(tmp_path):
     stopping = EarlyStopping(patience=2)
     case = experiment(

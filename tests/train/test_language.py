@@ -71,6 +71,7 @@ def test_padding_balances_no_experts(beside):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_experts_read_a_text_alike_whatever_it_is_padded_to():
     """Also to nothing: then its last token, which has no target, is cut off."""
     model = gpt2(**SIZES, experts=Experts(count=4, top_k=2, capacity=0.75))

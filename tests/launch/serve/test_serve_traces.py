@@ -95,6 +95,7 @@ def test_no_span_has_anything_of_another_request(tmp_path, kept):
     assert max(span.attributes["lsm.batch_rows"] for span in spans) > 1
 
 
+@pytest.mark.slow
 def test_a_text_tells_when_its_first_token_came(tmp_path, kept):
     provider, exporter = kept
     with serving(tmp_path, {}, runs={"writer": run(tmp_path / "run")}, traced=provider) as server:
