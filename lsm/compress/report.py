@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lsm.compress.measure import BATCHES
+from lsm.compress.measure import BATCHES, Latency
 from lsm.compress.recipe import Recipe
 from lsm.compress.rows import Row, lost
 from lsm.evaluate.drawing import figure_of, png
 
 _HEAD = ("link", "{metric}", "points lost", "parameters", "not 0", "bytes", "compressed")
-_TIMES = "batch of {rows}, median (p95)"
+_TIMES = "batch of {rows}: ms (share), p95"
 
 
 def line(recipe: Recipe, first: Row, row: Row) -> str:
@@ -36,11 +36,15 @@ def cells(recipe: Recipe, rows: Sequence[Row]) -> list[list[str]]:
                 f"{size.nonzero / size.parameters:.1%}",
                 f"{size.bytes:,} ({size.bytes / rows[0].size.bytes:.3f})",
                 f"{size.compressed:,} ({size.compressed / rows[0].size.compressed:.3f})",
-                *(f"{row.latency[n].median:.3f} ({row.latency[n].p95:.3f}) ms" for n in BATCHES),
+                *(_time(rows[0].latency[n], row.latency[n]) for n in BATCHES),
                 "" if row.seconds is None else f"{row.seconds:.1f} s",
             ]
         )
     return made
+
+
+def _time(first: Latency, this: Latency) -> str:
+    return f"{this.median:.3f} ({this.median / first.median:.3f}), {this.p95:.3f}"
 
 
 def text(recipe: Recipe, rows: Sequence[Row]) -> str:
@@ -60,10 +64,10 @@ def markdown(recipe: Recipe, rows: Sequence[Row]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in lines)
     return (
         f"{table}\n\n"
-        f"Points are hundredths of {recipe.metric}, on all of the {recipe.split} split. Bytes are "
-        "those of all arrays as safetensors hold them, and in brackets their share of the first "
-        "row's; compressed by DEFLATE (zlib, level 6). Times are of the compiled forward pass, all "
-        "rows in turn on the same machine.\n"
+        f"Points are hundredths of {recipe.metric}, on all of the {recipe.split} split. In brackets "
+        "are shares of the first row's. Bytes are those of all arrays as safetensors hold them; "
+        "compressed by DEFLATE (zlib, level 6). Times are of the compiled forward pass, the median "
+        "and the 95th percentile, all rows in turn on the same machine.\n"
     )
 
 
