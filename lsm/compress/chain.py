@@ -58,7 +58,8 @@ def compress(
       LsmError: whatever a link raises.
     """
     source, folder = (
-        expanded(path, flag).resolve() for path, flag in ((workdir, "--workdir"), (out, "--out"))
+        pathlib.Path(os.path.abspath(expanded(path, flag)))  # without "..", and links as they are
+        for path, flag in ((workdir, "--workdir"), (out, "--out"))
     )
     run = load(source, experiment=experiment_of(source))
     if not getattr(run.experiment.data, recipe.split):

@@ -290,6 +290,8 @@ def test_another_recipe_or_source_is_told(chain, base, tmp_path):
     shutil.copytree(base, tmp_path / "copy")
     with pytest.raises(ConfigError, match="holds a chain of another source: workdir: "):
         compress(tmp_path / "copy", made, out)
+    same = base / ".." / base.name
+    assert len(compress(same, made, out)) == 2
     with pytest.raises(ConfigError, match="Recipe.split: 'validation' given; the run's data.valid"):
         compress(base, dataclasses.replace(made, split="validation"), tmp_path / "new")
 
