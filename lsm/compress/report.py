@@ -64,10 +64,10 @@ def markdown(recipe: Recipe, rows: Sequence[Row]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in lines)
     return (
         f"{table}\n\n"
-        f"Points are hundredths of {recipe.metric}, on all of the {recipe.split} split. In brackets "
-        "are shares of the first row's. Bytes are those of all arrays as safetensors hold them; "
-        "compressed by DEFLATE (zlib, level 6). Times are of the compiled forward pass, the median "
-        "and the 95th percentile, all rows in turn on the same machine.\n"
+        f"Points are hundredths of {recipe.metric}, on all of the {recipe.split} split. In "
+        "brackets are shares of the first row's. Bytes are those of all arrays as safetensors hold "
+        "them; compressed by DEFLATE (zlib, level 6). Times are of the compiled forward pass, the "
+        "median and the 95th percentile, all rows in turn on the same machine.\n"
     )
 
 
