@@ -97,9 +97,7 @@ class Model:
         function = self._function(name)
         check_names(inputs, function.inputs, "inputs")
         for column, array in function.inputs.items():
-            given = (
-                getattr(inputs[column], "dtype", "no array") if column in inputs else array.dtype
-            )
+            given = getattr(inputs[column], "dtype", "no array")
             if given != array.dtype:
                 raise DataError(f"inputs: {column!r} of {given} given; {array.dtype} is needed.")
         program, weights = self._program(name, function.sizes(inputs))

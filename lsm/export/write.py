@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import json
 import os
 import pathlib
@@ -133,8 +134,9 @@ def _folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a folder beside `target`, which becomes that in one move, or goes."""
     with readable_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        remove_old(target.parent, f".{target.name}.*")
-        made = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        begins = f".{target.name}.exporting-"
+        remove_old(target.parent, f"{glob.escape(begins)}*")
+        made = pathlib.Path(tempfile.mkdtemp(prefix=begins, dir=target.parent))
         try:
             yield made
             made.chmod(0o777 & ~_umask())

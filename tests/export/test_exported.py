@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -256,6 +257,18 @@ def test_nothing_is_left_of_an_export_that_fails(small, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         write(run, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_export_has_left_goes_a_day_later(small, tmp_path):
+    old, young, mine = (
+        tmp_path / name for name in (".out.exporting-a", ".out.exporting-b", ".out.mine")
+    )
+    for path in (old, young, mine):
+        path.mkdir()
+    for path in (old, mine):
+        os.utime(path, (0, 0))
+    write(small[0], tmp_path / "out")
+    assert not old.exists() and young.exists() and mine.exists()
 
 
 def test_weights_are_apart_and_the_program_is_small(small):
