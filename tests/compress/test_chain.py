@@ -29,6 +29,7 @@ from lsm.config import flags
 from lsm.config.origin import experiment_of
 from lsm.data import Arrays, Digits
 from lsm.errors import ConfigError, TrainingError
+from lsm.export.weights import stored
 from lsm.models import MLP, quantised
 from lsm.optim import Adam, FixedMasks, Magnitude
 from lsm.tasks import Classification
@@ -343,6 +344,8 @@ def test_which_value_is_better_can_be_said():
 
 def test_bytes_are_those_of_a_file_and_four_bits_take_half_of_one():
     x = np.arange(-8, 7).astype(ml_dtypes.int4)
+    assert len(stored(x).tobytes()) == 8 and stored(x).tobytes()[:2] == bytes([0x98, 0xBA])
+    assert stored(np.float32([1.5])).tobytes() == np.float32([1.5]).tobytes()
     assert size_of({"params/x": x, "params/y": np.float32([1.5])}).bytes == 8 + 4
     # 9 zeros in 10 go almost for nothing, though not all.
     random = np.random.default_rng(0)
